@@ -1,0 +1,40 @@
+"""Vision transformers for long-tailed images: masked pretraining, then balanced fine-tuning (LiVT, CVPR 2023).
+
+Importing the package is cheap: torch and transformers are imported when a name that needs them is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .configuration_livt import LivtConfig
+    from .finetuning import BalancedTrainer
+    from .modeling_livt import ViTForBalancedClassification
+    from .modeling_mae import LivtMAEForPreTraining
+    from .prior import ClassPrior
+
+__version__ = "0.1.0"
+__all__ = ["BalancedTrainer", "ClassPrior", "LivtConfig", "LivtMAEForPreTraining", "ViTForBalancedClassification"]
+
+_MODULE_OF = {
+    "BalancedTrainer": "finetuning",
+    "ClassPrior": "prior",
+    "LivtConfig": "configuration_livt",
+    "LivtMAEForPreTraining": "modeling_mae",
+    "ViTForBalancedClassification": "modeling_livt",
+}
+_SUBMODULES = {"data", "losses", "metrics", "optimization"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+    if name in _SUBMODULES:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__, *_SUBMODULES])
