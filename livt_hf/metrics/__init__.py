@@ -1,0 +1,36 @@
+"""Accuracy along the long tail, and calibration: numpy functions, and the same as `evaluate` metrics.
+
+The functions need numpy alone. The classes ``LongTailAccuracy`` and ``CalibrationError`` are imported when first used,
+because they need the `evaluate` library.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .accuracy import describe_groups, long_tail_accuracy
+from .calibration import calibration_error, error_of_bins, reliability_bins
+
+if TYPE_CHECKING:
+    from .modules.calibration_error.calibration_error import CalibrationError
+    from .modules.long_tail_accuracy.long_tail_accuracy import LongTailAccuracy
+
+__all__ = [
+    "CalibrationError",
+    "LongTailAccuracy",
+    "calibration_error",
+    "describe_groups",
+    "error_of_bins",
+    "long_tail_accuracy",
+    "reliability_bins",
+]
+
+_MODULE_OF = {"CalibrationError": "calibration_error", "LongTailAccuracy": "long_tail_accuracy"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        module = _MODULE_OF[name]
+        return getattr(importlib.import_module(f".modules.{module}.{module}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

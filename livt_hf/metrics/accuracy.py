@@ -1,0 +1,113 @@
+"""Accuracy of the whole test set, of each class, and of the many-, medium- and few-shot groups.
+
+The accuracy of a group is the mean of the accuracies of its classes, each class counting the same (Liu et al.,
+"Large-Scale Long-Tailed Recognition in an Open World", CVPR 2019, and the LiVT paper). Two differences to LiVT's
+official code: accuracies are not rounded before they are averaged, and a class without test images is left out of
+its group's mean instead of counting as 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..prior import ClassPrior
+
+DEFAULT_GROUPS: dict[str, Any] = {"many": 100, "few": 20, "by": "count"}
+
+
+def long_tail_accuracy(
+    labels: Any,
+    predictions: Any,
+    class_counts: Mapping[str, int] | Sequence[int],
+    groups: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Top-1 accuracy in percent: overall, per class, and per shot group.
+
+    Args:
+        labels: true class of each test image, integers of shape (N,).
+        predictions: predicted class of each test image, integers of shape (N,).
+        class_counts: training images of each class, ``{name: count}`` or a sequence, in label order.
+        groups: keyword arguments of ``ClassPrior.groups``; by default many-shot classes have more than 100 training
+            images and few-shot ones fewer than 20.
+
+    Returns:
+        ``accuracy``: percent of all images.
+        ``many``, ``medium``, ``few``: mean of the accuracies of the group's classes that have test images, in percent;
+        None if there is no such class.
+        ``per_class``: ``{name: percent}`` in label order, None for a class without test images.
+        ``groups``: ``definition`` (the arguments used) and ``sizes`` (number of classes in each group).
+
+    Raises:
+        ValueError: no images, lengths that differ, or a label or prediction that is no class.
+    """
+    prior = ClassPrior(class_counts)
+    labels, predictions = as_labels("labels", labels), as_labels("predictions", predictions)
+    check_same_length(labels=labels, predictions=predictions)
+    for name, values in (("labels", labels), ("predictions", predictions)):
+        check_range(name, values, len(prior))
+
+    definition = {**DEFAULT_GROUPS, **(groups or {})}
+    members = prior.groups(**definition)
+    correct = labels == predictions
+    images = np.bincount(labels, minlength=len(prior))  # (C,)
+    hits = np.bincount(labels[correct], minlength=len(prior))  # (C,)
+    tested = images > 0
+    percent = 100.0 * hits / np.maximum(images, 1)  # (C,)
+
+    result: dict[str, Any] = {"accuracy": 100.0 * float(correct.mean())}
+    for group, classes in members.items():
+        classes = classes[tested[classes]]
+        result[group] = float(percent[classes].mean()) if len(classes) else None
+    result["per_class"] = {
+        name: float(value) if known else None for name, value, known in zip(prior.names, percent, tested, strict=True)
+    }
+    result["groups"] = {
+        "definition": definition,
+        "sizes": {group: len(classes) for group, classes in members.items()},
+    }
+    return result
+
+
+def describe_groups(definition: Mapping[str, Any]) -> dict[str, str]:
+    """Words for a group definition, as a report states it: ``{"many": "more than 100 training images", ...}``."""
+    many, few = definition["many"], definition["few"]
+    if definition["by"] == "rank":
+        return {"many": f"the {many} largest classes", "medium": "the classes between", "few": f"the {few} smallest"}
+    return {
+        "many": f"more than {many} training images",
+        "medium": f"{few} to {many} training images",
+        "few": f"fewer than {few} training images",
+    }
+
+
+def as_labels(name: str, values: Any) -> np.ndarray:
+    """``values`` as an int64 array of shape (N,), or a ValueError that says what they are instead."""
+    array = np.asarray(values)
+    if array.size == 0:
+        raise ValueError(f"{name}: empty; at least one test image is needed")
+    if array.ndim != 1:
+        raise ValueError(f"{name}: shape {array.shape}; one class index per image is needed (logits.argmax(-1))")
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"{name}: {array.dtype} values; class indices must be integers")
+    return array.astype(np.int64)
+
+
+def check_range(name: str, labels: np.ndarray, num_classes: int) -> None:
+    """ValueError that names the first label outside 0 .. num_classes - 1."""
+    outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(outside):
+        first = outside[0]
+        raise ValueError(
+            f"{name}: value {labels[first]} at position {first} is no class; with {num_classes} classes it must be "
+            f"0 to {num_classes - 1}"
+        )
+
+
+def check_same_length(**arrays: np.ndarray) -> None:
+    """ValueError if the arrays differ in length."""
+    lengths = {name: len(array) for name, array in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError("lengths differ: " + ", ".join(f"{length} {name}" for name, length in lengths.items()))
