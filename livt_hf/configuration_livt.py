@@ -1,0 +1,138 @@
+"""LivtConfig, a native BEiT configuration plus what balanced fine-tuning needs to know, and LivtMAEConfig.
+
+LiVT's classifier (patch-mean pooling + LayerNorm + Linear on a plain ViT, official file `models_vit.py` with
+`global_pool=True`) is a `BeitForImageClassification` with absolute position embeddings, no relative position bias and
+no layer scale. `model_type` stays "beit", so that plain transformers loads every checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import BeitConfig, ViTMAEConfig
+
+from .losses import check_loss_name
+from .prior import ClassPrior
+
+# hidden width, blocks, heads of the encoders of LiVT Table 5 (ViT-Ti and -S: DeiT; -B, -L, -H: ViT).
+VIT_SIZES = {
+    "ti": {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3},
+    "s": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6},
+    "b": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
+    "l": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
+    "h": {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16},
+}
+DEFAULT_SHOT_GROUPS = {"many": 100, "few": 20, "by": "count"}
+
+
+class LivtConfig(BeitConfig):
+    """Configuration of `ViTForBalancedClassification`.
+
+    Fields beyond `BeitConfig`:
+        class_counts: training images of each class, by class name, or None. The names must be those of `id2label`,
+            which alone holds the label order (JSON sorts the keys of this dict).
+        loss: name of the training loss (`livt_hf.losses.LOSS_NAMES`), default "bal_bce".
+        tau: scale of the loss's logit bias, default 1.
+        label_smoothing: for hard labels, default 0.
+        shot_groups: arguments of `ClassPrior.groups`: the many / medium / few definition of the reported accuracies.
+        pretrained: what the encoder was initialised from, or None.
+
+    Defaults that differ from BEiT's make it a plain ViT: absolute position embeddings, no relative position bias, no
+    layer scale, LayerNorm epsilon 1e-6, no drop path.
+    """
+
+    class_counts: dict[str, int] | None = None
+    loss: str = "bal_bce"
+    tau: float | int = 1.0
+    label_smoothing: float | int = 0.0
+    shot_groups: dict[str, Any] | None = None
+    pretrained: str | None = None
+    use_absolute_position_embeddings: bool = True
+    layer_scale_init_value: float | int = 0.0
+    layer_norm_eps: float = 1e-6
+    drop_path_rate: float | int = 0.0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        check_patch_grid(self.image_size, self.patch_size)
+        check_loss_name(self.loss)
+        if self.shot_groups is None:
+            self.shot_groups = dict(DEFAULT_SHOT_GROUPS)
+        if self.class_counts is not None:
+            self.class_counts = {str(name): int(count) for name, count in self.class_counts.items()}
+            self.ordered_class_counts()
+
+    def to_dict(self) -> dict[str, Any]:
+        # Hub tooling and plain transformers know the native class only.
+        return {**super().to_dict(), "architectures": ["BeitForImageClassification"]}
+
+    def ordered_class_counts(self) -> dict[str, int]:
+        """`class_counts` in label order.
+
+        Raises:
+            ValueError: no counts, or names that differ from those of `id2label`.
+        """
+        if self.class_counts is None:
+            raise ValueError("class_counts: the config holds none; pass class_counts={name: count} of the training set")
+        names = [self.id2label[label] for label in range(self.num_labels)]
+        check_same_names(names, self.class_counts, "id2label", "class_counts")
+        return {name: self.class_counts[name] for name in names}
+
+    def prior(self) -> ClassPrior:
+        """The `ClassPrior` of the training set, in label order."""
+        return ClassPrior(self.ordered_class_counts())
+
+
+def check_same_names(expected: Sequence[str], found: Sequence[str] | Mapping[str, Any], *where: str) -> None:
+    """ValueError that lists the class names which stand on one side only; ``where`` names the two sides."""
+    known, wanted = set(found), set(expected)
+    missing = [name for name in expected if name not in known]
+    unexpected = [name for name in found if name not in wanted]
+    if missing or unexpected:
+        parts = [
+            f"only in {place}: {', '.join(map(repr, names[:10]))}{f' and {len(names) - 10} more' * (len(names) > 10)}"
+            for place, names in zip(where, (missing, unexpected), strict=True)
+            if names
+        ]
+        raise ValueError(f"class names of {where[0]} and {where[1]} differ; {'; '.join(parts)}")
+
+
+def label_names(class_names: Sequence[str]) -> dict[str, Any]:
+    """`id2label` and `label2id` for a config, from class names in label order."""
+    return {
+        "id2label": dict(enumerate(class_names)),
+        "label2id": {name: label for label, name in enumerate(class_names)},
+    }
+
+
+class LivtMAEConfig(ViTMAEConfig):
+    """Configuration of `LivtMAEForPreTraining`: a native `vit_mae` one with the defaults of MAE's pretraining recipe.
+
+    Differs from `ViTMAEConfig` in: LayerNorm epsilon 1e-6 (1e-12 there) and per-patch normalised pixel targets.
+    """
+
+    layer_norm_eps: float = 1e-6
+    norm_pix_loss: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        check_patch_grid(self.image_size, self.patch_size)
+        visible = int((self.image_size // self.patch_size) ** 2 * (1 - self.mask_ratio))
+        if not 0.0 < self.mask_ratio < 1.0 or visible < 1:
+            raise ValueError(
+                f"mask_ratio: {self.mask_ratio} leaves {max(visible, 0)} of "
+                f"{(self.image_size // self.patch_size) ** 2} patches visible; it must be in (0, 1) and leave at least one"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "architectures": ["ViTMAEForPreTraining"]}
+
+
+def check_patch_grid(image_size: int, patch_size: int) -> None:
+    """ValueError unless whole patches fill the (square) image."""
+    if image_size < patch_size or image_size % patch_size:
+        near = max(patch_size, round(image_size / patch_size) * patch_size)
+        raise ValueError(
+            f"image_size: {image_size} is not divisible by patch_size {patch_size}; use image_size {near}, for instance"
+        )

@@ -1,0 +1,218 @@
+"""ViTForBalancedClassification: the classifier of LiVT's balanced fine-tuning (BFT), a native BEiT.
+
+Official counterparts: `models_vit.py` (the ViT with `global_pool`), `main_finetune.py` (how a masked autoencoder's
+weights are taken over), `util/pos_embed.py` (position interpolation), `util/lr_decay.py` (layer ids).
+
+Legend: B batch, C classes, D width, G patches a side, T = G * G patch tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    BeitForImageClassification,
+    ViTMAEForPreTraining,
+    ViTMAEModel,
+)
+from transformers import initialization as init
+from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.models.beit.modeling_beit import BeitEmbeddings, BeitPatchEmbeddings
+from transformers.utils import logging
+
+from .configuration_livt import LivtConfig, label_names
+from .losses import Loss, build_loss
+from .prior import ClassPrior
+
+# What both architectures mean by the same names.
+_SHARED_CONFIG = (
+    "hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act layer_norm_eps "
+    "image_size patch_size num_channels"
+).split()
+CLASSIFIER_STD = 2e-5  # official main_finetune.py: trunc_normal_(model.head.weight, std=2e-5)
+NO_KEY_BIAS = "a key bias adds the same number to every logit of a softmax row: it changes nothing"
+NO_ENCODER_NORM = "the pooled features get a LayerNorm of their own, as the official classifier has it"
+
+
+class ViTForBalancedClassification(BeitForImageClassification):
+    """A plain ViT with mean-pooled patch tokens (or the CLS token, ``use_mean_pooling=False``) and a linear classifier.
+
+    Trained with the loss that its config names; its logits are always the unadjusted ones. Saved checkpoints load as
+    `BeitForImageClassification` in plain transformers.
+    """
+
+    config_class = LivtConfig
+    # The loss is a mean over the batch: a Trainer has to average it over accumulation steps and processes.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: LivtConfig):
+        super().__init__(config)
+        self._loss: Loss | None = None
+
+    @classmethod
+    def from_mae(
+        cls,
+        mae: ViTMAEModel | ViTMAEForPreTraining | str | Path,
+        class_counts: Mapping[str, int],
+        **config_overrides: Any,
+    ) -> ViTForBalancedClassification:
+        """A classifier whose encoder is that of a masked autoencoder, and whose classifier is new.
+
+        Args:
+            mae: a `ViTMAEModel`, a `ViTMAEForPreTraining` (ours included), or a path or Hub id of either.
+            class_counts: training images of each class, by name, in label order.
+            config_overrides: fields of `LivtConfig`, e.g. ``loss``, ``tau``, ``drop_path_rate``, ``image_size`` (position
+                embeddings are interpolated to it), ``use_mean_pooling=False``.
+
+        Raises:
+            ValueError: not a masked autoencoder, unusable counts, an image size that is not a multiple of the patch size.
+        """
+        if isinstance(mae, str | Path):
+            config_overrides = {"pretrained": str(mae), **config_overrides}
+            mae = _load_encoder(mae)
+        encoder = mae.vit if isinstance(mae, ViTMAEForPreTraining) else mae
+        config = LivtConfig(
+            **{
+                **{field: getattr(encoder.config, field) for field in _SHARED_CONFIG},
+                **config_for_classes(class_counts),
+                **config_overrides,
+            }
+        )
+        if config.patch_size != encoder.config.patch_size:
+            raise ValueError(
+                f"patch_size: the pretrained encoder has {encoder.config.patch_size}, {config.patch_size} was asked for; "
+                "leave it out, or pretrain with the other size"
+            )
+        model = cls(config)
+        weights, _ = map_encoder(encoder.state_dict(), model.beit)
+        model.beit.load_state_dict(weights, strict=False)  # complete: map_encoder accounts for every tensor
+        return model
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        # Upstream lets the encoder, a model of its own, follow its own rules. Loaded tensors are left alone by `init`.
+        self.apply(self._init_weights)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """From scratch as timm's ViT, which the official code builds on; the classifier as in LiVT."""
+        super()._init_weights(module)
+        if isinstance(module, BeitEmbeddings):
+            init.normal_(module.cls_token, std=1e-6)
+            init.trunc_normal_(module.position_embeddings, std=0.02)
+        elif isinstance(module, BeitPatchEmbeddings):
+            # torch's own initialisation of a convolution: U(-1, 1) / sqrt(inputs), whatever the patch size
+            bound = module.projection.weight[0].numel() ** -0.5
+            init.uniform_(module.projection.weight, -bound, bound)
+            init.uniform_(module.projection.bias, -bound, bound)
+        elif module is getattr(self, "classifier", None):
+            init.trunc_normal_(module.weight, std=CLASSIFIER_STD)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Any,
+    ) -> ImageClassifierOutput:
+        """Logits (B, C) of normalised images (B, 3, H, W), and the config's loss if there are labels.
+
+        Args:
+            labels: hard, int64 (B,), or soft, float (B, C).
+
+        Raises:
+            ValueError: labels are given, but the config holds no class counts.
+        """
+        # transformers picks its own loss by class name, and for a class it does not know the wrong one: ours stays here.
+        outputs = super().forward(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        if labels is not None:
+            outputs.loss = self.training_loss()(outputs.logits, labels)
+        return outputs
+
+    def training_loss(self) -> Loss:
+        """The loss that the config describes."""
+        if self._loss is None:
+            config = self.config
+            self._loss = build_loss(config.loss, config.ordered_class_counts(), config.tau, config.label_smoothing)
+        return self._loss
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters without weight decay besides the 1-d ones (timm's `VisionTransformer.no_weight_decay`)."""
+        return {"beit.embeddings.cls_token", "beit.embeddings.position_embeddings"}
+
+    def num_layer_ids(self) -> int:
+        """Depth + 2: the embeddings, each block, the head."""
+        return self.config.num_hidden_layers + 2
+
+    def layer_id(self, parameter_name: str) -> int:
+        """Depth of a parameter, for layer-wise decay: 0 embeddings, i + 1 block i, depth + 1 the rest."""
+        if parameter_name.startswith("beit.embeddings."):
+            return 0
+        block = re.match(r"beit\.layers\.(\d+)\.", parameter_name)
+        return int(block.group(1)) + 1 if block else self.num_layer_ids() - 1
+
+
+def config_for_classes(class_counts: Mapping[str, int]) -> dict[str, Any]:
+    """The fields of a config that follow from the class counts, given in label order."""
+    prior = ClassPrior(class_counts)
+    return {"class_counts": dict(zip(prior.names, prior.counts.tolist(), strict=True)), **label_names(prior.names)}
+
+
+def map_encoder(source: Mapping[str, Tensor], beit: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Weights of a `ViTMAEModel` for a `BeitModel`, and why each tensor that is not used is dropped.
+
+    Every tensor of the source is in one of the two. What the target has beyond them (the LayerNorm after pooling) is new.
+    """
+    target = beit.state_dict()
+    weights, dropped = {}, {}
+    for name, tensor in source.items():
+        if name.endswith("k_proj.bias"):
+            dropped[name] = NO_KEY_BIAS
+        elif name.startswith("layernorm.") and name not in target:
+            dropped[name] = NO_ENCODER_NORM
+        elif name == "embeddings.position_embeddings":
+            weights[name] = interpolate_position_embeddings(tensor, target[name].shape[1] - 1)
+        else:
+            assert name in target and target[name].shape == tensor.shape, f"no place for {name} {tuple(tensor.shape)}"
+            weights[name] = tensor
+    return weights, dropped
+
+
+def interpolate_position_embeddings(position_embeddings: Tensor, num_patches: int) -> Tensor:
+    """Position embeddings (1, 1 + T, D) of a square grid, resized bicubically in 2-d to ``num_patches``; CLS is kept."""
+    old_grid, new_grid = _side(position_embeddings.shape[1] - 1), _side(num_patches)
+    if old_grid == new_grid:
+        return position_embeddings
+    cls_token, patches = position_embeddings[:, :1], position_embeddings[:, 1:]
+    grid = patches.reshape(1, old_grid, old_grid, -1).permute(0, 3, 1, 2)  # (1, D, G, G)
+    grid = F.interpolate(grid.float(), size=(new_grid, new_grid), mode="bicubic", align_corners=False)
+    patches = grid.permute(0, 2, 3, 1).flatten(1, 2).to(patches.dtype)  # (1, T, D)
+    return torch.cat([cls_token, patches], dim=1)
+
+
+def _side(num_patches: int) -> int:
+    side = round(num_patches**0.5)
+    assert side * side == num_patches, f"{num_patches} patches do not form a square"
+    return side
+
+
+def _load_encoder(path: str | Path) -> ViTMAEModel:
+    model_type = AutoConfig.from_pretrained(path).model_type
+    if model_type != "vit_mae":
+        raise ValueError(
+            f"pretrained: {str(path)!r} is a {model_type!r} model; a masked autoencoder ('vit_mae') is needed, such as "
+            "one that `livt pretrain` wrote or facebook/vit-mae-base"
+        )
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # the decoder's weights are left out on purpose
+    try:
+        return ViTMAEModel.from_pretrained(path)
+    finally:
+        logging.set_verbosity(verbosity)
