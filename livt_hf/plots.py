@@ -1,0 +1,238 @@
+"""PNG charts of a data set's long tail, a model's accuracy along it, its calibration, and masked reconstructions.
+
+matplotlib's object API on a white card, so that they read on light and dark pages and no global state is touched.
+Shot groups have the same colours in every chart.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from PIL import Image
+
+from .prior import GROUP_NAMES, ClassPrior
+
+GROUP_COLOURS = {"many": "#2f6fde", "medium": "#e0a11b", "few": "#d6455d", "accuracy": "#5b6472"}
+INK, MUTED, GRID = "#1f2933", "#6b7683", "#e6e9ee"
+OVERCONFIDENT = {"facecolor": "#f8dde1", "edgecolor": "#d6455d"}
+UNDERCONFIDENT = {"facecolor": "#f8e6bd", "edgecolor": "#e0a11b"}
+DPI = 144
+MAX_NAMED_CLASSES = 45  # more class names than this do not fit under an axis
+MAX_BARS_PER_GROUP = 60  # larger groups are drawn as bars of several neighbouring classes
+
+
+def plot_class_frequency(
+    class_counts: Mapping[str, int] | Sequence[int],
+    per_class_accuracy: Mapping[str, float | None],
+    groups: Mapping[str, Any],
+    path: str | Path,
+) -> None:
+    """Training images of each class, largest first, above the accuracy of the same classes.
+
+    Args:
+        class_counts: training images of each class.
+        per_class_accuracy: percent by class name, None for a class without test images (drawn as a gap).
+        groups: arguments of `ClassPrior.groups`.
+        path: PNG file to write.
+    """
+    prior = ClassPrior(class_counts)
+    order = np.argsort(-prior.counts, kind="stable")  # (C,) labels, largest class first
+    counts = prior.counts[order]
+    accuracy = np.array([_nan(per_class_accuracy[prior.names[label]]) for label in order])
+    group_of = np.empty(len(prior), dtype=object)
+    for group, labels in prior.groups(**groups).items():
+        group_of[labels] = group
+    group_of = group_of[order]
+    named = len(prior) <= MAX_NAMED_CLASSES
+
+    figure = Figure(figsize=(8.6, 6.2 if named else 5.2), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True)
+    widest = 1
+    for group in GROUP_NAMES:
+        members = np.flatnonzero(group_of == group)  # consecutive: the classes are sorted by size
+        if not len(members):
+            continue
+        start, end, colour = members[0] - 0.5, members[-1] + 0.5, GROUP_COLOURS[group]
+        for bars in np.array_split(members, min(len(members), MAX_BARS_PER_GROUP)):
+            widest = max(widest, len(bars))
+            bar = {"width": 0.82 * len(bars) if len(prior) <= 100 else len(bars), "color": colour, "linewidth": 0}
+            known = accuracy[bars][~np.isnan(accuracy[bars])]
+            top.bar(bars.mean(), counts[bars].mean(), **bar)
+            bottom.bar(bars.mean(), known.mean() if len(known) else 0, alpha=0.85, **bar)
+        top.bar(0, 0, color=colour, label=f"{group} ({len(members):,})")
+        if not np.isnan(accuracy[members]).all():
+            mean = float(np.nanmean(accuracy[members]))
+            bottom.hlines(mean, start, end, color=INK, linewidth=1.3)
+            bottom.text((start + end) / 2, 106, f"mean {mean:.1f}", ha="center", va="bottom", fontsize=9, color=INK)
+        if end < len(prior) - 0.5:
+            for axes in (top, bottom):
+                axes.axvline(end, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
+    top.set_yscale("log")
+    top.set_ylim(max(0.7, counts.min() * 0.6), counts.max() * 2)
+    top.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if counts.max() < 1000 * counts.min() else (1,)))
+    top.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else ""))
+    top.yaxis.set_minor_locator(NullLocator())
+    top.set_ylabel("training images (log scale)")
+    top.set_title(
+        f"{len(prior):,} classes, {counts.sum():,} training images, imbalance factor {prior.imbalance_factor:,.4g}"
+    )
+    top.legend(frameon=False, ncols=3, loc="upper right", handlelength=1, handleheight=1, labelcolor=INK)
+    bottom.set_ylim(0, 118)
+    bottom.set_yticks(range(0, 101, 20))
+    bottom.set_ylabel("accuracy (%)")
+    bottom.set_xlim(-0.6, len(prior) - 0.4)
+    if named:
+        names = [_short(prior.names[label]) for label in order]
+        upright = len(prior) <= 12 and max(map(len, names)) <= 8
+        bottom.set_xticks(range(len(prior)), names, rotation=0 if upright else 90, fontsize=8, parse_math=False)
+    else:
+        together = f" (a bar: mean of up to {widest} neighbours)" if widest > 1 else ""
+        bottom.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        bottom.set_xlabel(f"classes, largest first{together}")
+    for axes in (top, bottom):
+        _clean(axes)
+    _save(figure, path)
+
+
+def plot_reliability(bins: Sequence[Mapping[str, Any]], ece: float, path: str | Path) -> None:
+    """Reliability diagram: accuracy per bin of confidence, the gap to perfect calibration, and how full the bins are.
+
+    Args:
+        bins: from `livt_hf.metrics.reliability_bins`.
+        ece: expected calibration error in percent, for the title.
+        path: PNG file to write.
+    """
+    figure = Figure(figsize=(5.2, 5.6), layout="constrained")
+    main, share = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    total = sum(bin_["count"] for bin_ in bins)
+    for bin_ in bins:
+        width = bin_["high"] - bin_["low"]
+        share.bar(bin_["low"], 100 * bin_["count"] / total, width * 0.92, align="edge", color="#aab4c2", linewidth=0)
+        if not bin_["count"]:
+            continue
+        bar = {"width": width * 0.92, "align": "edge"}
+        main.bar(bin_["low"], bin_["accuracy"], color=GROUP_COLOURS["many"], linewidth=0, **bar)
+        gap = bin_["confidence"] - bin_["accuracy"]
+        kind = OVERCONFIDENT if gap > 0 else UNDERCONFIDENT
+        main.bar(bin_["low"], gap, bottom=bin_["accuracy"], linewidth=0.9, **bar, **kind)
+    main.plot((0, 100), (0, 100), color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    main.bar(0, 0, color=GROUP_COLOURS["many"], label="accuracy")
+    main.bar(0, 0, label="confidence above accuracy", **OVERCONFIDENT)
+    main.bar(0, 0, label="confidence below accuracy", **UNDERCONFIDENT)
+    main.legend(frameon=False, loc="upper left", handlelength=1, handleheight=1, labelcolor=INK)
+    main.set_title(f"Reliability of {total:,} predictions, ECE {ece:.1f} %")
+    main.set_ylabel("accuracy (%)")
+    main.set(xlim=(0, 100), ylim=(0, 100))
+    share.set_ylabel("images (%)")
+    share.set_xlabel("confidence (%)")
+    for axes in (main, share):
+        _clean(axes)
+    _save(figure, path)
+
+
+def plot_comparison(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Grouped bars that compare runs: many, medium, few and overall accuracy of each.
+
+    Args:
+        rows: one mapping a run: ``name``, and ``many``, ``medium``, ``few``, ``accuracy`` in percent or None.
+        path: PNG file to write.
+    """
+    figure = Figure(figsize=(max(6.0, 1.7 + 1.5 * len(rows)), 4.0), layout="constrained")
+    axes = figure.subplots()
+    measures = (*GROUP_NAMES, "accuracy")
+    x, width = np.arange(len(rows)), 0.205
+    for place, measure in enumerate(measures):
+        heights = np.array([_nan(row[measure]) for row in rows])
+        left = x + (place - 1.5) * width
+        axes.bar(left, heights, width * 0.9, color=GROUP_COLOURS[measure], label=_measure_name(measure), linewidth=0)
+        for position, height in zip(left, heights, strict=True):
+            text = "-" if np.isnan(height) else f"{height:.0f}"
+            axes.text(position, np.nan_to_num(height) + 1, text, ha="center", va="bottom", fontsize=8, color=INK)
+    axes.set_xticks(x, [row["name"] for row in rows], fontsize=9, parse_math=False)
+    axes.set_ylim(0, 108)
+    axes.set_ylabel("test accuracy (%)")
+    figure.legend(frameon=False, ncols=4, loc="outside upper center", handlelength=1, handleheight=1, labelcolor=INK)
+    _clean(axes)
+    _save(figure, path)
+
+
+def plot_reconstructions(
+    originals: np.ndarray,
+    masked: np.ndarray,
+    reconstructed: np.ndarray,
+    path: str | Path,
+    titles: Sequence[str] | None = None,
+) -> None:
+    """Three rows of images: original, what the encoder saw, what the decoder made of it.
+
+    Args:
+        originals, masked, reconstructed: uint8 arrays of shape (B, H, W, 3).
+        path: PNG file to write.
+        titles: a title for each column.
+    """
+    columns = len(originals)
+    figure = Figure(figsize=(0.4 + 1.25 * columns, 3.95 + 0.25 * bool(titles)), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)  # type: ignore[union-attr]
+    grid = figure.subplots(3, columns, squeeze=False)
+    for row, (name, images) in enumerate(
+        (("original", originals), ("masked", masked), ("reconstructed", reconstructed))
+    ):
+        for column, image in enumerate(images):
+            axes = grid[row, column]
+            axes.imshow(image, interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+            if row == 0 and titles:
+                axes.set_title(_short(titles[column], 16), fontsize=8, color=INK, parse_math=False)
+        grid[row, 0].set_ylabel(name, fontsize=9, color=INK)
+    _save(figure, path, colours=None)
+
+
+def _clean(axes: Axes) -> None:
+    """The common look: no box, a light grid behind the bars, muted ticks."""
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(MUTED)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(which="both", length=0, colors=MUTED, labelcolor=INK)
+    axes.yaxis.label.set(color=MUTED, fontsize=9)
+    axes.xaxis.label.set(color=MUTED, fontsize=9)
+    axes.title.set(color=INK, fontsize=11, fontweight="bold")
+
+
+def _save(figure: Figure, path: str | Path, colours: int | None = 128) -> None:
+    """Write the figure as a PNG, reduced to a palette (a third of the size) unless it holds photos; atomically."""
+    canvas = FigureCanvasAgg(figure)
+    figure.set_dpi(DPI)
+    canvas.draw()
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    if colours:
+        image = image.quantize(colours, dither=Image.Dither.NONE)
+    data = io.BytesIO()
+    image.save(data, "PNG", optimize=True)
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(data.getvalue())
+    os.replace(part, path)
+
+
+def _nan(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _measure_name(measure: str) -> str:
+    return "all" if measure == "accuracy" else measure
+
+
+def _short(name: str, length: int = 24) -> str:
+    name = " ".join(str(name).split())
+    return name if len(name) <= length else name[: length - 1] + "…"
