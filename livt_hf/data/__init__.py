@@ -1,0 +1,26 @@
+"""Long-tailed image data: named sources and the user's own, fast decoding and augmentation, deterministic loading."""
+
+from .decoding import decode_image
+from .loading import BadImageError, ImageDataset, TrainingBatches, evaluation_loader, training_loader
+from .long_tail import class_counts, long_tailed_indices
+from .mixup import Mixup
+from .sources import load_long_tailed
+from .transforms import EvalTransform, FinetuneTransform, PretrainTransform, erase, normalize
+
+__all__ = [
+    "BadImageError",
+    "EvalTransform",
+    "FinetuneTransform",
+    "ImageDataset",
+    "Mixup",
+    "PretrainTransform",
+    "TrainingBatches",
+    "class_counts",
+    "decode_image",
+    "erase",
+    "evaluation_loader",
+    "load_long_tailed",
+    "long_tailed_indices",
+    "normalize",
+    "training_loader",
+]

@@ -1,0 +1,114 @@
+"""Encoded image -> uint8 tensor (3, H, W).
+
+JPEG goes through torchvision's libjpeg on the raw bytes, several times faster than PIL; everything else, and whatever
+torchvision refuses, through PIL. The EXIF orientation is applied. Of images with transparency the colours are kept and
+the alpha channel is dropped, as PIL's ``convert("RGB")`` does and therefore transformers' pipelines do. 16-bit grey is
+scaled to 8 bits. Of an animation the first frame is used.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import torch
+from torchvision.io import ImageReadMode, decode_jpeg
+
+# PIL's own limit (its DecompressionBombError), here for JPEG too: about 179 million pixels.
+MAX_PIXELS = 2 * (PIL.Image.MAX_IMAGE_PIXELS or 89_478_485)
+
+
+def decode_image(image: dict | bytes | str | Path, name: str | None = None) -> torch.Tensor:
+    """Decode one image to RGB, uint8 (3, H, W).
+
+    Args:
+        image: ``{"bytes": ..., "path": ...}`` (a row's image, bytes first), the encoded bytes, or a path.
+        name: what an error calls the image; by default its path.
+
+    Raises:
+        ValueError: a file that cannot be read, or bytes that are not a whole image; the message names it.
+    """
+    data, path = _bytes_and_path(image)
+    name = path or name or "image"
+    try:
+        if data is None:
+            if path is None:
+                raise ValueError("neither bytes nor a path")
+            data = Path(path).read_bytes()
+        return _decode(data)
+    except (OSError, ValueError, SyntaxError, RuntimeError, PIL.Image.DecompressionBombError, MemoryError) as error:
+        raise ValueError(f"{name}: {_reason(error, data)}") from error
+
+
+def _bytes_and_path(image: dict | bytes | str | Path | None) -> tuple[bytes | None, str | None]:
+    if isinstance(image, dict):
+        return image.get("bytes"), image.get("path")
+    if isinstance(image, bytes | bytearray | memoryview):
+        return bytes(image), None
+    return None, None if image is None else os.fspath(image)
+
+
+def _decode(data: bytes) -> torch.Tensor:
+    if data[:3] == b"\xff\xd8\xff":
+        height, width, channels = _jpeg_size(data)
+        if height * width > MAX_PIXELS:
+            raise ValueError(f"{width} x {height} pixels are more than the limit of {MAX_PIXELS}")
+        if channels in (1, 3):
+            try:
+                return _decode_jpeg(data)
+            except RuntimeError:
+                pass  # PIL has the last word
+    return _decode_with_pil(data)
+
+
+def _decode_jpeg(data: bytes) -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        encoded = torch.frombuffer(data, dtype=torch.uint8)
+        return decode_jpeg(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int, int]:
+    """Height, width and channels from a JPEG's frame header; zeros if it has none."""
+    position = 2
+    while position + 9 < len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a start-of-frame segment
+            height = int.from_bytes(data[position + 5 : position + 7], "big")
+            width = int.from_bytes(data[position + 7 : position + 9], "big")
+            return height, width, data[position + 9]
+        if marker == 0xFF:  # a fill byte
+            position += 1
+        else:
+            position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return 0, 0, 0
+
+
+def _decode_with_pil(data: bytes) -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # hints about palettes and large or odd files
+        with PIL.Image.open(io.BytesIO(data)) as opened:
+            opened.load()
+            image = PIL.ImageOps.exif_transpose(opened)
+            if image.mode.startswith("I"):  # 16 bits of grey, which PIL keeps in 16 or 32
+                grey = np.clip(np.asarray(image, dtype=np.int64), 0, 65535)
+                image = PIL.Image.fromarray(np.rint(grey / 257).astype(np.uint8))
+            pixels = np.array(image.convert("RGB"))  # (H, W, 3)
+    return torch.from_numpy(pixels).permute(2, 0, 1)  # (3, H, W), channels last in memory
+
+
+def _reason(error: Exception, data: bytes | None) -> str:
+    if data is not None and len(data) == 0:
+        return "the file is empty"
+    if isinstance(error, PIL.UnidentifiedImageError):
+        return "not an image"
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, PermissionError):
+        return "no permission to read it"
+    return f"cannot be decoded ({str(error).splitlines()[0] if str(error) else type(error).__name__})"

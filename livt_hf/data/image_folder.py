@@ -1,0 +1,89 @@
+"""A folder of images, one sub-folder per class: ``train/CLASS/*.jpg`` with optional validation and test, or
+``CLASS/*.jpg``, which is all training data. Nothing is copied or cached: rows hold paths.
+
+Class names are sorted as strings, as torchvision's ImageFolder does ("10" comes before "2").
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict
+
+from .long_tail import class_counts
+from .tables import image_column, image_dataset
+
+IMAGE_EXTENSIONS = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".jp2", ".avif", ".tga")
+    + (".ppm", ".pgm", ".pbm", ".pnm")
+)
+SPLIT_FOLDERS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
+
+
+def load_image_folder(folder: Path) -> DatasetDict:
+    """Read the class folders of ``folder``. Raises ValueError where a class has no training image."""
+    split_folders = {
+        split: folder / name for split, names in SPLIT_FOLDERS.items() for name in names if (folder / name).is_dir()
+    }
+    if "train" not in split_folders:
+        for other in split_folders.values():
+            if class_folders(other):
+                raise ValueError(f"{folder}: has {other.name}/ but no train/; a training split is needed")
+        split_folders = {"train": folder}
+    names = class_folders(split_folders["train"])
+    if not names:
+        raise ValueError(
+            f"{folder}: no images found; expected {folder}/train/CLASS/*.jpg (with optional validation/ and test/) or "
+            f"{folder}/CLASS/*.jpg"
+        )
+    splits = {"train": _load_split(split_folders["train"], names)}
+    for split in ("validation", "test"):
+        if split in split_folders:
+            unknown = sorted(set(class_folders(split_folders[split])) - set(names))
+            if unknown:
+                raise ValueError(
+                    f"{split_folders[split]}: {len(unknown)} class folders are not among the training classes: "
+                    f"{', '.join(unknown[:20])}{' ...' if len(unknown) > 20 else ''}; rename or remove them"
+                )
+            splits[split] = _load_split(split_folders[split], names)
+    if empty := [name for name, count in class_counts(splits["train"]).items() if count == 0]:
+        raise ValueError(
+            f"{split_folders['train']}: class folders without images: {', '.join(empty[:20])}"
+            f"{' ...' if len(empty) > 20 else ''}; add images or remove the folders"
+        )
+    return DatasetDict(splits)
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Names of the sub-folders, sorted as strings; hidden ones are left out."""
+    return [entry.name for entry in _visible_entries(folder) if entry.is_dir()]
+
+
+def _load_split(folder: Path, names: list[str]) -> Dataset:
+    paths: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(names):
+        found = image_paths(folder / name) if (folder / name).is_dir() else []
+        paths += found
+        labels += [label] * len(found)
+    return image_dataset(image_column(paths=paths), labels, names, identity=(str(folder), paths))
+
+
+def image_paths(folder: str | Path) -> list[str]:
+    """Paths of all images in ``folder`` and below it, sorted. A dangling link counts: reading it reports it."""
+    paths = []
+    for entry in _visible_entries(folder):
+        if entry.is_dir():
+            paths += image_paths(entry.path)
+        elif os.path.splitext(entry.name)[1].lower() in IMAGE_EXTENSIONS:
+            paths.append(entry.path)
+    return paths
+
+
+def _visible_entries(folder: str | Path) -> list[os.DirEntry]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
+    except PermissionError as error:
+        raise ValueError(f"{folder}: no permission to read this folder") from error

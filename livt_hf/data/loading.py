@@ -1,0 +1,234 @@
+"""Deterministic loading: the order is a function of (seed, epoch), a sample's augmentation of (seed, epoch, index).
+
+Neither depends on the number of worker or training processes, so a run can be resumed at any step, also with another
+number of processes at the same global batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+
+from .decoding import decode_image
+
+ORDER_STREAM = 1  # keeps the order's draws apart from others of the same seed
+Key = int | tuple[int, int]
+
+
+class BadImageError(ValueError):
+    """An image that cannot be read where that cannot be helped. Its message is one line, also out of a worker."""
+
+    def __init__(self, message: str):
+        super().__init__(message.strip().splitlines()[-1].removeprefix(f"{__name__}.{type(self).__name__}: "))
+
+
+class ImageDataset(torch.utils.data.Dataset):
+    """Decodes and transforms single images.
+
+    ``dataset[(epoch, index)]`` is the transform's dict with "labels" and "index" added; a plain ``dataset[index]`` is
+    the same for evaluation (epoch 0). While a sample is made, the global generators of torch, `random` and numpy are
+    seeded from (seed, epoch, index); afterwards they are what they were.
+
+    In training, an image that cannot be read is replaced by the next one that can ("labels" and "index" are then those
+    of the replacement), counted, and written to ``bad_images_log`` with the reason. In evaluation it is an error.
+
+    Args:
+        dataset: columns "image" (not decoded) and "label", as `load_long_tailed` gives them.
+        max_bad_images: a training process that meets more different bad images than this stops with a BadImageError.
+        bad_images_log: file to which bad images are appended, each once.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        transform: Callable[[torch.Tensor], dict[str, torch.Tensor]],
+        seed: int = 0,
+        max_bad_images: int = 100,
+        bad_images_log: str | Path | None = None,
+    ):
+        self.dataset = dataset
+        self.transform = transform
+        self.seed = seed
+        self.max_bad_images = max_bad_images
+        self.bad_images_log = None if bad_images_log is None else Path(bad_images_log)
+        self.is_bad = torch.zeros(len(dataset), dtype=torch.uint8).share_memory_()  # (N,), one for all workers
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def num_bad_images(self) -> int:
+        """Different bad images met so far, by all workers of this process."""
+        return int(self.is_bad.sum())
+
+    def __getitem__(self, key: Key) -> dict[str, torch.Tensor | int]:
+        training = isinstance(key, tuple)
+        epoch, index = key if training else (0, key)
+        image, label, source = self._readable_image(index) if training else self._read(index)
+        with seeded(sample_seed(self.seed, epoch, index)):
+            sample = self.transform(image)
+        return {**sample, "labels": label, "index": source}
+
+    def _read(self, index: int) -> tuple[torch.Tensor, int, int]:
+        row = self.dataset[index]
+        try:
+            return decode_image(row["image"], name=f"row {index}"), row["label"], index
+        except ValueError as error:
+            raise BadImageError(str(error)) from error
+
+    def _readable_image(self, index: int) -> tuple[torch.Tensor, int, int]:
+        for candidate in itertools.chain(range(index, len(self)), range(index)):
+            if self.is_bad[candidate]:
+                continue
+            try:
+                return self._read(candidate)
+            except BadImageError as error:
+                self._record(candidate, str(error))
+        raise BadImageError(f"none of the {len(self)} training images can be read; the log is {self.bad_images_log}")
+
+    def _record(self, index: int, reason: str) -> None:
+        self.is_bad[index] = 1
+        if self.bad_images_log is not None:
+            self.bad_images_log.parent.mkdir(parents=True, exist_ok=True)
+            with self.bad_images_log.open("a+", encoding="utf-8") as log:
+                log.seek(0)
+                if reason not in log.read().splitlines():
+                    log.write(reason + "\n")
+        if self.num_bad_images > self.max_bad_images:
+            where = f"see {self.bad_images_log}" if self.bad_images_log else f"the last is {reason}"
+            raise BadImageError(
+                f"{self.num_bad_images} training images cannot be read, more than --max_bad_images "
+                f"{self.max_bad_images}; {where}; repair them or raise the limit"
+            )
+
+
+def sample_seed(seed: int, epoch: int, index: int) -> int:
+    """64 well-mixed bits of (seed, epoch, index): the finaliser of splitmix64 after each number."""
+    state = 0
+    for number in (seed, epoch, index):
+        state = (state + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state
+
+
+_NUMPY_GENERATOR = np.random.MT19937()  # stands in for numpy's global one: swapping is cheaper than copying its state
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the global CPU generators of torch, `random` and numpy for a while. About 25 microseconds."""
+    torch_state, python_state = torch.get_rng_state(), random.getstate()
+    numpy_generator = np.random.get_bit_generator()
+    np.random.set_bit_generator(_NUMPY_GENERATOR)
+    try:
+        torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which would also seed the accelerators
+        random.seed(seed)
+        np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002  timm's RandAugment draws from the global generator
+        yield
+    finally:
+        torch.set_rng_state(torch_state)
+        random.setstate(python_state)
+        np.random.set_bit_generator(numpy_generator)
+
+
+class TrainingBatches:
+    """Batch sampler: the keys of this process's micro-batches, step after step, without a break between epochs.
+
+    An epoch's order is a permutation drawn from (seed, epoch). The global batch of a step is its next slice of
+    ``batch_size * accumulation_steps * num_processes`` keys, cut into contiguous blocks of ``batch_size``: block
+    ``a * num_processes + r`` is micro-batch ``a`` of process ``r``. The last incomplete global batch is dropped.
+
+    Args:
+        num_samples: training images.
+        batch_size: images in a micro-batch of one process.
+        start_step, stop_step: optimiser steps to yield; None goes on for ever.
+
+    Yields lists of (epoch, index).
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        accumulation_steps: int = 1,
+        num_processes: int = 1,
+        process_index: int = 0,
+        seed: int = 0,
+        start_step: int = 0,
+        stop_step: int | None = None,
+    ):
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.accumulation_steps = accumulation_steps
+        self.num_processes = num_processes
+        self.process_index = process_index
+        self.seed = seed
+        self.start_step = start_step
+        self.stop_step = stop_step
+        self.global_batch_size = batch_size * accumulation_steps * num_processes
+        if self.steps_per_epoch == 0:
+            raise ValueError(
+                f"a batch of {self.global_batch_size} images (batch size {batch_size} x {accumulation_steps} "
+                f"accumulation steps x {num_processes} processes) is larger than the {num_samples} training images; "
+                "lower --batch_size"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.num_samples // self.global_batch_size
+
+    def __len__(self) -> int:
+        if self.stop_step is None:
+            raise TypeError("an endless TrainingBatches has no length")
+        return max(self.stop_step - self.start_step, 0) * self.accumulation_steps
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        step, order_epoch, order = self.start_step, -1, np.empty(0, dtype=np.int64)
+        while self.stop_step is None or step < self.stop_step:
+            epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+            if epoch != order_epoch:
+                order_epoch, order = epoch, epoch_order(self.num_samples, self.seed, epoch)
+            first = step_in_epoch * self.global_batch_size
+            for micro_batch in range(self.accumulation_steps):
+                start = first + (micro_batch * self.num_processes + self.process_index) * self.batch_size
+                yield [(epoch, index) for index in order[start : start + self.batch_size].tolist()]
+            step += 1
+
+
+def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
+    """The permutation (N,) of an epoch. RandomState, because its stream is frozen in every numpy version."""
+    bits = np.random.MT19937(np.random.SeedSequence([seed, epoch, ORDER_STREAM]))
+    return np.random.RandomState(bits).permutation(num_samples)  # noqa: NPY002
+
+
+def training_loader(
+    dataset: ImageDataset, batches: TrainingBatches, num_workers: int, pin_memory: bool = False
+) -> DataLoader:
+    """Micro-batches (dicts of tensors) in the order of ``batches``. Workers run one thread each, torch's default."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        prefetch_factor=4 if num_workers else None,
+        generator=torch.Generator(),  # otherwise starting the workers draws from the training's generator
+    )
+
+
+def evaluation_loader(
+    dataset: ImageDataset, batch_size: int, num_workers: int, pin_memory: bool = False
+) -> DataLoader:
+    """All images once, in their order; the last batch may be smaller."""
+    return DataLoader(
+        dataset, batch_size=batch_size, num_workers=num_workers, pin_memory=pin_memory, generator=torch.Generator()
+    )

@@ -1,0 +1,98 @@
+"""Mixup (Zhang et al., 2018) and CutMix (Yun et al., 2019) of a whole batch, with timm's mathematics.
+
+One lambda and one box per optimiser step, drawn from (seed, step) alone. Neighbours 2j and 2j + 1 are partners, so
+that the result does not depend on how the global batch is cut into micro-batches and processes, while these are even.
+
+Legend: B batch, H x W image, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+MIXUP_STREAM = 3  # keeps these draws apart from others of the same seed
+
+
+class Mixup:
+    """Mix neighbours, and return smoothed soft targets.
+
+    Args:
+        mixup_alpha, cutmix_alpha: lambda ~ Beta(alpha, alpha); 0 switches that kind off.
+        prob: probability that a step mixes at all.
+        switch_prob: probability of CutMix where both kinds are on.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        mixup_alpha: float = 0.8,
+        cutmix_alpha: float = 1.0,
+        prob: float = 1.0,
+        switch_prob: float = 0.5,
+        label_smoothing: float = 0.1,
+        seed: int = 0,
+    ):
+        for option, value in {"mixup": mixup_alpha, "cutmix": cutmix_alpha}.items():
+            if value < 0:
+                raise ValueError(f"{option}_alpha={value} must not be negative (0 switches {option} off)")
+        for option, value in {"prob": prob, "switch_prob": switch_prob, "label_smoothing": label_smoothing}.items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"{option}={value} must lie between 0 and 1")
+        self.num_classes = num_classes
+        self.mixup_alpha = mixup_alpha
+        self.cutmix_alpha = cutmix_alpha
+        self.prob = prob
+        self.switch_prob = switch_prob
+        self.label_smoothing = label_smoothing
+        self.seed = seed
+
+    def __call__(self, pixels: torch.Tensor, labels: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mixed pixels (B, 3, H, W) and float32 targets (B, C).
+
+        Args:
+            pixels: (B, 3, H, W) float, B even.
+            labels: (B,) int64.
+            step: the optimiser step that the batch belongs to.
+        """
+        if len(pixels) % 2:
+            raise ValueError(f"mixup pairs neighbours: the batch size per process must be even, got {len(pixels)}")
+        mix_ratio, box = self.draw(step, *pixels.shape[-2:])
+        if box is not None:
+            top, bottom, left, right = box
+            partners = swap_neighbours(pixels[:, :, top:bottom, left:right])
+            pixels = pixels.clone()
+            pixels[:, :, top:bottom, left:right] = partners
+        elif mix_ratio < 1:
+            pixels = pixels * mix_ratio + swap_neighbours(pixels) * (1 - mix_ratio)
+        targets = self.smoothed(labels)
+        return pixels, targets * mix_ratio + swap_neighbours(targets) * (1 - mix_ratio)
+
+    def draw(self, step: int, height: int, width: int) -> tuple[float, tuple[int, int, int, int] | None]:
+        """Lambda, and for CutMix the box (top, bottom, left, right), of which lambda is then the area kept."""
+        random = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, step, MIXUP_STREAM])))
+        if not (self.mixup_alpha or self.cutmix_alpha) or random.random() >= self.prob:
+            return 1.0, None
+        cutmix = not self.mixup_alpha or (self.cutmix_alpha > 0 and random.random() < self.switch_prob)
+        alpha = self.cutmix_alpha if cutmix else self.mixup_alpha
+        mix_ratio = float(random.beta(alpha, alpha))
+        if not cutmix:
+            return mix_ratio, None
+        cut_height, cut_width = (int(side * math.sqrt(1 - mix_ratio)) for side in (height, width))
+        y, x = int(random.integers(height)), int(random.integers(width))
+        top, bottom = max(y - cut_height // 2, 0), min(y + (cut_height + 1) // 2, height)
+        left, right = max(x - cut_width // 2, 0), min(x + (cut_width + 1) // 2, width)
+        return 1.0 - (bottom - top) * (right - left) / (height * width), (top, bottom, left, right)
+
+    def smoothed(self, labels: torch.Tensor) -> torch.Tensor:
+        """One-hot rows (B, C) with label smoothing: the true class gets 1 - s + s / C, the others s / C."""
+        off_value = self.label_smoothing / self.num_classes
+        targets = torch.full((len(labels), self.num_classes), off_value, device=labels.device)
+        return targets.scatter_(1, labels.long()[:, None], 1.0 - self.label_smoothing + off_value)
+
+
+def swap_neighbours(batch: torch.Tensor) -> torch.Tensor:
+    """Entries 2j and 2j + 1 exchanged."""
+    return batch.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)  # (B, ...) -> (B/2, 2, ...) -> (B, ...)

@@ -1,0 +1,211 @@
+"""What happens to an image between decoding and the model: uint8 (3, H, W) -> a dict of tensors.
+
+Crops stay in uint8; `normalize` and `erase` run on batches on the model's device. Random numbers come from the global
+generators of `random`, numpy (inside RandAugment) and torch, which `ImageDataset` seeds for every sample.
+
+Legend: B batch, S image size, H x W size of the decoded image.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import random
+
+import numpy as np
+import PIL.Image
+import torch
+import torch.nn.functional as F
+from timm.data.auto_augment import AugmentOp, RandAugment, rand_augment_transform
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class PretrainTransform:
+    """Masked pretraining (MAE): a random resized crop, a flip, and the noise whose order decides what is masked.
+
+    Returns ``{"pixel_values": uint8 (3, S, S), "noise": float32 (num_patches,)}``.
+    """
+
+    def __init__(self, image_size: int, num_patches: int, min_crop_scale: float = 0.2, horizontal_flip: float = 0.5):
+        self.image_size = image_size
+        self.num_patches = num_patches
+        self.min_crop_scale = _fraction("min_crop_scale", min_crop_scale)
+        self.horizontal_flip = _fraction("horizontal_flip", horizontal_flip)
+
+    def __call__(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        image = random_resized_crop(image, self.image_size, self.min_crop_scale)
+        return {
+            "pixel_values": random_flip(image, self.horizontal_flip).contiguous(),
+            "noise": torch.rand(self.num_patches),
+        }
+
+
+class FinetuneTransform:
+    """Fine-tuning: a random resized crop, a flip, RandAugment (timm's) and the box of a random erasing.
+
+    The box is only drawn here; `erase` fills it after normalisation. Returns ``{"pixel_values": uint8 (3, S, S),
+    "erase_box": int64 (4,) as top, left, height, width (height 0: nothing is erased), "erase_seed": int64 ()}``.
+
+    Args:
+        rand_augment: timm's description of a RandAugment, or None.
+        random_erasing: probability that an image gets a box.
+        mean: the colour (0 to 1) that RandAugment puts where it moves the image away.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        min_crop_scale: float = 0.08,
+        horizontal_flip: float = 0.5,
+        rand_augment: str | None = "rand-m9-mstd0.5-inc1",
+        random_erasing: float = 0.25,
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+    ):
+        self.image_size = image_size
+        self.min_crop_scale = _fraction("min_crop_scale", min_crop_scale)
+        self.horizontal_flip = _fraction("horizontal_flip", horizontal_flip)
+        self.random_erasing = _fraction("random_erasing", random_erasing)
+        self.rand_augment = None if rand_augment is None else build_rand_augment(rand_augment, image_size, mean)
+
+    def __call__(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        image = random_resized_crop(image, self.image_size, self.min_crop_scale)
+        image = random_flip(image, self.horizontal_flip)
+        if self.rand_augment is not None:
+            augmented = self.rand_augment(
+                PIL.Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+            )  # (S, S, 3)
+            image = torch.from_numpy(np.array(augmented)).permute(2, 0, 1)  # (3, S, S)
+        return {
+            "pixel_values": image.contiguous(),
+            "erase_box": torch.tensor(random_erase_box(self.image_size, self.random_erasing)),
+            "erase_seed": torch.tensor(random.getrandbits(62)),
+        }
+
+
+class EvalTransform:
+    """Evaluation: shorter side to ``image_size / crop_ratio``, then the centre.
+
+    Above 224 pixels the shorter side goes to ``image_size`` itself, as the official code has it. The same as
+    transformers' ``BeitImageProcessor`` with `shortest_edge` and this crop size. Returns ``{"pixel_values": uint8
+    (3, S, S)}``.
+    """
+
+    def __init__(self, image_size: int, crop_ratio: float = 0.875):
+        self.image_size = image_size
+        self.shortest_edge = int(image_size / crop_ratio) if image_size <= 224 else image_size
+
+    def __call__(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        height, width = image.shape[-2:]
+        scale = self.shortest_edge, int(self.shortest_edge * max(height, width) / min(height, width))
+        image = _resize(image, *(scale if height <= width else scale[::-1]))
+        top, left = (image.shape[-2] - self.image_size) // 2, (image.shape[-1] - self.image_size) // 2
+        image = image[:, top : top + self.image_size, left : left + self.image_size]
+        return {"pixel_values": image.contiguous()}
+
+
+def random_resized_crop(image: torch.Tensor, size: int, min_scale: float) -> torch.Tensor:
+    """torchvision's RandomResizedCrop (scale (min_scale, 1), ratio (3/4, 4/3), bicubic), drawing from `random`."""
+    top, left, height, width = _random_crop_box(image.shape[-2], image.shape[-1], min_scale)
+    return _resize(image[:, top : top + height, left : left + width], size, size)
+
+
+def _random_crop_box(height: int, width: int, min_scale: float) -> tuple[int, int, int, int]:
+    for _ in range(10):
+        area = height * width * random.uniform(min_scale, 1.0)
+        ratio = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
+        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            return (
+                random.randint(0, height - crop_height),
+                random.randint(0, width - crop_width),
+                crop_height,
+                crop_width,
+            )
+    # No box fits an image this narrow: the largest centre crop whose ratio is allowed.
+    crop_width, crop_height = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+    crop_width, crop_height = max(crop_width, 1), max(crop_height, 1)
+    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+
+def random_flip(image: torch.Tensor, probability: float) -> torch.Tensor:
+    return image.flip(-1) if random.random() < probability else image
+
+
+def _resize(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Bicubic with antialiasing, in uint8."""
+    if image.shape[-2:] == (height, width):
+        return image
+    return F.interpolate(image[None], size=(height, width), mode="bicubic", antialias=True)[0]
+
+
+def build_rand_augment(description: str, image_size: int, mean: tuple[float, float, float]) -> RandAugment:
+    """timm's RandAugment as timm's own training transform configures it, for any Pillow."""
+    options = {
+        "translate_const": int(image_size * 0.45),
+        "img_mean": tuple(min(255, round(255 * value)) for value in mean),
+        "interpolation": PIL.Image.Resampling.BICUBIC,
+    }
+    try:
+        augment = rand_augment_transform(description, options)
+    except (AssertionError, ValueError) as error:
+        raise ValueError(f"rand_augment={description!r} is not a description like 'rand-m9-mstd0.5-inc1'") from error
+    for op in augment.ops:
+        if op.name.startswith("Posterize"):
+            _keep_at_least_one_bit(op)
+    return augment
+
+
+def _keep_at_least_one_bit(op: AugmentOp) -> None:
+    """timm asks posterize for 0 bits in about 1 of 1,000 draws, which Pillow 13 refuses."""
+    op.level_fn = functools.partial(_at_least_one, op.level_fn)
+
+
+def _at_least_one(level_fn, level: float, options: dict) -> tuple[int]:
+    return (max(1, level_fn(level, options)[0]),)
+
+
+def random_erase_box(size: int, probability: float) -> tuple[int, int, int, int]:
+    """Top, left, height, width as timm's RandomErasing: 2 % to 1/3 of the area, log-uniform aspect 0.3 to 1/0.3."""
+    if random.random() < probability:
+        for _ in range(10):
+            area = random.uniform(0.02, 1 / 3) * size * size
+            ratio = math.exp(random.uniform(math.log(0.3), math.log(1 / 0.3)))
+            height, width = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if height < size and width < size:
+                return random.randint(0, size - height), random.randint(0, size - width), height, width
+    return 0, 0, 0, 0
+
+
+def normalize(
+    pixel_values: torch.Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> torch.Tensor:
+    """uint8 (B, 3, H, W) -> float32 of zero mean and unit variance, on the tensor's device."""
+    scaled_mean = torch.tensor(mean, device=pixel_values.device).mul(255).view(3, 1, 1)
+    scaled_std = torch.tensor(std, device=pixel_values.device).mul(255).view(3, 1, 1)
+    return pixel_values.to(torch.float32).sub_(scaled_mean).div_(scaled_std)
+
+
+def erase(pixels: torch.Tensor, erase_box: torch.Tensor, erase_seed: torch.Tensor) -> torch.Tensor:
+    """Fill each image's box with noise ~ N(0, 1), in place; a box of height 0 erases nothing.
+
+    The noise comes from a CPU generator with the sample's own seed: the same on any device and in any batch.
+
+    Args:
+        pixels: (B, 3, H, W), normalised.
+        erase_box: (B, 4) as top, left, height, width.
+        erase_seed: (B,).
+    """
+    generator = torch.Generator()
+    for image, (top, left, height, width), seed in zip(pixels, erase_box.tolist(), erase_seed.tolist(), strict=True):
+        if height:
+            noise = torch.randn(3, height, width, generator=generator.manual_seed(seed))
+            image[:, top : top + height, left : left + width] = noise.to(image)
+    return pixels
+
+
+def _fraction(option: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{option}={value} must lie between 0 and 1")
+    return value
