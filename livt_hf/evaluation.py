@@ -1,0 +1,326 @@
+"""Evaluation: a checkpoint and a data set -> predictions -> the dict that results.json holds.
+
+Probabilities are a softmax of the unadjusted logits, also for models trained with a binary cross-entropy, as in LiVT's
+official evaluation. Models are loaded natively, and images go through the checkpoint's own image processor: what is
+measured here is what `pipeline("image-classification", DIR)` gives. Only a label, a prediction and a confidence are
+kept of each image, so memory does not grow with the number of classes.
+
+Legend: B batch, C classes, H, W image size, G patches a side, T = G * G patches.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import shlex
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+
+from . import __version__, data
+from .configuration_livt import check_same_names
+from .metrics import calibration_error, long_tail_accuracy, reliability_bins
+from .modeling_mae import LivtMAEForPreTraining
+from .plots import plot_reconstructions
+from .report import write_report
+
+MASK_GREY = 225  # grey level of hidden patches in pictures
+
+
+def evaluate_checkpoint(
+    model: str | Path,
+    dataset: str | DatasetDict,
+    *,
+    output_dir: str | Path,
+    split: str = "test",
+    mae: str | Path | None = None,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    device: str | None = None,
+    **data_options: Any,
+) -> dict[str, Any]:
+    """Evaluate a saved classifier on one split of a data set and write the report: `livt evaluate`.
+
+    Args:
+        model: folder or Hub id of an image classifier; one of ours knows its class counts and shot groups, for any
+            other one the counts of the data set's train split are used.
+        dataset: anything that `livt_hf.data.load_long_tailed` takes, or what it returned.
+        output_dir: where results.json, report.md and the pictures go.
+        split: split to evaluate on.
+        mae: folder or Hub id of a masked autoencoder whose reconstructions are shown in the report.
+        data_options: further arguments of `load_long_tailed`, such as ``data_dir`` or ``imbalance_factor``.
+
+    Returns:
+        What results.json holds.
+
+    Raises:
+        ValueError: no such model, data set or split, or class names that differ.
+    """
+    classifier, image_processor = load_classifier(model)
+    name = dataset if isinstance(dataset, str) else "a DatasetDict"
+    splits = data.load_long_tailed(dataset, **data_options) if isinstance(dataset, str) else dataset
+    if split not in splits:
+        raise ValueError(f"split: {name} has no split {split!r}; choose one of {', '.join(splits)}")
+    counts_from = None
+    if getattr(classifier.config, "class_counts", None) is None:
+        if "train" not in splits:
+            raise ValueError(f"model: {str(model)!r} holds no class counts, and {name} has no train split to count")
+        classifier.config.class_counts = data.class_counts(splits["train"])
+        counts_from = f"train split of {name}"
+        print(f"{model} holds no class counts: the shot groups follow the {counts_from}")
+    results = evaluate_model(
+        classifier,
+        splits[split],
+        image_processor,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        device=device,
+        description={"model": str(model), "dataset": name, "split": split, "class_counts_from": counts_from},
+    )
+    output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    pictures = {}
+    if mae is not None:
+        draw_reconstructions(mae, splits[split], results["class_counts"], output_dir / "reconstructions.png")
+        pictures["Masked reconstructions"] = "reconstructions.png"
+    write_report(results, output_dir, pictures)
+    return results
+
+
+def load_classifier(model: str | Path) -> tuple[PreTrainedModel, Any]:
+    """An image classifier and its image processor, loaded natively from a folder or the Hub.
+
+    Raises:
+        ValueError: there is no such folder or model, or it is no image classifier.
+    """
+    _check_model_folder(model)
+    try:
+        return AutoModelForImageClassification.from_pretrained(model), AutoImageProcessor.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"model: {str(model)!r} cannot be loaded as an image classifier: {_first_line(error)}"
+        ) from None
+
+
+def _check_model_folder(model: str | Path) -> None:
+    folder = Path(model)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ValueError(f"model: {str(model)!r} holds no config.json; give the folder that holds the trained model")
+    looks_local = isinstance(model, Path) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) or model.startswith(".")
+    if looks_local and not folder.is_dir():
+        raise ValueError(f"model: there is no folder {str(model)!r}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+class ProcessorTransform:
+    """Resize and crop of a saved image processor: uint8 (3, h, w) -> ``pixel_values`` uint8 (3, H, W), not normalised.
+
+    Hence evaluation, `livt predict` and a pipeline see the same pixels, whichever processor a checkpoint has.
+    """
+
+    def __init__(self, image_processor: Any):
+        self.image_processor = image_processor
+
+    def __call__(self, image: Tensor) -> dict[str, Tensor]:
+        batch = self.image_processor(
+            image,
+            do_rescale=False,
+            do_normalize=False,
+            return_tensors="pt",
+            input_data_format="channels_first",
+        )
+        return {"pixel_values": batch["pixel_values"][0]}
+
+
+def mean_and_std(image_processor: Any) -> tuple[Sequence[float], Sequence[float]]:
+    """The statistics that the processor normalises pixels in 0 .. 1 with."""
+    if not image_processor.do_normalize:
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    return image_processor.image_mean, image_processor.image_std
+
+
+@torch.inference_mode()
+def predict_split(
+    model: PreTrainedModel,
+    loader: Iterable[Mapping[str, Tensor]],
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: str | torch.device = "cpu",
+) -> dict[str, np.ndarray]:
+    """Run the model over a split and keep three numbers of each image.
+
+    Args:
+        model: image classifier; is put on ``device`` and into evaluation mode.
+        loader: yields ``pixel_values``, uint8 (B, 3, H, W), and ``labels``, int64 (B,).
+        mean, std: of the pixels in 0 .. 1, per channel.
+
+    Returns:
+        ``labels`` and ``predictions``, int64 (N,), and ``confidences``, float64 (N,): the softmax probability of the
+        prediction.
+
+    Raises:
+        ValueError: a logit is not finite.
+    """
+    model = model.to(device).eval()
+    parts: dict[str, list[np.ndarray]] = {"labels": [], "predictions": [], "confidences": []}
+    for batch in tqdm(loader, desc="evaluate", unit="batch", disable=None):
+        pixel_values = data.normalize(batch["pixel_values"].to(device, non_blocking=True), mean, std)
+        logits = model(pixel_values.to(model.dtype)).logits.float()  # (B, C)
+        if not torch.isfinite(logits).all():
+            raise ValueError("model: its logits are not finite; the checkpoint is damaged, or its training diverged")
+        confidences, predictions = logits.softmax(dim=-1).max(dim=-1)
+        parts["labels"].append(batch["labels"].numpy())
+        parts["predictions"].append(predictions.cpu().numpy())
+        parts["confidences"].append(confidences.cpu().numpy().astype(np.float64))
+    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def evaluate_model(
+    model: PreTrainedModel,
+    split: Dataset,
+    image_processor: Any,
+    *,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    device: str | None = None,
+    description: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Evaluate a classifier that knows its class counts on a split.
+
+    Args:
+        model: a `ViTForBalancedClassification`, or another image classifier whose config was given ``class_counts``
+            (training images by class name).
+        split: images and labels as `livt_hf.data` has them. Its classes are matched with the model's by name.
+        image_processor: the checkpoint's.
+        device: e.g. "cuda:1"; by default the GPU if there is one.
+        description: what else results.json shall say: ``model``, ``dataset``, ``seed``, ``command``, ...
+
+    Returns:
+        The dict of results.json: all accuracies and calibration errors in percent.
+
+    Raises:
+        ValueError: the class names of model and data differ.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    names = [model.config.id2label[label] for label in range(model.config.num_labels)]
+    data_names = split.features["label"].names
+    check_same_names(names, data_names, "the checkpoint", "the data set")
+    check_same_names(names, model.config.class_counts, "the checkpoint", "the class counts")
+    counts = {name: int(model.config.class_counts[name]) for name in names}
+
+    images = data.ImageDataset(split, ProcessorTransform(image_processor))
+    loader = data.evaluation_loader(images, batch_size, num_workers)
+    predicted = predict_split(model, loader, *mean_and_std(image_processor), device)
+    label_of = {name: label for label, name in enumerate(names)}
+    labels = np.array([label_of[name] for name in data_names])[predicted["labels"]]
+    outcome = (labels, predicted["predictions"])
+    accuracy = long_tail_accuracy(*outcome, counts, getattr(model.config, "shot_groups", None))
+    return {
+        "model": None,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "dataset": None,
+        "loss": getattr(model.config, "loss", None),
+        "tau": getattr(model.config, "tau", None),
+        "pretrained": getattr(model.config, "pretrained", None),
+        "seed": None,
+        "command": shlex.join(sys.argv),
+        **(description or {}),
+        "images": len(labels),
+        **{measure: accuracy[measure] for measure in ("accuracy", "many", "medium", "few")},
+        **calibration_error(*outcome, predicted["confidences"]),
+        "groups": accuracy["groups"],
+        "per_class": accuracy["per_class"],
+        "class_counts": counts,
+        "reliability": reliability_bins(*outcome, predicted["confidences"]),
+        "versions": versions(),
+        "hardware": hardware(device),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and the libraries that numbers depend on."""
+    libraries = ("torch", "torchvision", "transformers", "datasets", "pillow", "numpy")
+    return {
+        "livt_hf": __version__,
+        "python": platform.python_version(),
+        **{library: importlib.metadata.version(library) for library in libraries},
+    }
+
+
+def hardware(device: str | torch.device = "cpu") -> dict[str, Any]:
+    """The machine: CPU name and usable cores, and the GPU's name if it is used."""
+    device = torch.device(device)
+    cpu_info = Path("/proc/cpuinfo")
+    model_names = re.findall(r"model name\s*: (.+)", cpu_info.read_text()) if cpu_info.is_file() else []
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "cpu": model_names[0].strip() if model_names else platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    }
+
+
+def draw_reconstructions(
+    mae: str | Path, split: Dataset, class_counts: Mapping[str, int], path: str | Path, columns: int = 8
+) -> None:
+    """A picture of what a saved masked autoencoder makes of one image each of classes from head to tail."""
+    _check_model_folder(mae)
+    try:
+        model = LivtMAEForPreTraining.from_pretrained(mae)
+        image_processor = AutoImageProcessor.from_pretrained(mae)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"mae: {str(mae)!r} cannot be loaded as a masked autoencoder: {_first_line(error)}") from None
+    first_image = {}
+    for index, label in enumerate(split["label"]):
+        first_image.setdefault(split.features["label"].names[label], index)
+    by_size = sorted(first_image, key=lambda name: -class_counts[name])
+    chosen = [by_size[place] for place in np.unique(np.linspace(0, len(by_size) - 1, columns).round().astype(int))]
+    images = data.ImageDataset(split, ProcessorTransform(image_processor))
+    pixel_values = torch.stack([images[first_image[name]]["pixel_values"] for name in chosen])
+    reconstruction_picture(model, pixel_values, path, *mean_and_std(image_processor), titles=chosen)
+
+
+@torch.no_grad()
+def reconstruction_picture(
+    mae: LivtMAEForPreTraining,
+    images: Tensor,
+    path: str | Path,
+    mean: Sequence[float],
+    std: Sequence[float],
+    titles: Sequence[str] | None = None,
+    seed: int = 0,
+) -> None:
+    """Draw original, masked and reconstructed images; the mask follows from the seed.
+
+    Args:
+        images: uint8 (B, 3, H, W), of the size that the model takes.
+        mean, std: of the pixels in 0 .. 1, as the model was trained.
+        titles: one for each image.
+    """
+    mae = mae.eval()
+    grid = mae.config.image_size // mae.config.patch_size
+    noise = torch.rand(len(images), grid * grid, generator=torch.Generator().manual_seed(seed))  # (B, T)
+    device = mae.device
+    reconstruction, mask = mae.reconstruct(data.normalize(images.to(device), mean, std), noise=noise.to(device))
+    hidden = mask.cpu().reshape(-1, 1, grid, grid).bool()  # (B, 1, G, G)
+    hidden = hidden.repeat_interleave(mae.config.patch_size, 2).repeat_interleave(mae.config.patch_size, 3)
+    channels = (1, 3, 1, 1)
+    pixels = reconstruction.float().cpu() * torch.tensor(std).view(channels) + torch.tensor(mean).view(channels)
+    pixels = pixels.mul(255).round().clamp(0, 255).to(torch.uint8)
+    plot_reconstructions(
+        *(batch.permute(0, 2, 3, 1).numpy() for batch in (images, images.masked_fill(hidden, MASK_GREY), pixels)),
+        path=path,
+        titles=titles,
+    )

@@ -1,0 +1,100 @@
+"""Classes of image files: `livt predict`.
+
+The model and its image processor are loaded natively, so that the probabilities are those of
+`pipeline("image-classification", DIR)`. One difference is meant: 16-bit grey images are scaled to 8 bits, as in training,
+where PIL (and with it the pipeline) cuts them off at 255.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .data import decode_image
+from .evaluation import load_classifier
+
+
+def predict_images(
+    model: str | Path,
+    paths: Sequence[str | Path],
+    top_k: int = 5,
+    batch_size: int = 16,
+    device: str | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Most probable classes of each image, in the order of ``paths``.
+
+    Args:
+        model: folder or Hub id of an image classifier.
+        paths: image files.
+        top_k: number of classes of each image, at most all of them.
+
+    Yields:
+        ``{"image": path, "predictions": [{"label", "score"}, ...]}``, the most probable class first; for a file that
+        cannot be read ``{"image": path, "error": one line}``.
+
+    Raises:
+        ValueError: the model cannot be loaded, or ``top_k`` or ``batch_size`` is smaller than 1.
+    """
+    for option, value in (("top_k", top_k), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{option}: {value}; at least 1 is needed")
+    classifier, image_processor = load_classifier(model)
+    classifier = classifier.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    for start in range(0, len(paths), batch_size):
+        yield from _predict_batch(classifier, image_processor, paths[start : start + batch_size], top_k)
+
+
+@torch.inference_mode()
+def _predict_batch(
+    classifier: Any, image_processor: Any, paths: Sequence[str | Path], top_k: int
+) -> list[dict[str, Any]]:
+    images, results = [], [{"image": str(path)} for path in paths]
+    for result in results:
+        try:
+            image = decode_image(result["image"])  # uint8 (3, h, w)
+            images.append(image_processor(image, return_tensors="pt", input_data_format="channels_first").pixel_values)
+        except ValueError as error:
+            result["error"] = str(error)
+    if not images:
+        return results
+    pixel_values = torch.cat(images).to(classifier.device, classifier.dtype)  # (B, 3, H, W)
+    probabilities = classifier(pixel_values).logits.float().softmax(dim=-1)  # (B, C)
+    scores, labels = probabilities.topk(min(top_k, probabilities.shape[1]))
+    rows = zip(scores.tolist(), labels.tolist(), strict=True)
+    for result in results:
+        if "error" not in result:
+            result["predictions"] = [
+                {"label": classifier.config.id2label[label], "score": score}
+                for score, label in zip(*next(rows), strict=True)
+            ]
+    return results
+
+
+def format_predictions(result: dict[str, Any]) -> str:
+    """One result of `predict_images` as lines for a terminal."""
+    lines = [
+        f"  {100 * prediction['score']:6.2f} %  {_printable(prediction['label'])}"
+        for prediction in result["predictions"]
+    ]
+    return "\n".join([_printable(result["image"]), *lines])
+
+
+def print_predictions(results: Iterable[dict[str, Any]]) -> int:
+    """Print results as they come, errors to stderr; the exit code: 1 if an image could not be read, else 0."""
+    exit_code = 0
+    for result in results:
+        if "error" in result:
+            print(f"error: {_printable(result['error'])}", file=sys.stderr)
+            exit_code = 1
+        else:
+            print(format_predictions(result), flush=True)
+    return exit_code
+
+
+def _printable(text: Any) -> str:
+    """Without line breaks and escape sequences that a class or file name may hold."""
+    return "".join(character if character.isprintable() else " " for character in str(text))

@@ -1,0 +1,145 @@
+"""results.json and report.md with its pictures, all from the one dict that `livt_hf.evaluation` makes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .checkpoints import write_text
+from .metrics import describe_groups
+from .plots import plot_class_frequency, plot_reliability
+from .prior import GROUP_NAMES, ClassPrior
+
+
+def write_report(
+    results: Mapping[str, Any], output_dir: str | Path, pictures: Mapping[str, str] | None = None
+) -> None:
+    """Write results.json, report.md, class_frequency.png and reliability.png.
+
+    Args:
+        results: what `evaluate_model` returned.
+        output_dir: folder, made if it does not exist.
+        pictures: further PNG files of that folder to show, ``{heading: file name}``.
+    """
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    definition = results["groups"]["definition"]
+    plot_class_frequency(results["class_counts"], results["per_class"], definition, folder / "class_frequency.png")
+    plot_reliability(results["reliability"], results["ece"], folder / "reliability.png")
+    pictures = {
+        "Accuracy along the long tail": "class_frequency.png",
+        "Calibration": "reliability.png",
+        **(pictures or {}),
+    }
+    write_text(folder / "report.md", report_markdown(results, pictures))
+    write_text(folder / "results.json", json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def report_markdown(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
+    """The text of report.md."""
+    sections = [
+        f"# Evaluation of {escape_markdown(results['model'])}",
+        f"{results['images']:,} images of {_data_name(results)}. {training_sentence(results)}",
+        accuracy_table(results),
+        "A group's accuracy is the mean of the accuracies of its classes, each class counting the same; a dash means "
+        f"that no class of the group was tested.{_counts_sentence(results)}",
+        f"Expected calibration error (ECE): **{percent(results['ece'])} %**, maximum calibration error (MCE): "
+        f"**{percent(results['mce'])} %**, over {len(results['reliability'])} bins of equal width.",
+        *(
+            f"## {escape_markdown(heading)}\n\n![{escape_markdown(heading)}]({file})"
+            for heading, file in pictures.items()
+        ),
+        "## Every class",
+        _class_table(results),
+        "## How it was measured",
+        measurement(results),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def accuracy_table(results: Mapping[str, Any]) -> str:
+    """Overall and group accuracy, with the size and the definition of each group."""
+    words, sizes = describe_groups(results["groups"]["definition"]), results["groups"]["sizes"]
+    rows = [("All images", f"**{percent(results['accuracy'])}**", sum(sizes.values()), "")]
+    rows += [(f"{name}-shot".capitalize(), percent(results[name]), sizes[name], words[name]) for name in GROUP_NAMES]
+    return markdown_table(("", "Accuracy (%)", "Classes", "Definition"), rows, "lrrl")
+
+
+def _class_table(results: Mapping[str, Any]) -> str:
+    """Every class, the one with most training images first."""
+    prior = ClassPrior(results["class_counts"])
+    members = prior.groups(**results["groups"]["definition"])
+    group_of = {int(label): group for group, labels in members.items() for label in labels}
+    labels = sorted(range(len(prior)), key=lambda label: -prior.counts[label])
+    rows = (
+        (
+            escape_markdown(prior.names[label]),
+            f"{prior.counts[label]:,}",
+            group_of[label],
+            percent(results["per_class"][prior.names[label]]),
+        )
+        for label in labels
+    )
+    return markdown_table(("Class", "Training images", "Group", "Accuracy (%)"), rows, "lrlr")
+
+
+def training_sentence(results: Mapping[str, Any]) -> str:
+    """How the model was trained, as far as its config tells."""
+    if results["loss"] is None:
+        return "The checkpoint does not say how it was trained."
+    start = f"initialised from {escape_markdown(results['pretrained'])}" if results["pretrained"] else "from scratch"
+    return f"Trained {start} with the loss {escape_markdown(results['loss'])}, tau {results['tau']:g}."
+
+
+def measurement(results: Mapping[str, Any]) -> str:
+    """Command, machine and versions."""
+    machine = results["hardware"]
+    device = "CPU" if machine["device"] == "cpu" else escape_markdown(machine["device"])
+    libraries = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    return (
+        f"{code_block(results['command'])}\n\nRun on: {device} ({escape_markdown(machine['cpu'])}, {machine['cores']} "
+        f"cores).\nVersions: {libraries}."
+    )
+
+
+def _data_name(results: Mapping[str, Any]) -> str:
+    split = f" ({escape_markdown(results['split'])} split)" if results.get("split") else ""
+    return escape_markdown(results["dataset"]) + split
+
+
+def _counts_sentence(results: Mapping[str, Any]) -> str:
+    source = results.get("class_counts_from")
+    return f" The checkpoint holds no class counts; they are those of the {escape_markdown(source)}." if source else ""
+
+
+def percent(value: float | None) -> str:
+    """One decimal; a dash for what could not be measured."""
+    return "–" if value is None else f"{value:.1f}"
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]], alignment: str) -> str:
+    """A GitHub table. ``alignment``: "l" or "r" for each column. Cells must be escaped already."""
+    rule = ["---:" if side == "r" else "---" for side in alignment]
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (header, rule, *rows))
+
+
+# What can start markup, a table cell, HTML or a link; an underscore only at the edge of a word.
+_MARKUP = re.compile(r"[|`<>&*\[\]~$\\#!]|(?<![^\W_])_|_(?![^\W_])|(?<=:)//|@")
+# Line breaks, control characters, and marks that reverse the direction of the text around them.
+_INVISIBLE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]+")
+
+
+def escape_markdown(text: Any) -> str:
+    """Text such as a class name, harmless in a line or table cell of Markdown: it shows, and does nothing else."""
+    line = _INVISIBLE.sub(" ", str(text)).strip()
+    return _MARKUP.sub(lambda match: "".join(f"&#{ord(character)};" for character in match.group()), line)
+
+
+def code_block(text: str) -> str:
+    """A fenced block that the text cannot end."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}bash\n{text}\n{fence}"
