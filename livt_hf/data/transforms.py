@@ -11,12 +11,14 @@ from __future__ import annotations
 import functools
 import math
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import PIL.Image
 import torch
 import torch.nn.functional as F
 from timm.data.auto_augment import AugmentOp, RandAugment, rand_augment_transform
+from transformers import BeitImageProcessor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -103,6 +105,24 @@ class EvalTransform:
         top, left = (image.shape[-2] - self.image_size) // 2, (image.shape[-1] - self.image_size) // 2
         image = image[:, top : top + self.image_size, left : left + self.image_size]
         return {"pixel_values": image.contiguous()}
+
+
+def image_processor(
+    image_size: int, crop_ratio: float, mean: Sequence[float], std: Sequence[float]
+) -> BeitImageProcessor:
+    """The same as `EvalTransform` and `normalize`, as the image processor that is saved beside a model."""
+    return BeitImageProcessor(
+        do_resize=True,
+        size={"shortest_edge": EvalTransform(image_size, crop_ratio).shortest_edge},
+        resample=PIL.Image.Resampling.BICUBIC,
+        do_center_crop=True,
+        crop_size={"height": image_size, "width": image_size},
+        do_convert_rgb=True,  # without it grey and RGBA images crash a pipeline
+        do_rescale=True,
+        do_normalize=True,
+        image_mean=list(mean),
+        image_std=list(std),
+    )
 
 
 def random_resized_crop(image: torch.Tensor, size: int, min_scale: float) -> torch.Tensor:

@@ -1,0 +1,299 @@
+"""Options of both stages: one dataclass a stage, filled from defaults, a recipe, a YAML file and the command line.
+
+Later ones win: dataclass defaults < ``--recipe NAME`` < ``--config FILE.yaml`` < command line. The defaults are those of
+the paper's ImageNet-LT runs (LiVT Table 6, appendix; `recipes/` names the source of each value of a data set).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from .losses import check_loss_name
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def option(default: Any, text: str) -> Any:
+    """A dataclass field with its line of help."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class StageArguments:
+    """What both stages share."""
+
+    recipe: str | None = option(None, "Name of a recipe in livt_hf/recipes: a data set and all its values.")
+    config: str | None = option(None, "YAML file of options, applied after the recipe.")
+    dataset: str | None = option(None, "Data set: digits, an image folder (train/CLASS/*.jpg) or a Parquet folder.")
+    data_dir: str | None = option(None, "Folder that holds the images, for data sets that only list them.")
+    image_column: str | None = option(None, "Column with the images, if it cannot be told from its type.")
+    label_column: str | None = option(None, "Column with the labels, if it cannot be told from its type.")
+    imbalance_factor: float | None = option(None, "Make the training split long-tailed: largest / smallest class.")
+    imbalance_profile: Literal["exp", "step"] = option("exp", "Shape of the long tail made by --imbalance_factor.")
+    output_dir: str | None = option(None, "Where the model, checkpoints and logs go.")
+    seed: int = option(0, "Seed of weights, sample order and augmentation.")
+
+    model_size: Literal["ti", "s", "b", "l", "h"] = option("b", "Size of the ViT.")
+    hidden_size: int | None = option(None, "Width of the encoder, instead of that of --model_size.")
+    num_hidden_layers: int | None = option(None, "Blocks of the encoder, instead of those of --model_size.")
+    num_attention_heads: int | None = option(None, "Heads of the encoder, instead of those of --model_size.")
+    patch_size: int = option(16, "Side of a patch in pixels.")
+    image_size: int | None = option(None, "Side of the input image in pixels: 224, or that of --pretrained.")
+    mean: list[float] = option([0.485, 0.456, 0.406], "Channel means for normalisation, in 0..1.")
+    std: list[float] = option([0.229, 0.224, 0.225], "Channel standard deviations for normalisation, in 0..1.")
+    horizontal_flip: float = option(0.5, "Probability of a horizontal flip.")
+
+    batch_size: int = option(64, "Images a process and micro-batch.")
+    gradient_accumulation_steps: int = option(1, "Micro-batches an optimiser step.")
+    min_lr: float = option(0.0, "Learning rate at the end.")
+    weight_decay: float = option(0.05, "Weight decay; 1-d parameters have none.")
+    max_steps: int | None = option(None, "Optimiser steps, also the length of the schedule, instead of --epochs.")
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
+        None, "Compute type; unless given, what accelerate launch was told."
+    )
+    num_workers: int = option(4, "Data loading processes a process.")
+    max_bad_images: int = option(100, "Unreadable images to replace by others before the run stops.")
+
+    save_every: int = option(500, "Steps between checkpoints.")
+    save_total_limit: int = option(2, "Checkpoints to keep.")
+    logging_steps: int = option(20, "Steps between lines of metrics.jsonl.")
+    resume: str = option("auto", "auto (newest complete checkpoint of the output folder), never, or a checkpoint.")
+
+    def __post_init__(self) -> None:
+        for name, minimum in _MINIMA.items():
+            value = getattr(self, name, None)
+            if value is not None and value < minimum:
+                raise ValueError(f"{name}: {value} is too small; it must be at least {minimum}")
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) != 3:
+                raise ValueError(f"{name}: give 3 numbers (red, green, blue), got {getattr(self, name)}")
+        if not all(value > 0 for value in self.std):
+            raise ValueError(f"std: must be positive, got {self.std}")
+
+    def require(self, *names: str) -> None:
+        """ValueError if one of the named options was not given at all."""
+        for name in names:
+            if getattr(self, name) is None:
+                raise ValueError(f"{name}: give one with --{name}" + " (or a --recipe that has one)" * (name == "dataset"))
+
+    def data_options(self) -> dict[str, Any]:
+        """Keyword arguments of `load_long_tailed`, beside the source."""
+        names = ("data_dir", "image_column", "label_column", "imbalance_factor", "imbalance_profile", "seed")
+        return {name: getattr(self, name) for name in names}
+
+
+_MINIMA = {
+    "batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "max_steps": 1,
+    "epochs": 1e-9,
+    "save_every": 1,
+    "save_total_limit": 1,
+    "logging_steps": 1,
+    "num_workers": 0,
+    "base_lr": 0.0,
+    "image_size": 1,
+    "patch_size": 1,
+    "eval_every": 1,
+}
+
+
+@dataclass
+class PretrainArguments(StageArguments):
+    """Masked generative pretraining. Defaults: the paper's table for all its data sets."""
+
+    base_lr: float = option(1.5e-4, "Learning rate at an effective batch of 256; scaled linearly with the batch.")
+    epochs: float = option(800, "Passes over the data.")
+    warmup_epochs: float = option(40, "Epochs of linear warm-up.")
+    betas: list[float] = option([0.9, 0.95], "AdamW betas.")
+    min_crop_scale: float = option(0.2, "Smallest share of an image's area that a random crop keeps.")
+    mask_ratio: float = option(0.75, "Share of the patches that are hidden.")
+    norm_pix_loss: bool = option(True, "Predict pixels normalised per patch.")
+    decoder_hidden_size: int = option(512, "Width of the decoder.")
+    decoder_num_hidden_layers: int = option(8, "Blocks of the decoder.")
+    decoder_num_attention_heads: int = option(16, "Heads of the decoder.")
+
+
+@dataclass
+class FinetuneArguments(StageArguments):
+    """Balanced fine-tuning. Defaults: the paper's ImageNet-LT recipe.
+
+    Differs from `transformers.TrainingArguments` in: no gradient clipping (1.0 there), half-cosine schedule per step with
+    layer-wise decay (linear there), AdamW beta 2 of 0.99, and non-finite losses that stop the run (hidden there).
+    """
+
+    pretrained: str = option("none", "Masked autoencoder to start from: a folder, a Hub id, or none.")
+    loss: str = option("bal_bce", "Training loss.")
+    tau: float = option(1.0, "Scale of the loss's logit bias.")
+    label_smoothing: float = option(0.1, "Smoothing of the targets, with and without mixup.")
+    pooling: Literal["mean", "cls"] = option("mean", "What the classifier reads: the mean patch or the CLS token.")
+    base_lr: float = option(1e-3, "Learning rate at an effective batch of 256; scaled linearly with the batch.")
+    epochs: float = option(100, "Passes over the data.")
+    warmup_epochs: float = option(10, "Epochs of linear warm-up.")
+    min_lr: float = option(1e-6, "Learning rate at the end.")
+    betas: list[float] = option([0.9, 0.99], "AdamW betas.")
+    layer_decay: float = option(0.75, "Learning rate of a block over that of the block above it.")
+    drop_path: float = option(0.1, "Largest rate of stochastic depth.")
+    min_crop_scale: float = option(0.08, "Smallest share of an image's area that a random crop keeps.")
+    rand_augment: str = option("rand-m9-mstd0.5-inc1", "RandAugment policy in timm's notation, or none.")
+    random_erasing: float = option(0.25, "Probability of random erasing.")
+    mixup: float = option(0.8, "Alpha of mixup; 0 switches it off.")
+    cutmix: float = option(1.0, "Alpha of cutmix; 0 switches it off.")
+    mixup_prob: float = option(1.0, "Probability that a step mixes at all.")
+    mixup_switch_prob: float = option(0.5, "Probability of cutmix where both are on.")
+    crop_ratio: float = option(0.875, "Evaluation crop over resized image (1 is used above 224 px).")
+    eval_every: int = option(1, "Epochs between evaluations on the validation split.")
+    many: int = option(100, "Many-shot classes have more training images (or, by rank: this many largest classes).")
+    few: int = option(20, "Few-shot classes have fewer training images (or, by rank: this many smallest classes).")
+    group_by: Literal["count", "rank"] = option("count", "What --many and --few count.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_loss_name(self.loss)
+
+    def shot_groups(self) -> dict[str, Any]:
+        return {"many": self.many, "few": self.few, "by": self.group_by}
+
+
+Arguments = TypeVar("Arguments", bound=StageArguments)
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def parse_arguments(
+    stage: type[Arguments], argv: Sequence[str] | None = None, description: str | None = None
+) -> tuple[Arguments, dict[str, Any]]:
+    """Arguments of a stage, and the further `TrainingArguments` that were given (fine-tuning only).
+
+    Raises:
+        ValueError: an unknown option, recipe or key (with the nearest known name), or a value of the wrong type.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    accepts_more = stage is FinetuneArguments
+    parser = _Parser(
+        stage,
+        allow_abbrev=False,
+        usage="%(prog)s [--option value ...]",
+        description=description,
+        epilog=_epilog(accepts_more),
+    )
+    known = [entry.name for entry in dataclasses.fields(stage)]
+    chosen, _ = parser.parse_known_args(argv)
+    from_files: list[str] = []
+    if chosen.recipe is not None:
+        from_files += _as_options(recipe_path(stage, chosen.recipe), known)
+    if chosen.config is not None:
+        from_files += _as_options(Path(chosen.config), known)
+    arguments, remaining = parser.parse_args_into_dataclasses(from_files + argv, return_remaining_strings=True)
+    more = _training_arguments(remaining, known) if accepts_more else _reject(remaining, known)
+    return arguments, more
+
+
+def recipe_path(stage: type[StageArguments], name: str) -> Path:
+    """The YAML file of a recipe; ValueError with the nearest name if there is none."""
+    folder = RECIPES / ("pretrain" if stage is PretrainArguments else "finetune")
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name not in names:
+        raise ValueError(f"recipe: {name!r} is unknown;{_did_you_mean(name, names)} known: {', '.join(names)}")
+    return folder / f"{name}.yaml"
+
+
+def _as_options(path: Path, known: list[str]) -> list[str]:
+    """The options of a YAML file as command-line strings, so that one parser checks names and types of all sources."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise ValueError(f"config: cannot read {str(path)!r}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"config: {str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"config: {str(path)!r} must hold lines of the form 'option: value'")
+    options = []
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(f"config: {str(path)!r} has the unknown option {name!r};{_did_you_mean(name, known)}")
+        if value is None:
+            raise ValueError(f"config: {name!r} in {str(path)!r} has no value; give one, or leave the line out")
+        options += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+    return options
+
+
+# What TrainingArguments calls by another name, or what this package decides.
+_MANAGED = {
+    "per_device_train_batch_size": "--batch_size",
+    "num_train_epochs": "--epochs",
+    "learning_rate": "--base_lr (it is scaled with the batch)",
+    "warmup_steps": "--warmup_epochs",
+    "warmup_ratio": "--warmup_epochs",
+    "lr_scheduler_type": "--warmup_epochs and --min_lr (the schedule is the paper's)",
+    "adam_beta1": "--betas",
+    "adam_beta2": "--betas",
+    "optim": "--betas (the optimiser is AdamW)",
+    "label_smoothing_factor": "--label_smoothing",
+    "save_steps": "--save_every",
+    "save_strategy": "--save_every",
+    "eval_steps": "--eval_every",
+    "eval_strategy": "--eval_every",
+    "resume_from_checkpoint": "--resume",
+    "dataloader_num_workers": "--num_workers",
+    "bf16": "--mixed_precision bf16",
+    "fp16": "--mixed_precision fp16",
+    "ignore_data_skip": "--resume",
+    "remove_unused_columns": "--image_column and --label_column",
+    "load_best_model_at_end": "the last checkpoint (the paper reports the last epoch)",
+}
+
+
+def _training_arguments(remaining: list[str], known: list[str]) -> dict[str, Any]:
+    given = [_option_name(token) for token in remaining if token.startswith("--")]
+    accepted = {entry.name for entry in dataclasses.fields(TrainingArguments) if entry.init}
+    for name in given:
+        if name in _MANAGED:
+            raise ValueError(f"--{name}: this is set by {_MANAGED[name]}; use that")
+        if name not in accepted:
+            raise ValueError(f"--{name}: unknown option;{_did_you_mean(name, [*known, *accepted])} see --help")
+    values, rest = _Parser(TrainingArguments, allow_abbrev=False).parse_known_args(remaining)
+    if rest:
+        raise ValueError(f"{rest[0]}: unexpected value; options are written --name value")
+    return {name: getattr(values, name) for name in given}
+
+
+def _reject(remaining: list[str], known: list[str]) -> dict[str, Any]:
+    if remaining:
+        name = _option_name(remaining[0])
+        if not remaining[0].startswith("--"):
+            raise ValueError(f"{remaining[0]}: unexpected value; options are written --name value")
+        raise ValueError(f"--{name}: unknown option;{_did_you_mean(name, known)} see --help")
+    return {}
+
+
+def _option_name(token: str) -> str:
+    return token[2:].split("=")[0].replace("-", "_")
+
+
+def _did_you_mean(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(str(name), known, n=1)
+    return f" did you mean {near[0]!r}?" if near else ""
+
+
+def _epilog(accepts_more: bool) -> str | None:
+    if not accepts_more:
+        return None
+    own = {entry.name for entry in dataclasses.fields(FinetuneArguments)}
+    more = sorted(entry.name for entry in dataclasses.fields(TrainingArguments) if entry.init)
+    names = ", ".join(name for name in more if name not in own and name not in _MANAGED)
+    return f"Also accepted, with the meaning that transformers.TrainingArguments gives them: {names}."

@@ -1,0 +1,311 @@
+"""Masked generative pretraining (MGP; LiVT Algorithm 1, lines 1 to 9): the training loop, on Accelerate.
+
+Labels are never read. What a step sees is a function of the seed and the step alone (see `data/loading.py`), so a run can
+be interrupted anywhere and continued, also with another number of processes at the same global batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .arguments import PretrainArguments, StageArguments
+from .checkpoints import (
+    MetricsLog,
+    StopSignal,
+    atomic_folder,
+    find_resume_checkpoint,
+    publish_files,
+    remove_old_checkpoints,
+    write_text,
+)
+from .configuration_livt import VIT_SIZES, LivtMAEConfig
+from .data import ImageDataset, PretrainTransform, TrainingBatches, load_long_tailed, normalize, training_loader
+from .data.transforms import image_processor
+from .modeling_mae import LivtMAEForPreTraining
+from .optimization import adamw, parameter_groups, schedule_length, warmup_cosine
+
+RUN_FILE = "run.json"  # in the output folder of a finished run: its arguments and steps
+AGREE_EVERY = 10  # steps between the moments at which several processes compare whether one was told to stop
+
+
+def pretrain(args: PretrainArguments) -> Path | None:
+    """Pretrain a masked autoencoder and save it in ``args.output_dir``.
+
+    Returns:
+        The output folder, or None if the run was stopped by a signal before its end (it has saved a checkpoint).
+
+    Raises:
+        ValueError: options or data that cannot work, or a loss that is not finite.
+    """
+    args.require("dataset", "output_dir")
+    output_dir = Path(args.output_dir)
+    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    say = accelerator.print
+    set_seed(args.seed)
+    config = mae_config(args)
+    images = load_long_tailed(args.dataset, **args.data_options())["train"]
+    dataset = ImageDataset(
+        images,
+        PretrainTransform(
+            config.image_size,
+            num_patches=(config.image_size // config.patch_size) ** 2,
+            min_crop_scale=args.min_crop_scale,
+            horizontal_flip=args.horizontal_flip,
+        ),
+        seed=args.seed,
+        max_bad_images=args.max_bad_images,
+        bad_images_log=output_dir / "bad_images.log",
+    )
+    batches = TrainingBatches(
+        len(dataset),
+        args.batch_size,
+        args.gradient_accumulation_steps,
+        accelerator.num_processes,
+        accelerator.process_index,
+        seed=args.seed,
+    )
+    steps, epochs, warmup_epochs = schedule_length(
+        batches.steps_per_epoch, args.epochs, args.warmup_epochs, args.max_steps
+    )
+    if finished_steps(output_dir, args) == steps:
+        say(f"{output_dir} holds this run, finished after {steps} steps; nothing to do")
+        return output_dir
+    checkpoint, skipped = find_resume_checkpoint(output_dir, args.resume)
+    for line in skipped:
+        say(line)
+
+    model = LivtMAEForPreTraining(config)
+    if checkpoint is not None:
+        load_weights(model, checkpoint)
+    peak_lr = args.base_lr * batches.global_batch_size / 256
+    model.to(accelerator.device)
+    optimizer = adamw(parameter_groups(model, args.weight_decay), peak_lr, tuple(args.betas))
+    model, optimizer = accelerator.prepare(model, optimizer)
+    scheduler = warmup_cosine(
+        optimizer.optimizer, batches.steps_per_epoch, peak_lr, args.min_lr, warmup_epochs, epochs
+    )
+    run = _Run(accelerator, model, optimizer, scheduler, args, output_dir)
+    if checkpoint is not None:
+        run.load(checkpoint)
+    batches.start_step, batches.stop_step = run.step, steps
+    say(
+        f"pretraining {_millions(model)} M parameters on {len(dataset)} images at {config.image_size} px: "
+        f"{steps} steps of {batches.global_batch_size} images ({epochs:.4g} epochs), peak learning rate {peak_lr:.3g}; "
+        f"{describe_world(accelerator)}" + (f"; resumed from {checkpoint}" if checkpoint else "")
+    )
+    loader = training_loader(dataset, batches, args.num_workers, pin_memory=accelerator.device.type == "cuda")
+    stopped_by = run.train(iter(loader), batches, steps)
+    if stopped_by:
+        say(f"stopped by {stopped_by} after step {run.step} of {steps}; the same command continues the run")
+        return None
+    if accelerator.is_main_process:
+        with publish_files(output_dir) as folder:
+            accelerator.unwrap_model(model).save_pretrained(folder)
+            image_processor(config.image_size, 0.875, args.mean, args.std).save_pretrained(folder)
+            write_text(folder / RUN_FILE, json.dumps(run_record(args, steps), indent=2))
+    accelerator.wait_for_everyone()
+    say(f"saved the pretrained model in {output_dir}")
+    return output_dir
+
+
+class _Run:
+    """What changes during a run, and how it is saved: step, weights, optimiser, schedule, scaler, running loss."""
+
+    def __init__(self, accelerator: Accelerator, model, optimizer, scheduler, args: PretrainArguments, folder: Path):
+        self.accelerator, self.model, self.optimizer, self.scheduler = accelerator, model, optimizer, scheduler
+        self.args, self.output_dir = args, folder
+        self.step = 0
+        # Sums since the last logged step, on the device: reading them there at every step would stall it.
+        self.loss_sum = torch.zeros((), device=accelerator.device)
+        self.first_bad_step = torch.full((), -1, device=accelerator.device)
+
+    def train(self, micro_batches: Iterator[dict[str, Tensor]], batches: TrainingBatches, steps: int) -> str | None:
+        """Run to ``steps``; the name of the signal that stopped it before, or None."""
+        args, main = self.args, self.accelerator.is_main_process
+        log = MetricsLog(self.output_dir, self.step) if main else None
+        bar = tqdm(total=steps, initial=self.step, disable=not main, desc="pretraining", unit="step")
+        started, start_step = time.perf_counter(), self.step
+        with StopSignal() as stop, bar:
+            while self.step < steps:
+                self._optimizer_step(micro_batches)
+                bar.update()
+                if self.step % args.logging_steps == 0 or self.step == steps:
+                    speed = (self.step - start_step) * batches.global_batch_size / (time.perf_counter() - started)
+                    values = self._read_logs(batches.steps_per_epoch, speed)
+                    bar.set_postfix(loss=f"{values['loss']:.4f}", lr=f"{values['lr']:.2e}", images_per_s=f"{speed:.0f}")
+                    if log:
+                        log.write(values)
+                stopped_by = self._agreed_stop(stop)
+                if (self.step % args.save_every == 0 and self.step < steps) or stopped_by:
+                    self.save()
+                if stopped_by:
+                    return stopped_by
+        return None
+
+    def _optimizer_step(self, micro_batches: Iterator[dict[str, Tensor]]) -> None:
+        args, accelerator = self.args, self.accelerator
+        loss_sum = torch.zeros_like(self.loss_sum)
+        for micro_batch in range(args.gradient_accumulation_steps):
+            last = micro_batch == args.gradient_accumulation_steps - 1
+            batch = next(micro_batches)
+            pixels = batch["pixel_values"].to(accelerator.device, non_blocking=True)
+            noise = batch["noise"].to(accelerator.device, non_blocking=True)
+            with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
+                loss = self.model(normalize(pixels, args.mean, args.std), noise=noise).loss
+                loss = loss / args.gradient_accumulation_steps
+                accelerator.backward(loss)
+            loss_sum += loss.detach()
+        bad = (~torch.isfinite(loss_sum)).float()
+        if accelerator.num_processes > 1:
+            bad = accelerator.reduce(bad, "sum").clamp(max=1)
+        # The fused optimiser skips its update by itself where this is set: no need to wait for the device to tell us.
+        self.optimizer.optimizer.found_inf = bad
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.scheduler.step()
+        self.step += 1
+        self.loss_sum += loss_sum
+        self.first_bad_step = torch.where((bad > 0) & (self.first_bad_step < 0), self.step, self.first_bad_step)
+
+    def _read_logs(self, steps_per_epoch: int, images_per_second: float) -> dict[str, float]:
+        """Mean loss over the processes and the steps since the last call.
+
+        Raises:
+            ValueError: one of them was not finite (its update was skipped, so the weights are those from before).
+        """
+        self._check_finite()
+        window = (self.step - 1) % self.args.logging_steps + 1
+        loss = self.accelerator.reduce(self.loss_sum, "mean").item() / window
+        self.loss_sum.zero_()
+        return {
+            "step": self.step,
+            "epoch": round(self.step / steps_per_epoch, 4),
+            "loss": loss,
+            "lr": self.scheduler.get_last_lr()[0],
+            "images_per_second": round(images_per_second, 1),
+        }
+
+    def _check_finite(self) -> None:
+        step = int(self.first_bad_step.item())
+        if step >= 0:
+            raise ValueError(
+                f"the loss was not finite at step {step}; its update was not made and the last checkpoint in "
+                f"{self.output_dir} is good: lower --base_lr, or use --mixed_precision bf16 or no instead of fp16"
+            )
+
+    def _agreed_stop(self, stop: StopSignal) -> str | None:
+        """The signal that reached any process, known to all of them at the same step."""
+        if self.accelerator.num_processes == 1:
+            return stop.received
+        if self.step % AGREE_EVERY:
+            return None
+        told = torch.tensor([float(stop.received is not None)], device=self.accelerator.device)
+        return (stop.received or "a signal") if self.accelerator.reduce(told, "sum").item() else None
+
+    def save(self) -> None:
+        self._check_finite()
+        loss_sum = self.accelerator.reduce(self.loss_sum, "mean")
+        if self.accelerator.is_main_process:
+            with atomic_folder(self.output_dir / f"checkpoint-{self.step}") as folder:
+                self.accelerator.unwrap_model(self.model).save_pretrained(folder)
+                torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+                if self.accelerator.scaler is not None:
+                    torch.save(self.accelerator.scaler.state_dict(), folder / "scaler.pt")
+                state = {"loss_sum": loss_sum.item(), **run_record(self.args, self.step)}
+                write_text(folder / "state.json", json.dumps(state, indent=2))
+            remove_old_checkpoints(self.output_dir, self.args.save_total_limit)
+        self.accelerator.wait_for_everyone()
+
+    def load(self, checkpoint: Path) -> None:
+        """Everything but the weights, which are loaded before the model is prepared."""
+        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        for line in changed_arguments(state["arguments"], self.args):
+            self.accelerator.print(f"resuming with another {line}")
+        self.step = state["steps"]
+        self.loss_sum.fill_(state["loss_sum"])
+        self.optimizer.load_state_dict(torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True))
+        # The schedule is a function of the step, and the saved groups hold the rate of that step.
+        self.scheduler.last_epoch = self.step
+        self.scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+        scaler = checkpoint / "scaler.pt"
+        if self.accelerator.scaler is not None and scaler.exists():
+            self.accelerator.scaler.load_state_dict(torch.load(scaler, weights_only=True))
+
+
+def mae_config(args: PretrainArguments) -> LivtMAEConfig:
+    """The model that the options describe."""
+    return LivtMAEConfig(
+        **encoder_sizes(args),
+        image_size=args.image_size or 224,
+        patch_size=args.patch_size,
+        mask_ratio=args.mask_ratio,
+        norm_pix_loss=args.norm_pix_loss,
+        decoder_hidden_size=args.decoder_hidden_size,
+        decoder_num_hidden_layers=args.decoder_num_hidden_layers,
+        decoder_num_attention_heads=args.decoder_num_attention_heads,
+        decoder_intermediate_size=4 * args.decoder_hidden_size,
+    )
+
+
+def encoder_sizes(args: StageArguments) -> dict[str, int]:
+    """Width, depth, heads and MLP width of ``--model_size``, or what was given instead."""
+    sizes = {name: getattr(args, name) or default for name, default in VIT_SIZES[args.model_size].items()}
+    width, heads = sizes["hidden_size"], sizes["num_attention_heads"]
+    if width % heads or width % 4:
+        raise ValueError(
+            f"hidden_size: {width} must be divisible by num_attention_heads {heads} and, for the 2-d position "
+            "embeddings, by 4"
+        )
+    return {**sizes, "intermediate_size": 4 * width}
+
+
+def load_weights(model: transformers.PreTrainedModel, checkpoint: Path) -> None:
+    """All weights of a checkpoint, through `from_pretrained`: the names in the file are not those of the modules."""
+    model.load_state_dict(type(model).from_pretrained(checkpoint).state_dict())
+
+
+def run_record(args: StageArguments, steps: int) -> dict[str, Any]:
+    """What is kept of a run beside its model."""
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    return {"steps": steps, "arguments": dataclasses.asdict(args), "versions": versions}
+
+
+def changed_arguments(before: dict[str, Any], args: StageArguments) -> list[str]:
+    """A line for each option whose value differs, those that cannot change the result left out."""
+    free = {"resume", "output_dir", "recipe", "config", "num_workers", "save_every", "save_total_limit", "logging_steps"}
+    now = dataclasses.asdict(args)
+    names = [name for name in now if name not in free and before.get(name) != now[name]]
+    return [f"{name}: {before.get(name)} -> {now[name]}" for name in names]
+
+
+def finished_steps(output_dir: Path, args: StageArguments) -> int | None:
+    """Steps of the finished run in a folder, if it is there and had the same arguments."""
+    try:
+        record = json.loads((output_dir / RUN_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return None if changed_arguments(record["arguments"], args) else record["steps"]
+
+
+def describe_world(accelerator: Accelerator) -> str:
+    return (
+        f"world size {accelerator.num_processes} on {accelerator.device.type}, "
+        f"mixed precision {accelerator.mixed_precision}"
+    )
+
+
+def _millions(model: torch.nn.Module) -> str:
+    return f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2f}"
