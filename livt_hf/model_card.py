@@ -1,0 +1,255 @@
+"""README.md of a trained model: what it is, how good it is on head and tail, how to load it, what to be careful with.
+
+The metadata goes through `huggingface_hub`, so that the Hub shows the results (`model-index`) and offers the right
+pipeline. Names that come from data (classes, data sets, paths) are escaped.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from .checkpoints import write_text
+from .prior import ClassPrior
+from .report import accuracy_table, escape_markdown, markdown_table, measurement, percent
+
+TAGS = ["livt", "long-tailed-recognition", "imbalanced-data", "vision", "vit", "masked-image-modeling"]
+METRIC_NAMES = {
+    "accuracy": "Accuracy (%)",
+    "many": "Many-shot accuracy (%)",
+    "medium": "Medium-shot accuracy (%)",
+    "few": "Few-shot accuracy (%)",
+    "ece": "Expected calibration error (%)",
+    "mce": "Maximum calibration error (%)",
+}
+METRIC_TYPES = {"many": "many_shot_accuracy", "medium": "medium_shot_accuracy", "few": "few_shot_accuracy"}
+LOSS_NAMES = {
+    "ce": "cross-entropy (CE)",
+    "bce": "binary cross-entropy (BCE)",
+    "bal_ce": "balanced cross-entropy (Bal-CE)",
+    "bal_bce": "balanced binary cross-entropy (Bal-BCE)",
+}
+ENDS_SHOWN = 5  # largest and smallest classes in the card
+CITATION = """\
+```bibtex
+@inproceedings{xu2023learning,
+  title     = {Learning Imbalanced Data with Vision Transformers},
+  author    = {Xu, Zhengzhuo and Liu, Ruikang and Yang, Shuo and Chai, Zenghao and Yuan, Chun},
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
+  year      = {2023}
+}
+```"""
+
+
+def write_model_card(
+    model_dir: str | Path,
+    results: Mapping[str, Any],
+    *,
+    repo_id: str | None = None,
+    dataset_id: str | None = None,
+    sections: Mapping[str, str] | None = None,
+) -> Path:
+    """Write README.md into the folder of a saved model.
+
+    Args:
+        model_dir: folder that `save_pretrained` wrote.
+        results: what `evaluate_model` returned for it.
+        repo_id: "org/name" on the Hub, if it is known; the examples then load from there.
+        dataset_id: Hub id of the data set, if it has one.
+        sections: further parts, ``{heading: Markdown}``, shown after the results; e.g. pictures or a comparison.
+
+    Returns:
+        The path of README.md.
+    """
+    path = Path(model_dir) / "README.md"
+    config = json.loads((Path(model_dir) / "config.json").read_text(encoding="utf-8"))
+    name = repo_id or Path(model_dir).resolve().name
+    metadata = card_metadata(results, name.split("/")[-1], dataset_id)
+    body = card_body(results, config, name, sections or {})
+    write_text(path, str(ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}")))
+    return path
+
+
+def card_metadata(results: Mapping[str, Any], model_name: str, dataset_id: str | None = None) -> ModelCardData:
+    """Metadata for the Hub. Measures that are None are left out."""
+    measured = {key: results[key] for key in METRIC_NAMES if results[key] is not None}
+    return ModelCardData(
+        model_name=model_name,
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        tags=TAGS,
+        datasets=[dataset_id] if dataset_id else None,
+        metrics=[METRIC_TYPES.get(key, key) for key in measured],
+        eval_results=[
+            EvalResult(
+                task_type="image-classification",
+                dataset_type=dataset_id or _slug(_public_name(results["dataset"])),
+                dataset_name=_public_name(results["dataset"]),
+                dataset_split=results.get("split"),
+                metric_type=METRIC_TYPES.get(key, key),
+                metric_name=METRIC_NAMES[key],
+                metric_value=round(value, 2),
+            )
+            for key, value in measured.items()
+        ],
+    )
+
+
+def card_body(results: Mapping[str, Any], config: Mapping[str, Any], name: str, sections: Mapping[str, str]) -> str:
+    """The text below the metadata."""
+    parts = [
+        f"# {escape_markdown(name.split('/')[-1])}",
+        _introduction(results, config),
+        "## Results",
+        f"On {results['images']:,} images of {_data_name(results)}:",
+        accuracy_table(results),
+        "Groups go by the number of training images of a class. A group's accuracy is the mean of the accuracies of "
+        "its classes, each class counting the same; a dash means that no class of the group was tested.",
+        f"Calibration, over {len(results['reliability'])} bins of confidence: expected error (ECE) "
+        f"**{percent(results['ece'])} %**, maximum error (MCE) **{percent(results['mce'])} %**.",
+        *(f"## {escape_markdown(heading)}\n\n{text}" for heading, text in sections.items()),
+        "## Training data",
+        _training_data(results),
+        "## How to use it",
+        _usage(name),
+        "## Training",
+        _training(results, config),
+        "## Limits",
+        _limits(results),
+        "## How it was measured",
+        measurement(results),
+        "## Citation",
+        f"The method is LiVT:\n\n{CITATION}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _introduction(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    size = config["image_size"]
+    if _is_balanced(results) and results["pretrained"]:
+        method = "trained with the LiVT method (Xu et al., CVPR 2023): masked pretraining, then balanced fine-tuning"
+    else:
+        method = "trained as a point of comparison for the LiVT method (Xu et al., CVPR 2023)"
+    return (
+        f"An image classifier for {len(results['class_counts']):,} classes that are very unequal in size: a vision "
+        f"transformer with {results['parameters']:,} parameters for images of {size} x {size} pixels, {method}. Plain "
+        "`transformers` loads it; nothing else needs to be installed."
+    )
+
+
+def _training_data(results: Mapping[str, Any]) -> str:
+    """How long the tail is: totals, and the classes at both ends."""
+    prior = ClassPrior(results["class_counts"])
+    counts, data_set = prior.counts, escape_markdown(_public_name(results["dataset"]))
+    order = sorted(range(len(prior)), key=lambda label: -counts[label])
+    if len(order) <= 2 * ENDS_SHOWN:
+        shown, which = order, "All classes"
+    else:
+        shown, which = order[:ENDS_SHOWN] + order[-ENDS_SHOWN:], f"The {ENDS_SHOWN} largest and smallest classes"
+    rows = [
+        (escape_markdown(prior.names[k]), f"{counts[k]:,}", percent(results["per_class"][prior.names[k]]))
+        for k in shown
+    ]
+    return (
+        f"{counts.sum():,} training images of {data_set} in {len(prior):,} classes. The largest class has "
+        f"{counts.max():,} images, the smallest {counts.min():,}: an imbalance factor of "
+        f"{prior.imbalance_factor:,.4g}. {which}:\n\n"
+        + markdown_table(("Class", "Training images", "Accuracy (%)"), rows, "lrr")
+    )
+
+
+def _usage(name: str) -> str:
+    return f"""\
+With plain transformers:
+
+```python
+from transformers import pipeline
+
+classify = pipeline("image-classification", {json.dumps(name)})
+print(classify("photo.jpg"))
+```
+
+With `livt_hf`, which also gives the class counts and the training loss back:
+
+```python
+from livt_hf import ViTForBalancedClassification
+
+model = ViTForBalancedClassification.from_pretrained({json.dumps(name)})
+print(model.config.loss, model.config.tau, model.config.ordered_class_counts())
+```"""
+
+
+def _training(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    if results["pretrained"]:
+        source = escape_markdown(_public_name(results["pretrained"]))
+        start = f"the encoder of the masked autoencoder {source}, which learns from images without their labels"
+    else:
+        start = "random weights, without masked pretraining"
+    loss = escape_markdown(LOSS_NAMES.get(results["loss"], results["loss"]))
+    if _is_balanced(results):
+        loss += (
+            f", with tau = {results['tau']:g}: while training, each class's logit gets a bias that grows with the "
+            "class's share of the training images, so that the classifier need not learn that share itself. The bias "
+            "is not part of the saved model"
+        )
+    pooling = "the mean of the patch tokens" if config.get("use_mean_pooling", True) else "the CLS token"
+    return (
+        f"- Start: {start}.\n"
+        f"- Loss: {loss}.\n"
+        f"- Architecture: {config['num_hidden_layers']} blocks of width {config['hidden_size']}, patches of "
+        f"{config['patch_size']} x {config['patch_size']} pixels, {pooling} before a linear classifier; saved as "
+        "`BeitForImageClassification`."
+    )
+
+
+def _limits(results: Mapping[str, Any]) -> str:
+    smallest = min(results["class_counts"].values())
+    few_images = f"{smallest:,} image{'s' if smallest > 1 else ''}"
+    return "\n".join(
+        [
+            "- The accuracy of rare classes is less certain than that of frequent ones: the smallest class was learnt "
+            f"from {few_images}, and what these do not show, the model does not know. Look at the few-shot figure "
+            "before you rely on a rare class, not at the overall one.",
+            f"- {_assumed_frequencies(results)}",
+            f"- A probability is no guarantee: on average it was {percent(results['ece'])} points away from the share "
+            "of right answers, and images unlike the training images also get confident predictions.",
+            "- It has not been examined for bias against groups of people, and is not meant for decisions about them.",
+        ]
+    )
+
+
+def _assumed_frequencies(results: Mapping[str, Any]) -> str:
+    """The class frequencies that the logits assume: proportional to (training share) ** (1 - tau)."""
+    tau = results["tau"] if _is_balanced(results) else 0.0
+    if tau == 1.0:
+        return (
+            "Its probabilities take every class to be equally likely. Where your images follow other frequencies, add "
+            "the logarithm of each class's expected share to its logit."
+        )
+    if tau < 1.0:
+        return "It leans towards the classes that were frequent in training: rare ones are predicted too seldom."
+    return "It leans towards the classes that were rare in training: frequent ones are predicted too seldom."
+
+
+def _is_balanced(results: Mapping[str, Any]) -> bool:
+    return str(results["loss"]).startswith("bal_")
+
+
+def _data_name(results: Mapping[str, Any]) -> str:
+    split = f" ({escape_markdown(results['split'])} split)" if results.get("split") else ""
+    return escape_markdown(_public_name(results["dataset"])) + split
+
+
+def _public_name(name: str) -> str:
+    """The last part of a local path: where files lie on the author's machine is nobody's business."""
+    return Path(name).name if name.startswith((".", "/", "~")) else name
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "images"
