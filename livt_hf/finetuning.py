@@ -1,0 +1,518 @@
+"""Balanced fine-tuning (BFT; LiVT Algorithm 1, lines 10 to 20): a Trainer with the paper's recipe.
+
+Official counterparts: `main_finetune.py`, `engine_finetune.py`. The loss is the model's own, chosen by its config.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object, set_seed
+from datasets import Dataset, DatasetDict
+from torch import Tensor, nn
+from torch.utils.data import Subset
+from transformers import AutoConfig, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+
+from .arguments import FinetuneArguments
+from .checkpoints import (
+    MetricsLog,
+    StopSignal,
+    find_resume_checkpoint,
+    publish,
+    publish_files,
+    remove_old_checkpoints,
+    write_text,
+)
+from .configuration_livt import LivtConfig
+from .data import (
+    EvalTransform,
+    FinetuneTransform,
+    ImageDataset,
+    Mixup,
+    TrainingBatches,
+    class_counts,
+    erase,
+    evaluation_loader,
+    load_long_tailed,
+    normalize,
+    training_loader,
+)
+from .data.transforms import image_processor
+from .evaluation import evaluate_model, predict_split
+from .metrics import calibration_error, long_tail_accuracy
+from .model_card import write_model_card
+from .modeling_livt import ViTForBalancedClassification, config_for_classes
+from .optimization import adamw, parameter_groups, schedule_length, warmup_cosine
+from .pretraining import (
+    AGREE_EVERY,
+    RUN_FILE,
+    changed_arguments,
+    describe_world,
+    encoder_sizes,
+    finished_steps,
+    load_weights,
+    run_record,
+)
+from .report import write_report
+
+
+def finetune(args: FinetuneArguments, more: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    """Fine-tune a classifier, evaluate it, and save it with its card and report in ``args.output_dir``.
+
+    Args:
+        more: further fields of `TrainingArguments`.
+
+    Returns:
+        The results on the test split (or the validation split if there is none, or None if there is neither). None also
+        if the run was stopped by a signal before its end (it has saved a checkpoint).
+
+    Raises:
+        ValueError: options or data that cannot work, or a loss that is not finite.
+    """
+    args.require("dataset", "output_dir")
+    output_dir = Path(args.output_dir)
+    set_seed(args.seed)
+    splits = load_long_tailed(args.dataset, **args.data_options())
+    model = build_classifier(args, class_counts(splits["train"]))
+    size = model.config.image_size
+    train_set = ImageDataset(
+        splits["train"],
+        FinetuneTransform(
+            size,
+            min_crop_scale=args.min_crop_scale,
+            horizontal_flip=args.horizontal_flip,
+            rand_augment=None if args.rand_augment == "none" else args.rand_augment,
+            random_erasing=args.random_erasing,
+            mean=tuple(args.mean),
+        ),
+        seed=args.seed,
+        max_bad_images=args.max_bad_images,
+        bad_images_log=output_dir / "bad_images.log",
+    )
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    batches = TrainingBatches(len(train_set), args.batch_size, args.gradient_accumulation_steps, world)
+    steps, _, warmup_epochs = schedule_length(batches.steps_per_epoch, args.epochs, args.warmup_epochs, args.max_steps)
+    validation = splits.get("validation")
+    training_args = TrainingArguments(
+        **{
+            "output_dir": str(output_dir),
+            "seed": args.seed,
+            "per_device_train_batch_size": args.batch_size,
+            "gradient_accumulation_steps": args.gradient_accumulation_steps,
+            "max_steps": steps,
+            "learning_rate": args.base_lr * batches.global_batch_size / 256,
+            "weight_decay": args.weight_decay,
+            "adam_beta1": args.betas[0],
+            "adam_beta2": args.betas[1],
+            "max_grad_norm": 0.0,
+            "logging_steps": args.logging_steps,
+            "logging_nan_inf_filter": False,
+            "save_steps": args.save_every,
+            "save_total_limit": args.save_total_limit,
+            "eval_strategy": "no" if validation is None else "steps",
+            "eval_steps": args.eval_every * batches.steps_per_epoch,
+            "dataloader_num_workers": args.num_workers,
+            "ddp_find_unused_parameters": False,
+            "report_to": "none",
+            **_precision(args.mixed_precision),
+            **(more or {}),
+        }
+    )
+    trainer = BalancedTrainer(
+        model,
+        training_args,
+        train_dataset=train_set,
+        eval_dataset=None if validation is None else ImageDataset(validation, EvalTransform(size, args.crop_ratio)),
+        mean=args.mean,
+        std=args.std,
+        layer_decay=args.layer_decay,
+        min_lr=args.min_lr,
+        warmup_epochs=warmup_epochs,
+        mixup=Mixup(
+            model.config.num_labels,
+            mixup_alpha=args.mixup,
+            cutmix_alpha=args.cutmix,
+            prob=args.mixup_prob,
+            switch_prob=args.mixup_switch_prob,
+            label_smoothing=args.label_smoothing,
+            seed=args.seed,
+        ),
+    )
+    say = trainer.accelerator.print
+    if finished_steps(output_dir, args) == steps:
+        say(f"{output_dir} holds this run, finished after {steps} steps; nothing to do")
+        return _saved_results(output_dir)
+    checkpoint, skipped = find_resume_checkpoint(output_dir, args.resume)
+    for line in skipped:
+        say(line)
+    if checkpoint is not None:
+        record = json.loads((checkpoint / RUN_FILE).read_text(encoding="utf-8"))
+        for line in changed_arguments(record["arguments"], args):
+            say(f"resuming with another {line}")
+    say(
+        f"fine-tuning {model.num_parameters() / 1e6:.2f} M parameters with {args.loss} (tau {args.tau}) on "
+        f"{len(train_set)} images of {model.config.num_labels} classes at {size} px: {steps} steps of "
+        f"{batches.global_batch_size} images ({steps / batches.steps_per_epoch:.4g} epochs), peak learning rate "
+        f"{training_args.learning_rate:.3g}; {describe_world(trainer.accelerator)}"
+        + (f"; resumed from {checkpoint}" if checkpoint else "")
+    )
+    trainer.run_record = run_record(args, steps)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if trainer.stopped_by:
+        say(
+            f"stopped by {trainer.stopped_by} after step {trainer.state.global_step} of {steps}; the same command "
+            "continues the run"
+        )
+        return None
+    results = None
+    if trainer.is_world_process_zero():
+        results = _save_model(trainer.accelerator.unwrap_model(trainer.model), args, splits, steps)
+    trainer.accelerator.wait_for_everyone()
+    say(f"saved the fine-tuned model in {output_dir}")
+    return results
+
+
+class BalancedTrainer(Trainer):
+    """A `transformers.Trainer` for balanced fine-tuning.
+
+    Differs from it in: layer-wise learning-rate decay and the paper's schedule; images and their augmentation that depend
+    on seed, epoch and index alone, so that runs resume exactly and do not depend on the number of processes; mixup of the
+    global batch; checkpoints that are complete or not there; weights restored completely; accuracies of the many-,
+    medium- and few-shot classes as evaluation; a non-finite loss stops the run.
+
+    Args:
+        model: an image classifier whose ``forward(pixel_values, labels)`` returns the loss for soft labels; its config
+            holds ``class_counts`` by name, ``id2label`` and ``shot_groups``.
+        args: ``learning_rate`` is the peak rate; ``max_steps`` or ``num_train_epochs`` set the length.
+        train_dataset: `ImageDataset` with a `FinetuneTransform`.
+        eval_dataset: `ImageDataset` with an `EvalTransform`.
+        mean, std: normalisation of pixels in 0..1, per channel.
+        layer_decay: see `parameter_groups`.
+        min_lr, warmup_epochs: see `learning_rate`.
+        mixup: what mixes a batch; None leaves hard labels.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        *,
+        train_dataset: ImageDataset,
+        eval_dataset: ImageDataset | None = None,
+        mean: Sequence[float],
+        std: Sequence[float],
+        layer_decay: float = 1.0,
+        min_lr: float = 0.0,
+        warmup_epochs: float = 0.0,
+        mixup: Mixup | None = None,
+        **kwargs: Any,
+    ):
+        # Where a run stands in its data follows from its step; nothing has to be read and skipped.
+        args.ignore_data_skip = True
+        args.remove_unused_columns = False
+        super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+        self.mean, self.std = mean, std
+        self.layer_decay, self.min_lr, self.warmup_epochs = layer_decay, min_lr, warmup_epochs
+        self.mixup = mixup
+        self.run_record: dict[str, Any] = {}
+        self.stopped_by: str | None = None
+        self.resumed_from: Path | None = None
+        self._metrics_log: MetricsLog | None = None
+        self._staging: Path | None = None
+        self._stop = StopSignal()
+        self.add_callback(_StepCallback(self))
+
+    # Data
+
+    def training_batches(self, start_step: int = 0, stop_step: int | None = None) -> TrainingBatches:
+        args = self.args
+        if self.mixup is not None and args.per_device_train_batch_size % 2:
+            raise ValueError(
+                f"batch_size: {args.per_device_train_batch_size} is odd, and mixup mixes neighbours; use an even one"
+            )
+        return TrainingBatches(
+            len(self.train_dataset),
+            args.per_device_train_batch_size,
+            args.gradient_accumulation_steps,
+            args.world_size,
+            args.process_index,
+            seed=args.seed,
+            start_step=start_step,
+            stop_step=stop_step,
+        )
+
+    def get_train_dataloader(self) -> _EpochLoader:
+        return _EpochLoader(self)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """A micro-batch of the loader -> what the model takes, on the device: normalised, erased and mixed."""
+        inputs = super()._prepare_inputs(inputs)
+        if "erase_box" not in inputs:
+            return inputs
+        pixels = erase(normalize(inputs["pixel_values"], self.mean, self.std), inputs["erase_box"], inputs["erase_seed"])
+        labels = inputs["labels"]
+        if self.mixup is not None:
+            pixels, labels = self.mixup(pixels, labels, self.state.global_step)
+        return {"pixel_values": pixels, "labels": labels}
+
+    # Optimisation
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            args = self.args
+            groups = parameter_groups(self.model if model is None else model, args.weight_decay, self.layer_decay)
+            self.optimizer = adamw(groups, args.learning_rate, (args.adam_beta1, args.adam_beta2))
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        if self.lr_scheduler is None:
+            steps_per_epoch = self.training_batches().steps_per_epoch
+            self.lr_scheduler = warmup_cosine(
+                optimizer or self.optimizer,
+                steps_per_epoch,
+                self.args.learning_rate,
+                self.min_lr,
+                self.warmup_epochs,
+                num_training_steps / steps_per_epoch,
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        if not torch.isfinite(loss):
+            raise ValueError(
+                f"the loss was not finite at step {self.state.global_step + 1}; its update was not made and the last "
+                f"checkpoint in {self.args.output_dir} is good: lower --base_lr, or use --mixed_precision bf16 or no "
+                "instead of fp16"
+            )
+        return loss
+
+    # Evaluation
+
+    def evaluate(
+        self,
+        eval_dataset: ImageDataset | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Overall, many-, medium- and few-shot accuracy, ECE and MCE in percent; processes share the images."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if dataset is None:
+            raise ValueError("eval_dataset: there is nothing to evaluate on; give the data set a validation split")
+        model, args, config = self.accelerator.unwrap_model(self.model), self.args, self.model.config
+        was_training = model.training
+        mine = Subset(dataset, range(args.process_index, len(dataset), args.world_size))
+        loader = evaluation_loader(mine, args.per_device_eval_batch_size, args.dataloader_num_workers)
+        outcome = predict_split(model, loader, self.mean, self.std, args.device)
+        model.train(was_training)
+        if args.world_size > 1:
+            parts = gather_object([outcome])
+            outcome = {name: np.concatenate([part[name] for part in parts]) for name in outcome}
+        arrays = outcome["labels"], outcome["predictions"]
+        counts = config.ordered_class_counts()
+        accuracy = long_tail_accuracy(*arrays, counts, config.shot_groups)
+        values = {name: accuracy[name] for name in ("accuracy", "many", "medium", "few")}
+        values |= calibration_error(*arrays, outcome["confidences"])
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items() if value is not None}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(args, self.state, self.control, metrics)
+        return metrics
+
+    # Checkpoints
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        with self._stop:
+            return super().train(*args, **kwargs)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging) if self._staging else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As upstream, but into a hidden folder that is renamed once everything is on the disk."""
+        output_dir = Path(super()._get_output_dir(trial))
+        name = f"checkpoint-{self.state.global_step}"
+        self._staging = output_dir / ".staging"
+        try:
+            if self.args.should_save:
+                shutil.rmtree(self._staging, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+            super()._save_checkpoint(model, trial)
+            # Upstream forgets the losses since the last logged step.
+            loss_sum = self.accelerator.reduce(self._tr_loss.detach().clone(), "mean").item()
+            logging_state = {"loss_sum": loss_sum, "last_step": self._globalstep_last_logged}
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                record = {**self.run_record, "logging": logging_state}
+                write_text(self._staging / name / RUN_FILE, json.dumps(record, indent=2))
+                publish(self._staging / name, output_dir / name)
+                if self.args.save_total_limit:
+                    remove_old_checkpoints(output_dir, self.args.save_total_limit)
+        finally:
+            if self.args.should_save:
+                shutil.rmtree(self._staging, ignore_errors=True)
+            self._staging = None
+        self.accelerator.wait_for_everyone()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        # A pickle, which nothing here reads; run.json holds the arguments.
+        with contextlib.suppress(FileNotFoundError):
+            (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Upstream loads the file raw: names that were mapped on saving are then silently left out."""
+        self.resumed_from = Path(resume_from_checkpoint)
+        load_weights(self.model if model is None else model, self.resumed_from)
+
+    # Logging
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs, start_time)
+        if self._metrics_log is not None and "train_runtime" not in logs:
+            values = {"lr" if name == "learning_rate" else name: value for name, value in logs.items()}
+            self._metrics_log.write({"step": self.state.global_step, "epoch": self.state.epoch, **values})
+
+
+class _StepCallback(TrainerCallback):
+    """What has to happen once a step, or at the start: the log, the epoch, and stopping on a signal."""
+
+    def __init__(self, trainer: BalancedTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.steps_per_epoch = self.trainer.training_batches().steps_per_epoch
+        if self.trainer.resumed_from is not None:
+            record = json.loads((self.trainer.resumed_from / RUN_FILE).read_text(encoding="utf-8"))
+            self.trainer._tr_loss.fill_(record["logging"]["loss_sum"])
+            self.trainer._globalstep_last_logged = record["logging"]["last_step"]
+        if state.is_world_process_zero:
+            self.trainer._metrics_log = MetricsLog(Path(args.output_dir), state.global_step)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        # Trainer counts from the first step after a resume; the epoch of a step does not depend on that.
+        state.epoch = state.global_step / self.steps_per_epoch
+        stopped_by = self._agreed_stop(state.global_step)
+        if stopped_by and state.global_step < state.max_steps:
+            self.trainer.stopped_by = stopped_by
+            control.should_save = control.should_training_stop = True
+        return control
+
+    def _agreed_stop(self, step: int) -> str | None:
+        """The signal that reached any process, known to all of them at the same step."""
+        accelerator, received = self.trainer.accelerator, self.trainer._stop.received
+        if accelerator.num_processes == 1:
+            return received
+        if step % AGREE_EVERY:
+            return None
+        told = torch.tensor([float(received is not None)], device=accelerator.device)
+        return (received or "a signal") if accelerator.reduce(told, "sum").item() else None
+
+
+class _EpochLoader:
+    """The training data as Trainer wants it, an iterator an epoch, over one loader that never pauses between epochs.
+
+    The first iterator starts at the trainer's current step, so that a resumed run goes on where it stopped.
+    """
+
+    def __init__(self, trainer: BalancedTrainer):
+        self.trainer = trainer
+        self.dataset = trainer.train_dataset
+        self.micro_batches: Iterator[dict[str, Tensor]] | None = None
+
+    def __len__(self) -> int:
+        return self.trainer.training_batches().steps_per_epoch * self.trainer.args.gradient_accumulation_steps
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        state, args = self.trainer.state, self.trainer.args
+        if self.micro_batches is None:
+            batches = self.trainer.training_batches(state.global_step, state.max_steps)
+            pin_memory = args.device.type == "cuda"
+            loader = training_loader(self.dataset, batches, args.dataloader_num_workers, pin_memory)
+            self.micro_batches = iter(loader)
+        done = state.global_step * args.gradient_accumulation_steps % len(self)
+        for _ in range(len(self) - done):
+            batch = next(self.micro_batches, None)
+            if batch is None:
+                return
+            yield batch
+
+
+def build_classifier(args: FinetuneArguments, counts: dict[str, int]) -> ViTForBalancedClassification:
+    """The model that the options describe, with a pretrained encoder or from scratch."""
+    settings = {
+        "loss": args.loss,
+        "tau": args.tau,
+        "label_smoothing": args.label_smoothing,
+        "shot_groups": args.shot_groups(),
+        "drop_path_rate": args.drop_path,
+        "use_mean_pooling": args.pooling == "mean",
+    }
+    if args.pretrained == "none":
+        config = LivtConfig(
+            **encoder_sizes(args),
+            **config_for_classes(counts),
+            **settings,
+            image_size=args.image_size or 224,
+            patch_size=args.patch_size,
+        )
+        return ViTForBalancedClassification(config)
+    if args.image_size is not None:
+        settings["image_size"] = args.image_size
+    check_pretrained(args.pretrained)
+    return ViTForBalancedClassification.from_mae(args.pretrained, counts, **settings)
+
+
+def check_pretrained(pretrained: str) -> None:
+    """ValueError, in one line, if there is no model of that name."""
+    try:
+        AutoConfig.from_pretrained(pretrained)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"pretrained: {pretrained!r} is neither a folder with a model nor one on the Hub "
+            f"({str(error).strip().splitlines()[0]}); give the output folder of `livt pretrain`, a Hub id, or none"
+        ) from None
+
+
+def _precision(mixed_precision: str | None) -> dict[str, bool]:
+    mixed_precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    return {"bf16": mixed_precision == "bf16", "fp16": mixed_precision == "fp16"}
+
+
+def _save_model(
+    model: ViTForBalancedClassification, args: FinetuneArguments, splits: DatasetDict, steps: int
+) -> dict[str, Any] | None:
+    """Model, image processor, results, report and card in the output folder."""
+    output_dir = Path(args.output_dir)
+    processor = image_processor(model.config.image_size, args.crop_ratio, args.mean, args.std)
+    with publish_files(output_dir) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        write_text(folder / RUN_FILE, json.dumps(run_record(args, steps), indent=2))
+    split: Dataset | None = splits.get("test", splits.get("validation"))
+    if split is None:
+        print(f"{args.dataset} has neither a test nor a validation split: nothing is evaluated")
+        return None
+    description = {
+        "model": str(output_dir),
+        "dataset": args.dataset,
+        "split": "test" if "test" in splits else "validation",
+        "seed": args.seed,
+    }
+    results = evaluate_model(model, split, processor, num_workers=args.num_workers, description=description)
+    write_report(results, output_dir)
+    write_model_card(output_dir, results)
+    return results
+
+
+def _saved_results(output_dir: Path) -> dict[str, Any] | None:
+    file = output_dir / "results.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
