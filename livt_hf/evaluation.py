@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
@@ -39,7 +40,7 @@ MASK_GREY = 225  # grey level of hidden patches in pictures
 
 def evaluate_checkpoint(
     model: str | Path,
-    dataset: str | DatasetDict,
+    dataset: str | Path | DatasetDict,
     *,
     output_dir: str | Path,
     split: str = "test",
@@ -67,8 +68,9 @@ def evaluate_checkpoint(
         ValueError: no such model, data set or split, or class names that differ.
     """
     classifier, image_processor = load_classifier(model)
-    name = dataset if isinstance(dataset, str) else "a DatasetDict"
-    splits = data.load_long_tailed(dataset, **data_options) if isinstance(dataset, str) else dataset
+    name, splits = "a DatasetDict", dataset
+    if not isinstance(dataset, DatasetDict):
+        name, splits = str(dataset), data.load_long_tailed(dataset, **data_options)
     if split not in splits:
         raise ValueError(f"split: {name} has no split {split!r}; choose one of {', '.join(splits)}")
     counts_from = None
@@ -89,11 +91,11 @@ def evaluate_checkpoint(
     )
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    pictures = {}
+    sections = {}
     if mae is not None:
-        draw_reconstructions(mae, splits[split], results["class_counts"], output_dir / "reconstructions.png")
-        pictures["Masked reconstructions"] = "reconstructions.png"
-    write_report(results, output_dir, pictures)
+        caption = draw_reconstructions(mae, splits[split], results["class_counts"], output_dir / "reconstructions.png")
+        sections["Masked reconstructions"] = f"![Masked reconstructions](reconstructions.png)\n\n{caption}"
+    write_report(results, output_dir, sections)
     return results
 
 
@@ -103,26 +105,32 @@ def load_classifier(model: str | Path) -> tuple[PreTrainedModel, Any]:
     Raises:
         ValueError: there is no such folder or model, or it is no image classifier.
     """
-    _check_model_folder(model)
+    return _load("model", model, AutoModelForImageClassification, "an image classifier")
+
+
+def _load(option: str, model: str | Path, model_class: Any, kind: str) -> tuple[Any, Any]:
+    """Model and image processor. transformers fills missing weights with random ones; here that is an error."""
+    _check_model_folder(option, model)
+    start = f"{option}: {str(model)!r} cannot be loaded as {kind}"
     try:
-        return AutoModelForImageClassification.from_pretrained(model), AutoImageProcessor.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"model: {str(model)!r} cannot be loaded as an image classifier: {_first_line(error)}"
-        ) from None
+        loaded, info = model_class.from_pretrained(model, output_loading_info=True)
+        image_processor = AutoImageProcessor.from_pretrained(model)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{start}: {str(error).strip().splitlines()[0]}") from None
+    if info["missing_keys"]:
+        raise ValueError(f"{start}: it lacks {len(info['missing_keys'])} weights, such as {min(info['missing_keys'])}")
+    return loaded, image_processor
 
 
-def _check_model_folder(model: str | Path) -> None:
+def _check_model_folder(option: str, model: str | Path) -> None:
     folder = Path(model)
     if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ValueError(f"model: {str(model)!r} holds no config.json; give the folder that holds the trained model")
-    looks_local = isinstance(model, Path) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) or model.startswith(".")
-    if looks_local and not folder.is_dir():
-        raise ValueError(f"model: there is no folder {str(model)!r}")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"{option}: {str(model)!r} holds no config.json; give the folder that holds the trained model"
+        )
+    is_hub_id = isinstance(model, str) and re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", model)
+    if not is_hub_id and not folder.is_dir():
+        raise ValueError(f"{option}: there is no folder {str(model)!r}")
 
 
 class ProcessorTransform:
@@ -274,14 +282,16 @@ def hardware(device: str | torch.device = "cpu") -> dict[str, Any]:
 
 def draw_reconstructions(
     mae: str | Path, split: Dataset, class_counts: Mapping[str, int], path: str | Path, columns: int = 8
-) -> None:
-    """A picture of what a saved masked autoencoder makes of one image each of classes from head to tail."""
-    _check_model_folder(mae)
-    try:
-        model = LivtMAEForPreTraining.from_pretrained(mae)
-        image_processor = AutoImageProcessor.from_pretrained(mae)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"mae: {str(mae)!r} cannot be loaded as a masked autoencoder: {_first_line(error)}") from None
+) -> str:
+    """Draw what a saved masked autoencoder makes of one image each of classes from head to tail.
+
+    Returns:
+        A caption that says how the pixels of the masked patches were made.
+
+    Raises:
+        ValueError: ``mae`` is no masked autoencoder.
+    """
+    model, image_processor = _load("mae", mae, LivtMAEForPreTraining, "a masked autoencoder")
     first_image = {}
     for index, label in enumerate(split["label"]):
         first_image.setdefault(split.features["label"].names[label], index)
@@ -290,6 +300,13 @@ def draw_reconstructions(
     images = data.ImageDataset(split, ProcessorTransform(image_processor))
     pixel_values = torch.stack([images[first_image[name]]["pixel_values"] for name in chosen])
     reconstruction_picture(model, pixel_values, path, *mean_and_std(image_processor), titles=chosen)
+    caption = f"{model.config.mask_ratio:.0%} of the patches are hidden; classes from the largest to the smallest."
+    if model.config.norm_pix_loss:
+        caption += (
+            " The model predicts each patch up to its mean and standard deviation; those of the true patch are put "
+            "back, so brightness and contrast of the hidden patches are borrowed from the original."
+        )
+    return caption
 
 
 @torch.no_grad()

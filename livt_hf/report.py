@@ -15,32 +15,27 @@ from .prior import GROUP_NAMES, ClassPrior
 
 
 def write_report(
-    results: Mapping[str, Any], output_dir: str | Path, pictures: Mapping[str, str] | None = None
+    results: Mapping[str, Any], output_dir: str | Path, sections: Mapping[str, str] | None = None
 ) -> None:
     """Write results.json, report.md, class_frequency.png and reliability.png.
 
     Args:
         results: what `evaluate_model` returned.
         output_dir: folder, made if it does not exist.
-        pictures: further PNG files of that folder to show, ``{heading: file name}``.
+        sections: further parts of the report, ``{heading: Markdown}``.
     """
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     definition = results["groups"]["definition"]
     plot_class_frequency(results["class_counts"], results["per_class"], definition, folder / "class_frequency.png")
     plot_reliability(results["reliability"], results["ece"], folder / "reliability.png")
-    pictures = {
-        "Accuracy along the long tail": "class_frequency.png",
-        "Calibration": "reliability.png",
-        **(pictures or {}),
-    }
-    write_text(folder / "report.md", report_markdown(results, pictures))
+    write_text(folder / "report.md", report_markdown(results, sections or {}))
     write_text(folder / "results.json", json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def report_markdown(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
+def report_markdown(results: Mapping[str, Any], sections: Mapping[str, str]) -> str:
     """The text of report.md."""
-    sections = [
+    parts = [
         f"# Evaluation of {escape_markdown(results['model'])}",
         f"{results['images']:,} images of {_data_name(results)}. {training_sentence(results)}",
         accuracy_table(results),
@@ -48,16 +43,17 @@ def report_markdown(results: Mapping[str, Any], pictures: Mapping[str, str]) -> 
         f"that no class of the group was tested.{_counts_sentence(results)}",
         f"Expected calibration error (ECE): **{percent(results['ece'])} %**, maximum calibration error (MCE): "
         f"**{percent(results['mce'])} %**, over {len(results['reliability'])} bins of equal width.",
-        *(
-            f"## {escape_markdown(heading)}\n\n![{escape_markdown(heading)}]({file})"
-            for heading, file in pictures.items()
-        ),
+        "## Accuracy along the long tail",
+        "![Training images and accuracy of each class](class_frequency.png)",
+        "## Calibration",
+        "![Reliability diagram](reliability.png)",
+        *(f"## {escape_markdown(heading)}\n\n{text}" for heading, text in sections.items()),
         "## Every class",
         _class_table(results),
         "## How it was measured",
         measurement(results),
     ]
-    return "\n\n".join(sections) + "\n"
+    return "\n\n".join(parts) + "\n"
 
 
 def accuracy_table(results: Mapping[str, Any]) -> str:

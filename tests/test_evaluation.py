@@ -1,0 +1,314 @@
+"""Evaluation of saved checkpoints: the numbers are those of a plain pipeline, classes are matched by name."""
+
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+from PIL import Image as PILImage
+from transformers import BeitConfig, BeitForImageClassification, BeitImageProcessor, pipeline
+
+from livt_hf import LivtConfig, LivtMAEForPreTraining, ViTForBalancedClassification, evaluation
+from livt_hf.configuration_livt import LivtMAEConfig, label_names
+from livt_hf.data import normalize
+from livt_hf.evaluation import evaluate_checkpoint, evaluate_model, predict_split, reconstruction_picture
+from livt_hf.metrics import calibration_error
+from livt_hf.report import code_block, escape_markdown, report_markdown, write_report
+
+COUNTS = {"cat": 50, "dog": 10, "emu": 3}
+GROUPS = {"many": 20, "few": 5, "by": "count"}
+TINY = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+
+
+def make_split(names, labels, seed=0):
+    """Random photos of different shapes; the same pixels for the same seed."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for position, label in enumerate(labels):
+        pixels = rng.integers(0, 256, (20 + position, 31, 3), dtype=np.uint8)
+        data = io.BytesIO()
+        PILImage.fromarray(pixels).save(data, "PNG")
+        rows.append({"image": {"bytes": data.getvalue(), "path": None}, "label": label})
+    return Dataset.from_list(rows, features=Features({"image": Image(decode=False), "label": ClassLabel(names=names)}))
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return BeitImageProcessor(
+        size={"shortest_edge": 18},
+        do_center_crop=True,
+        crop_size={"height": 16, "width": 16},
+        do_convert_rgb=True,
+        image_mean=[0.4, 0.5, 0.6],
+        image_std=[0.2, 0.3, 0.4],
+    )
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    model = ViTForBalancedClassification(
+        LivtConfig(
+            **TINY, **label_names(list(COUNTS)), image_size=16, patch_size=4, class_counts=COUNTS, shot_groups=GROUPS
+        )
+    )
+    torch.nn.init.normal_(model.classifier.weight, std=5.0)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def folder(model, processor, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    model.save_pretrained(path)
+    processor.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def split():
+    return make_split(list(COUNTS), [0, 1, 2, 0, 1, 2, 2])
+
+
+def test_numbers_are_those_of_a_plain_pipeline(folder, split, tmp_path):
+    results = evaluate_checkpoint(folder, DatasetDict(test=split), output_dir=tmp_path, batch_size=3)
+    classify = pipeline("image-classification", str(folder))
+    assert type(classify.model) is BeitForImageClassification
+    images = [PILImage.open(io.BytesIO(row["image"]["bytes"])) for row in split]
+    best = [predictions[0] for predictions in classify(images)]
+    names = list(COUNTS)
+    right = [names[row["label"]] == prediction["label"] for row, prediction in zip(split, best, strict=True)]
+    assert 0 < sum(right) < len(right)
+    assert results["accuracy"] == pytest.approx(100 * np.mean(right))
+    expected = calibration_error(
+        split["label"],
+        [names.index(prediction["label"]) for prediction in best],
+        [prediction["score"] for prediction in best],
+    )
+    assert results["ece"] == pytest.approx(expected["ece"], abs=1e-4)
+    assert results["mce"] == pytest.approx(expected["mce"], abs=1e-4)
+
+
+def test_results_have_the_schema(folder, split, tmp_path):
+    results = evaluate_checkpoint(folder, DatasetDict(test=split), output_dir=tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+    schema = {
+        "model",
+        "parameters",
+        "dataset",
+        "loss",
+        "tau",
+        "pretrained",
+        "seed",
+        "accuracy",
+        "many",
+        "medium",
+        "few",
+    }
+    schema |= {"ece", "mce", "groups", "per_class", "command", "versions", "hardware"}
+    assert schema <= set(results)
+    assert results["groups"] == {"definition": GROUPS, "sizes": {"many": 1, "medium": 1, "few": 1}}
+    assert list(results["per_class"]) == list(results["class_counts"]) == list(COUNTS)
+    assert (results["loss"], results["tau"], results["images"]) == ("bal_bce", 1.0, 7)
+    assert results["many"] == results["per_class"]["cat"]
+    for name in ("class_frequency.png", "reliability.png"):
+        with PILImage.open(tmp_path / name) as picture:
+            assert picture.width > 600
+        assert (tmp_path / name).stat().st_size < 60_000
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_classes_are_matched_by_name(model, processor, split):
+    shuffled = ["emu", "cat", "dog"]
+    other = make_split(shuffled, [shuffled.index(list(COUNTS)[label]) for label in split["label"]])
+    expected, results = (evaluate_model(model, images, processor) for images in (split, other))
+    assert results["per_class"] == expected["per_class"]
+    assert results["accuracy"] == expected["accuracy"]
+
+
+def test_different_classes_are_an_error_that_names_them(model, processor):
+    other = make_split(["cat", "dog", "yak"], [0, 1, 2])
+    with pytest.raises(ValueError, match=r"the checkpoint and the data set differ.*'emu'.*'yak'"):
+        evaluate_model(model, other, processor)
+
+
+def test_a_plain_model_takes_its_counts_from_the_train_split(processor, split, tmp_path, capsys):
+    torch.manual_seed(0)
+    config = BeitConfig(**TINY, **label_names(list(COUNTS)), image_size=16, patch_size=4)
+    BeitForImageClassification(config).save_pretrained(tmp_path / "m")
+    processor.save_pretrained(tmp_path / "m")
+    train = make_split(list(COUNTS), [0] * 4 + [1] * 2 + [2])
+    data = DatasetDict(train=train, test=split)
+    results = evaluate_checkpoint(tmp_path / "m", data, output_dir=tmp_path / "out")
+    assert results["class_counts"] == {"cat": 4, "dog": 2, "emu": 1}
+    assert results["loss"] is None
+    assert results["many"] is None
+    assert results["groups"]["definition"] == {"many": 100, "few": 20, "by": "count"}
+    assert "holds no class counts" in capsys.readouterr().out
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "The checkpoint holds no class counts; they are those of the train split" in report
+    with pytest.raises(ValueError, match="no train split to count"):
+        evaluate_checkpoint(tmp_path / "m", DatasetDict(test=split), output_dir=tmp_path / "out")
+
+
+def test_bad_arguments_are_named(folder, split, tmp_path):
+    data = DatasetDict(test=split)
+    with pytest.raises(ValueError, match="no split 'dev'; choose one of test"):
+        evaluate_checkpoint(folder, data, split="dev", output_dir=tmp_path)
+    with pytest.raises(ValueError, match="there is no folder"):
+        evaluate_checkpoint(tmp_path / "missing", data, output_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"holds no config\.json"):
+        evaluate_checkpoint(tmp_path, data, output_dir=tmp_path)
+    with pytest.raises(ValueError, match="mae: .* cannot be loaded as a masked autoencoder: it lacks"):
+        evaluate_checkpoint(folder, data, mae=folder, output_dir=tmp_path)
+
+
+def test_a_damaged_checkpoint_is_one_line(folder, split, tmp_path):
+    shutil.copytree(folder, tmp_path / "m")
+    weights = tmp_path / "m" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="model: .* cannot be loaded as an image classifier") as error:
+        evaluate_checkpoint(tmp_path / "m", DatasetDict(test=split), output_dir=tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_probabilities_are_a_softmax_of_float32_logits():
+    class Half(torch.nn.Module):
+        dtype = torch.bfloat16
+
+        def forward(self, pixel_values):
+            logits = torch.tensor([[2.0, 1.0, -300.0]], dtype=torch.bfloat16)
+            return type("Output", (), {"logits": logits.repeat(len(pixel_values), 1)})
+
+    loader = [{"pixel_values": torch.zeros(2, 3, 4, 4, dtype=torch.uint8), "labels": torch.tensor([0, 2])}]
+    predicted = predict_split(Half(), loader, (0.5,) * 3, (0.5,) * 3)
+    assert predicted["predictions"].tolist() == [0, 0]
+    assert predicted["confidences"] == pytest.approx(1 / (1 + np.exp(-1.0)), rel=1e-6)
+
+
+def test_logits_that_are_not_finite_are_an_error(model, processor, split):
+    broken = ViTForBalancedClassification(model.config)
+    with torch.no_grad():
+        broken.classifier.bias.fill_(float("nan"))
+    with pytest.raises(ValueError, match="not finite"):
+        evaluate_model(broken, split, processor)
+
+
+def test_reconstruction_picture_shows_what_was_hidden(monkeypatch, tmp_path):
+    torch.manual_seed(0)
+    mae = LivtMAEForPreTraining(
+        LivtMAEConfig(
+            **TINY,
+            image_size=16,
+            patch_size=4,
+            decoder_hidden_size=24,
+            decoder_num_hidden_layers=1,
+            decoder_num_attention_heads=2,
+            decoder_intermediate_size=24,
+        )
+    )
+    images = torch.randint(0, 224, (2, 3, 16, 16), dtype=torch.uint8)
+    drawn = {}
+
+    def record(originals, masked, reconstructed, path, titles):
+        drawn.update(originals=originals, masked=masked, reconstructed=reconstructed)
+
+    monkeypatch.setattr(evaluation, "plot_reconstructions", record)
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    reconstruction_picture(mae, images, tmp_path / "x.png", mean, std, seed=3)
+    originals = images.permute(0, 2, 3, 1).numpy()
+    np.testing.assert_array_equal(drawn["originals"], originals)
+    hidden = (drawn["masked"] == evaluation.MASK_GREY).all(axis=-1)  # (B, H, W)
+    patches = hidden.reshape(2, 4, 4, 4, 4).transpose(0, 1, 3, 2, 4).reshape(2, 16, 16)
+    assert (patches.all(-1) | ~patches.any(-1)).all()  # whole patches
+    assert patches.all(-1).sum(-1).tolist() == [12, 12]  # 75 % of 16
+    for shown in (drawn["masked"], drawn["reconstructed"]):
+        np.testing.assert_array_equal(shown[~hidden], originals[~hidden])
+    noise = torch.rand(2, 16, generator=torch.Generator().manual_seed(3))
+    expected, _ = mae.reconstruct(normalize(images, mean, std), noise=noise)
+    pixels = (expected * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)) * 255
+    difference = pixels.clamp(0, 255).permute(0, 2, 3, 1).numpy() - drawn["reconstructed"]
+    assert np.abs(difference).max() <= 0.51
+
+
+def test_a_report_with_reconstructions(folder, split, tmp_path):
+    mae = LivtMAEForPreTraining(
+        LivtMAEConfig(**TINY, image_size=16, patch_size=4, decoder_hidden_size=24, decoder_num_hidden_layers=1)
+    )
+    mae.save_pretrained(tmp_path / "mae")
+    BeitImageProcessor.from_pretrained(folder).save_pretrained(tmp_path / "mae")
+    evaluate_checkpoint(folder, DatasetDict(test=split), mae=tmp_path / "mae", output_dir=tmp_path)
+    report = (tmp_path / "report.md").read_text()
+    assert "![Masked reconstructions](reconstructions.png)" in report
+    assert "75% of the patches are hidden" in report
+    assert "borrowed from the original" in report
+    with PILImage.open(tmp_path / "reconstructions.png") as picture:
+        assert picture.width > 500
+
+
+NAUGHTY = {"a|b": 30, "`<script>alert(1)</script>`\n# big": 10, "😀 [x](http://y) @me": 10, "$math$ _it_ a_b": 2}
+
+
+def naughty_results():
+    return {
+        "model": "out/model",
+        "parameters": 10,
+        "dataset": "../my|images",
+        "split": "test",
+        "images": 4,
+        "loss": "bal_ce",
+        "tau": 1.0,
+        "pretrained": None,
+        "seed": 1,
+        "accuracy": 50.0,
+        "many": None,
+        "medium": 25.0,
+        "few": 100.0,
+        "ece": 12.34,
+        "mce": 40.0,
+        "groups": {"definition": GROUPS, "sizes": {"many": 1, "medium": 2, "few": 1}},
+        "per_class": dict(zip(NAUGHTY, (None, 0.0, 50.0, 100.0), strict=True)),
+        "class_counts": NAUGHTY,
+        "reliability": [{"low": 0.0, "high": 100.0, "count": 4, "accuracy": 50.0, "confidence": 62.34}],
+        "command": "livt evaluate --model ```",
+        "versions": {"livt_hf": "0.1.0"},
+        "hardware": {"device": "cpu", "cpu": "Chip", "cores": 2},
+    }
+
+
+def test_report_tables():
+    report = report_markdown(naughty_results(), {})
+    lines = report.splitlines()
+    start = lines.index("|  | Accuracy (%) | Classes | Definition |")
+    assert lines[start + 2 : start + 6] == [
+        "| All images | **50.0** | 4 |  |",
+        "| Many-shot | – | 1 | more than 20 training images |",
+        "| Medium-shot | 25.0 | 2 | 5 to 20 training images |",
+        "| Few-shot | 100.0 | 1 | fewer than 5 training images |",
+    ]
+    start = lines.index("| Class | Training images | Group | Accuracy (%) |")
+    assert lines[start + 2 : start + 6] == [
+        "| a&#124;b | 30 | many | – |",
+        "| &#96;&#60;script&#62;alert(1)&#60;/script&#62;&#96; &#35; big | 10 | medium | 0.0 |",
+        "| 😀 &#91;x&#93;(http:&#47;&#47;y) &#64;me | 10 | medium | 50.0 |",
+        "| &#36;math&#36; &#95;it&#95; a_b | 2 | few | 100.0 |",
+    ]
+    assert "4 images of ../my&#124;images (test split)." in report
+    assert "Trained from scratch with the loss bal&#95;ce" not in report  # an underscore within a word is harmless
+    assert "Trained from scratch with the loss bal_ce, tau 1." in report
+    assert "````bash\nlivt evaluate --model ```\n````" in report
+
+
+def test_a_report_that_cannot_be_written_as_json_leaves_the_old_one(tmp_path):
+    write_report(naughty_results(), tmp_path)
+    before = (tmp_path / "results.json").read_text()
+    with pytest.raises(ValueError, match="JSON"):
+        write_report({**naughty_results(), "seed": float("nan")}, tmp_path)
+    assert (tmp_path / "results.json").read_text() == before
+
+
+def test_escaped_text_stays_on_one_line_and_in_one_direction():
+    assert escape_markdown("a\r\n\tb\x1b[31m\u202ec\u2028d") == "a b &#91;31m c d"
+    assert code_block("a") == "```bash\na\n```"
