@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
+import PIL.ImageOps
 import torch
 
 from .data import decode_image
@@ -55,8 +57,8 @@ def _predict_batch(
     images, results = [], [{"image": str(path)} for path in paths]
     for result in results:
         try:
-            image = decode_image(result["image"])  # uint8 (3, h, w)
-            images.append(image_processor(image, return_tensors="pt", input_data_format="channels_first").pixel_values)
+            image = _read_image(result["image"])
+            images.append(image_processor(image, return_tensors="pt").pixel_values)
         except ValueError as error:
             result["error"] = str(error)
     if not images:
@@ -72,6 +74,17 @@ def _predict_batch(
                 for score, label in zip(*next(rows), strict=True)
             ]
     return results
+
+
+def _read_image(path: str) -> PIL.Image.Image:
+    """The image as a pipeline reads it, with what its file says about transparency: the processor looks at that."""
+    try:
+        with PIL.Image.open(path) as image:
+            if not image.mode.startswith("I"):
+                return PIL.ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError):
+        pass  # `decode_image` says in one line what is wrong
+    return PIL.Image.fromarray(decode_image(path).permute(1, 2, 0).contiguous().numpy())
 
 
 def format_predictions(result: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from .checkpoints import write_text
 from .prior import ClassPrior
 from .report import accuracy_table, escape_markdown, markdown_table, measurement, percent
 
-TAGS = ["livt", "long-tailed-recognition", "imbalanced-data", "vision", "vit", "masked-image-modeling"]
+TAGS = ["livt", "long-tailed-recognition", "imbalanced-data", "vision", "vit"]
 METRIC_NAMES = {
     "accuracy": "Accuracy (%)",
     "many": "Many-shot accuracy (%)",
@@ -83,7 +83,7 @@ def card_metadata(results: Mapping[str, Any], model_name: str, dataset_id: str |
         license="apache-2.0",
         library_name="transformers",
         pipeline_tag="image-classification",
-        tags=TAGS,
+        tags=TAGS + ["masked-image-modeling"] * bool(results["pretrained"]),
         datasets=[dataset_id] if dataset_id else None,
         metrics=[METRIC_TYPES.get(key, key) for key in measured],
         eval_results=[
@@ -247,7 +247,8 @@ def _data_name(results: Mapping[str, Any]) -> str:
 
 
 def _public_name(name: str) -> str:
-    """The last part of a local path: where files lie on the author's machine is nobody's business."""
+    """On one line, and of a local path the last part: where files lie on the author's machine is nobody's business."""
+    name = " ".join(name.split())
     return Path(name).name if name.startswith((".", "/", "~")) else name
 
 

@@ -1,0 +1,137 @@
+"""`livt predict` and a pipeline that cannot import livt_hf give the same probabilities."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import BeitImageProcessor
+
+from livt_hf import LivtConfig, ViTForBalancedClassification
+from livt_hf.configuration_livt import label_names
+from livt_hf.inference import format_predictions, predict_images, print_predictions
+
+NAMES = ["cat", "dog", "emu", "fox", "gnu", "hen", "bad\x1b[31m\nname"]
+
+PIPELINE = """
+import json, sys
+sys.modules["livt_hf"] = None
+from transformers import pipeline
+print(json.dumps(pipeline("image-classification", sys.argv[1])(sys.argv[2:], top_k=7)))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    counts = {name: 10 * (label + 1) for label, name in enumerate(NAMES)}
+    config = LivtConfig(
+        hidden_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=48,
+        image_size=16,
+        patch_size=4,
+        class_counts=counts,
+        **label_names(NAMES),
+    )
+    model = ViTForBalancedClassification(config)
+    torch.nn.init.normal_(model.classifier.weight, std=3.0)
+    model.save_pretrained(path)
+    BeitImageProcessor(
+        size={"shortest_edge": 18},
+        do_center_crop=True,
+        crop_size={"height": 16, "width": 16},
+        do_convert_rgb=True,
+        image_mean=[0.4, 0.5, 0.6],
+        image_std=[0.2, 0.3, 0.4],
+    ).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """One image of each kind that people have."""
+    path = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    smooth = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((90, 61), Image.Resampling.BICUBIC)
+    transparent = smooth.copy()
+    transparent.putalpha(Image.fromarray(rng.integers(0, 256, (61, 90), dtype=np.uint8)))
+    turned = Image.Exif()
+    turned[0x0112] = 6  # orientation: shown rotated by 90 degrees
+    smooth.save(path / "photo.jpg", quality=90)
+    smooth.save(path / "turned.jpg", exif=turned)
+    smooth.convert("CMYK").save(path / "cmyk.jpg")
+    smooth.convert("L").save(path / "grey.png")
+    smooth.quantize(16).save(path / "palette.png", transparency=3)
+    transparent.save(path / "transparent.png")
+    smooth.resize((3, 5)).save(path / "tiny.png")
+    return sorted(str(file) for file in path.iterdir())
+
+
+def test_scores_are_those_of_a_pipeline_without_this_package(folder, images):
+    result = subprocess.run(
+        [sys.executable, "-c", PIPELINE, str(folder), *images], capture_output=True, text=True, check=True
+    )
+    expected = json.loads(result.stdout.splitlines()[-1])
+    results = list(predict_images(folder, images, top_k=7, batch_size=3))
+    assert [result["image"] for result in results] == images
+    for ours, theirs in zip(results, expected, strict=True):
+        scores = {prediction["label"]: prediction["score"] for prediction in theirs}
+        assert len(ours["predictions"]) == len(scores) == 7
+        for prediction in ours["predictions"]:
+            assert prediction["score"] == pytest.approx(scores[prediction["label"]], abs=1e-5)
+    distinct = {result["predictions"][0]["score"] for result in results}
+    assert len(distinct) == len(images)
+
+
+def test_most_probable_classes_come_first_and_no_more_than_there_are(folder, images):
+    (result,) = predict_images(folder, images[:1], top_k=100)
+    scores = [prediction["score"] for prediction in result["predictions"]]
+    assert scores == sorted(scores, reverse=True)
+    assert len(scores) == 7
+    assert sum(scores) == pytest.approx(1.0)
+    assert len(next(predict_images(folder, images[:1]))["predictions"]) == 5
+
+
+def test_16_bit_grey_is_scaled_as_in_training(folder, tmp_path):
+    grey = np.random.default_rng(0).integers(0, 256, (20, 20), dtype=np.uint8)
+    Image.fromarray(grey).save(tmp_path / "8.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "16.png")
+    eight, sixteen = predict_images(folder, [tmp_path / "8.png", tmp_path / "16.png"])
+    assert eight["predictions"] == sixteen["predictions"]
+
+
+def test_unreadable_images_are_named_and_the_others_go_on(folder, images, tmp_path, capsys):
+    (tmp_path / "broken.jpg").write_bytes(Path(images[2]).read_bytes()[:200])
+    (tmp_path / "text.png").write_text("no image")
+    paths = [tmp_path / "missing.png", images[0], tmp_path / "broken.jpg", tmp_path / "text.png", images[1]]
+    results = list(predict_images(folder, paths, batch_size=4))
+    assert ["error" in result for result in results] == [True, False, True, True, False]
+    assert results[1]["predictions"] == next(predict_images(folder, images[:1]))["predictions"]
+    capsys.readouterr()
+    assert print_predictions(results) == 1
+    output = capsys.readouterr()
+    lines = output.err.splitlines()
+    assert len(lines) == 3
+    assert all(str(path) in line for path, line in zip((paths[0], paths[2], paths[3]), lines, strict=True))
+    assert "no such file" in lines[0]
+    assert str(images[0]) in output.out
+    assert print_predictions(results[1:2]) == 0
+
+
+def test_predictions_on_a_terminal_are_single_harmless_lines():
+    predictions = [{"label": NAMES[-1], "score": 0.9}, {"label": "cat", "score": 0.0512}]
+    text = format_predictions({"image": "a.png", "predictions": predictions})
+    assert text == "a.png\n   90.00 %  bad [31m name\n    5.12 %  cat"
+
+
+@pytest.mark.parametrize("option", ["top_k", "batch_size"])
+def test_numbers_below_one_are_refused(folder, images, option):
+    with pytest.raises(ValueError, match=f"{option}: 0"):
+        list(predict_images(folder, images, **{option: 0}))

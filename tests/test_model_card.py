@@ -1,0 +1,125 @@
+"""The whole text of a rendered card, and the metadata that the Hub reads from it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from livt_hf.model_card import write_model_card
+
+FIXTURE = Path(__file__).parent / "fixtures" / "card.md"
+COUNTS = {
+    "a|b": 120,
+    "`<script>alert(1)</script>`": 77,
+    "new\nline": 50,
+    "emoji 😀": 32,
+    "_under_ a_b": 20,
+    "five": 13,
+    "six": 8,
+    "seven": 5,
+    "eight": 3,
+    "[link](http://x)": 2,
+    "last": 2,
+}
+
+
+@pytest.fixture
+def results():
+    accuracy = [100.0, 97.5, 95.0, 90.0, 80.0, 70.0, 60.0, 50.0, 40.0, None, 35.0]
+    return {
+        "model": "out/livt-digits",
+        "parameters": 1234567,
+        "dataset": "/home/someone/photos of | things",
+        "split": "test",
+        "loss": "bal_bce",
+        "tau": 1.0,
+        "pretrained": "/home/someone/out/mae",
+        "seed": 0,
+        "images": 400,
+        "accuracy": 75.25,
+        "many": 97.5,
+        "medium": None,
+        "few": 51.04,
+        "ece": 8.123,
+        "mce": 21.0,
+        "groups": {
+            "definition": {"many": 40, "few": 14, "by": "count"},
+            "sizes": {"many": 3, "medium": 2, "few": 6},
+        },
+        "per_class": dict(zip(COUNTS, accuracy, strict=True)),
+        "class_counts": COUNTS,
+        "reliability": [{}] * 15,
+        "command": "livt evaluate --model out/livt-digits --dataset digits",
+        "versions": {"livt_hf": "0.1.0", "torch": "2.15.0"},
+        "hardware": {"device": "cpu", "cpu": "Chip", "cores": 2},
+    }
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "livt-digits"
+    folder.mkdir()
+    config = {"image_size": 32, "patch_size": 4, "hidden_size": 96, "num_hidden_layers": 6, "use_mean_pooling": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_whole_card(folder, results):
+    picture = {"Accuracy along the long tail": "![Accuracy along the long tail](class_frequency.png)"}
+    path = write_model_card(folder, results, repo_id="org/livt-digits", sections=picture)
+    assert path == folder / "README.md"
+    assert path.read_text(encoding="utf-8") == FIXTURE.read_text(encoding="utf-8")
+
+
+def test_metadata_for_the_hub(folder, results):
+    card = ModelCard.load(write_model_card(folder, results, dataset_id="org/photos"))
+    assert card.data.pipeline_tag == "image-classification"
+    assert card.data.library_name == "transformers"
+    assert card.data.license == "apache-2.0"
+    assert card.data.datasets == ["org/photos"]
+    measured = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert measured == {
+        "accuracy": 75.25,
+        "many_shot_accuracy": 97.5,
+        "few_shot_accuracy": 51.04,  # the medium-shot group has no tested class: left out
+        "ece": 8.12,
+        "mce": 21.0,
+    }
+    assert {result.dataset_type for result in card.data.eval_results} == {"org/photos"}
+
+
+def test_the_name_is_the_folders_where_there_is_no_repository(folder, results):
+    text = write_model_card(folder, results).read_text()
+    assert "\n# livt-digits\n" in text
+    assert 'pipeline("image-classification", "livt-digits")' in text
+    assert "someone" not in text
+
+
+def test_names_from_data_cannot_change_the_card(folder, results):
+    results["dataset"] = "---\nlicense: mit\n<img src=x>"
+    text = write_model_card(folder, results).read_text()
+    _, header, body = text.split("---\n", 2)
+    assert yaml.safe_load(header)["license"] == "apache-2.0"
+    assert "<script" not in body
+    assert "<img" not in body
+    table = body[body.index("| Class |") :].split("\n\n")[0].splitlines()
+    assert len(table) == 2 + 10
+    assert {line.count("|") for line in table} == {4}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "take every class to be equally likely"),
+        ({"tau": 0.5}, "leans towards the classes that were frequent"),
+        ({"tau": 1.5}, "leans towards the classes that were rare"),
+        ({"loss": "bce"}, "leans towards the classes that were frequent"),
+        ({"loss": "bce"}, "Loss: binary cross-entropy (BCE).\n"),
+        ({"pretrained": None}, "random weights, without masked pretraining"),
+        ({"pretrained": None}, "as a point of comparison for the LiVT method"),
+    ],
+)
+def test_the_text_follows_how_the_model_was_trained(folder, results, changes, expected):
+    assert expected in write_model_card(folder, {**results, **changes}).read_text()
