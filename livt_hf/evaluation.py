@@ -35,6 +35,7 @@ from .modeling_mae import LivtMAEForPreTraining
 from .plots import plot_reconstructions
 from .report import write_report
 
+Statistics = tuple[float, float, float]  # of the pixels in 0 .. 1, per channel
 MASK_GREY = 225  # grey level of hidden patches in pictures
 
 
@@ -68,8 +69,9 @@ def evaluate_checkpoint(
         ValueError: no such model, data set or split, or class names that differ.
     """
     classifier, image_processor = load_classifier(model)
-    name, splits = "a DatasetDict", dataset
-    if not isinstance(dataset, DatasetDict):
+    if isinstance(dataset, DatasetDict):
+        name, splits = "a DatasetDict", dataset
+    else:
         name, splits = str(dataset), data.load_long_tailed(dataset, **data_options)
     if split not in splits:
         raise ValueError(f"split: {name} has no split {split!r}; choose one of {', '.join(splits)}")
@@ -125,9 +127,7 @@ def _load(option: str, model: str | Path, model_class: Any, kind: str) -> tuple[
 def _check_model_folder(option: str, model: str | Path) -> None:
     folder = Path(model)
     if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ValueError(
-            f"{option}: {str(model)!r} holds no config.json; give the folder that holds the trained model"
-        )
+        raise ValueError(f"{option}: {str(model)!r} holds no config.json; give the folder that holds the trained model")
     is_hub_id = isinstance(model, str) and re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", model)
     if not is_hub_id and not folder.is_dir():
         raise ValueError(f"{option}: there is no folder {str(model)!r}")
@@ -153,19 +153,19 @@ class ProcessorTransform:
         return {"pixel_values": batch["pixel_values"][0]}
 
 
-def mean_and_std(image_processor: Any) -> tuple[Sequence[float], Sequence[float]]:
+def mean_and_std(image_processor: Any) -> tuple[Statistics, Statistics]:
     """The statistics that the processor normalises pixels in 0 .. 1 with."""
     if not image_processor.do_normalize:
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    return image_processor.image_mean, image_processor.image_std
+    return tuple(image_processor.image_mean), tuple(image_processor.image_std)
 
 
 @torch.inference_mode()
 def predict_split(
     model: PreTrainedModel,
     loader: Iterable[Mapping[str, Tensor]],
-    mean: Sequence[float],
-    std: Sequence[float],
+    mean: Statistics,
+    std: Statistics,
     device: str | torch.device = "cpu",
 ) -> dict[str, np.ndarray]:
     """Run the model over a split and keep three numbers of each image.
@@ -182,7 +182,7 @@ def predict_split(
     Raises:
         ValueError: a logit is not finite.
     """
-    model = model.to(device).eval()
+    model.to(device).eval()  # type: ignore[arg-type]
     parts: dict[str, list[np.ndarray]] = {"labels": [], "predictions": [], "confidences": []}
     for batch in tqdm(loader, desc="evaluate", unit="batch", disable=None):
         pixel_values = data.normalize(batch["pixel_values"].to(device, non_blocking=True), mean, std)
@@ -223,11 +223,12 @@ def evaluate_model(
         ValueError: the class names of model and data differ.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    names = [model.config.id2label[label] for label in range(model.config.num_labels)]
+    config: Any = model.config
+    names = [config.id2label[label] for label in range(config.num_labels)]
     data_names = split.features["label"].names
     check_same_names(names, data_names, "the checkpoint", "the data set")
-    check_same_names(names, model.config.class_counts, "the checkpoint", "the class counts")
-    counts = {name: int(model.config.class_counts[name]) for name in names}
+    check_same_names(names, config.class_counts, "the checkpoint", "the class counts")
+    counts = {name: int(config.class_counts[name]) for name in names}
 
     images = data.ImageDataset(split, ProcessorTransform(image_processor))
     loader = data.evaluation_loader(images, batch_size, num_workers)
@@ -235,14 +236,14 @@ def evaluate_model(
     label_of = {name: label for label, name in enumerate(names)}
     labels = np.array([label_of[name] for name in data_names])[predicted["labels"]]
     outcome = (labels, predicted["predictions"])
-    accuracy = long_tail_accuracy(*outcome, counts, getattr(model.config, "shot_groups", None))
+    accuracy = long_tail_accuracy(*outcome, counts, getattr(config, "shot_groups", None))
     return {
         "model": None,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "dataset": None,
-        "loss": getattr(model.config, "loss", None),
-        "tau": getattr(model.config, "tau", None),
-        "pretrained": getattr(model.config, "pretrained", None),
+        "loss": getattr(config, "loss", None),
+        "tau": getattr(config, "tau", None),
+        "pretrained": getattr(config, "pretrained", None),
         "seed": None,
         "command": shlex.join(sys.argv),
         **(description or {}),
@@ -292,13 +293,13 @@ def draw_reconstructions(
         ValueError: ``mae`` is no masked autoencoder.
     """
     model, image_processor = _load("mae", mae, LivtMAEForPreTraining, "a masked autoencoder")
-    first_image = {}
+    first_image: dict[str, int] = {}
     for index, label in enumerate(split["label"]):
         first_image.setdefault(split.features["label"].names[label], index)
     by_size = sorted(first_image, key=lambda name: -class_counts[name])
     chosen = [by_size[place] for place in np.unique(np.linspace(0, len(by_size) - 1, columns).round().astype(int))]
     images = data.ImageDataset(split, ProcessorTransform(image_processor))
-    pixel_values = torch.stack([images[first_image[name]]["pixel_values"] for name in chosen])
+    pixel_values = torch.stack([torch.as_tensor(images[first_image[name]]["pixel_values"]) for name in chosen])
     reconstruction_picture(model, pixel_values, path, *mean_and_std(image_processor), titles=chosen)
     caption = f"{model.config.mask_ratio:.0%} of the patches are hidden; classes from the largest to the smallest."
     if model.config.norm_pix_loss:
@@ -314,8 +315,8 @@ def reconstruction_picture(
     mae: LivtMAEForPreTraining,
     images: Tensor,
     path: str | Path,
-    mean: Sequence[float],
-    std: Sequence[float],
+    mean: Statistics,
+    std: Statistics,
     titles: Sequence[str] | None = None,
     seed: int = 0,
 ) -> None:
@@ -327,17 +328,17 @@ def reconstruction_picture(
         titles: one for each image.
     """
     mae = mae.eval()
-    grid = mae.config.image_size // mae.config.patch_size
+    patch_size: Any = mae.config.patch_size
+    grid = mae.config.image_size // patch_size
     noise = torch.rand(len(images), grid * grid, generator=torch.Generator().manual_seed(seed))  # (B, T)
     device = mae.device
     reconstruction, mask = mae.reconstruct(data.normalize(images.to(device), mean, std), noise=noise.to(device))
     hidden = mask.cpu().reshape(-1, 1, grid, grid).bool()  # (B, 1, G, G)
-    hidden = hidden.repeat_interleave(mae.config.patch_size, 2).repeat_interleave(mae.config.patch_size, 3)
+    hidden = hidden.repeat_interleave(patch_size, 2).repeat_interleave(patch_size, 3)  # (B, 1, H, W)
     channels = (1, 3, 1, 1)
     pixels = reconstruction.float().cpu() * torch.tensor(std).view(channels) + torch.tensor(mean).view(channels)
     pixels = pixels.mul(255).round().clamp(0, 255).to(torch.uint8)
-    plot_reconstructions(
-        *(batch.permute(0, 2, 3, 1).numpy() for batch in (images, images.masked_fill(hidden, MASK_GREY), pixels)),
-        path=path,
-        titles=titles,
+    originals, masked, reconstructed = (
+        batch.permute(0, 2, 3, 1).numpy() for batch in (images, images.masked_fill(hidden, MASK_GREY), pixels)
     )
+    plot_reconstructions(originals, masked, reconstructed, path, titles)

@@ -45,7 +45,7 @@ def predict_images(
         if value < 1:
             raise ValueError(f"{option}: {value}; at least 1 is needed")
     classifier, image_processor = load_classifier(model)
-    classifier = classifier.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    classifier.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()  # type: ignore[arg-type]
     for start in range(0, len(paths), batch_size):
         yield from _predict_batch(classifier, image_processor, paths[start : start + batch_size], top_k)
 
@@ -54,7 +54,8 @@ def predict_images(
 def _predict_batch(
     classifier: Any, image_processor: Any, paths: Sequence[str | Path], top_k: int
 ) -> list[dict[str, Any]]:
-    images, results = [], [{"image": str(path)} for path in paths]
+    images: list[torch.Tensor] = []
+    results: list[dict[str, Any]] = [{"image": str(path)} for path in paths]
     for result in results:
         try:
             image = _read_image(result["image"])

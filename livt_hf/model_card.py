@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,10 @@ LOSS_NAMES = {
     "bal_ce": "balanced cross-entropy (Bal-CE)",
     "bal_bce": "balanced binary cross-entropy (Bal-BCE)",
 }
+PICTURES = {  # those that `write_report` draws
+    "class_frequency.png": "Training images and accuracy of each class, largest class first",
+    "reliability.png": "Accuracy against confidence",
+}
 ENDS_SHOWN = 5  # largest and smallest classes in the card
 CITATION = """\
 ```bibtex
@@ -57,11 +61,11 @@ def write_model_card(
     """Write README.md into the folder of a saved model.
 
     Args:
-        model_dir: folder that `save_pretrained` wrote.
+        model_dir: folder that `save_pretrained` wrote; the pictures of `write_report` are shown if they are there.
         results: what `evaluate_model` returned for it.
         repo_id: "org/name" on the Hub, if it is known; the examples then load from there.
         dataset_id: Hub id of the data set, if it has one.
-        sections: further parts, ``{heading: Markdown}``, shown after the results; e.g. pictures or a comparison.
+        sections: further parts, ``{heading: Markdown}``, shown after the results; e.g. a comparison.
 
     Returns:
         The path of README.md.
@@ -70,7 +74,8 @@ def write_model_card(
     config = json.loads((Path(model_dir) / "config.json").read_text(encoding="utf-8"))
     name = repo_id or Path(model_dir).resolve().name
     metadata = card_metadata(results, name.split("/")[-1], dataset_id)
-    body = card_body(results, config, name, sections or {})
+    pictures = [f"![{words}]({file})" for file, words in PICTURES.items() if (Path(model_dir) / file).is_file()]
+    body = card_body(results, config, name, pictures, sections or {})
     write_text(path, str(ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}")))
     return path
 
@@ -101,7 +106,13 @@ def card_metadata(results: Mapping[str, Any], model_name: str, dataset_id: str |
     )
 
 
-def card_body(results: Mapping[str, Any], config: Mapping[str, Any], name: str, sections: Mapping[str, str]) -> str:
+def card_body(
+    results: Mapping[str, Any],
+    config: Mapping[str, Any],
+    name: str,
+    pictures: Sequence[str],
+    sections: Mapping[str, str],
+) -> str:
     """The text below the metadata."""
     parts = [
         f"# {escape_markdown(name.split('/')[-1])}",
@@ -113,6 +124,7 @@ def card_body(results: Mapping[str, Any], config: Mapping[str, Any], name: str, 
         "its classes, each class counting the same; a dash means that no class of the group was tested.",
         f"Calibration, over {len(results['reliability'])} bins of confidence: expected error (ECE) "
         f"**{percent(results['ece'])} %**, maximum error (MCE) **{percent(results['mce'])} %**.",
+        *pictures,
         *(f"## {escape_markdown(heading)}\n\n{text}" for heading, text in sections.items()),
         "## Training data",
         _training_data(results),

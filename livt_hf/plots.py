@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from PIL import Image
 
@@ -180,8 +181,10 @@ def plot_reconstructions(
         titles: a title for each column.
     """
     columns = len(originals)
-    figure = Figure(figsize=(0.4 + 1.25 * columns, 3.95 + 0.25 * bool(titles)), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)  # type: ignore[union-attr]
+    figure = Figure(
+        figsize=(0.4 + 1.25 * columns, 3.95 + 0.25 * bool(titles)),
+        layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01),
+    )
     grid = figure.subplots(3, columns, squeeze=False)
     for row, (name, images) in enumerate(
         (("original", originals), ("masked", masked), ("reconstructed", reconstructed))

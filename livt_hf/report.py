@@ -14,9 +14,7 @@ from .plots import plot_class_frequency, plot_reliability
 from .prior import GROUP_NAMES, ClassPrior
 
 
-def write_report(
-    results: Mapping[str, Any], output_dir: str | Path, sections: Mapping[str, str] | None = None
-) -> None:
+def write_report(results: Mapping[str, Any], output_dir: str | Path, sections: Mapping[str, str] | None = None) -> None:
     """Write results.json, report.md, class_frequency.png and reliability.png.
 
     Args:
