@@ -1,7 +1,7 @@
 """Options of both stages: one dataclass a stage, filled from defaults, a recipe, a YAML file and the command line.
 
-Later ones win: dataclass defaults < ``--recipe NAME`` < ``--config FILE.yaml`` < command line. The defaults are those of
-the paper's ImageNet-LT runs (LiVT Table 6, appendix; `recipes/` names the source of each value of a data set).
+Later ones win: dataclass defaults < ``--recipe NAME`` < ``--config FILE.yaml`` < command line. The defaults are the
+paper's for ImageNet-LT; a recipe names the source of each of its values.
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ class StageArguments:
         """ValueError if one of the named options was not given at all."""
         for name in names:
             if getattr(self, name) is None:
-                raise ValueError(f"{name}: give one with --{name}" + " (or a --recipe that has one)" * (name == "dataset"))
+                raise ValueError(
+                    f"{name}: none was given; name one with --{name}" + " or a --recipe" * (name == "dataset")
+                )
 
     def data_options(self) -> dict[str, Any]:
         """Keyword arguments of `load_long_tailed`, beside the source."""
@@ -129,8 +131,9 @@ class PretrainArguments(StageArguments):
 class FinetuneArguments(StageArguments):
     """Balanced fine-tuning. Defaults: the paper's ImageNet-LT recipe.
 
-    Differs from `transformers.TrainingArguments` in: no gradient clipping (1.0 there), half-cosine schedule per step with
-    layer-wise decay (linear there), AdamW beta 2 of 0.99, and non-finite losses that stop the run (hidden there).
+    Differs from `transformers.TrainingArguments` in: no gradient clipping (1.0 there), half-cosine schedule per step
+    with layer-wise decay (linear there), AdamW beta 2 of 0.99 (0.999 there), weight decay 0.05 (0 there), and
+    non-finite losses that stop the run (hidden there).
     """
 
     pretrained: str = option("none", "Masked autoencoder to start from: a folder, a Hub id, or none.")
@@ -175,7 +178,10 @@ class _Parser(HfArgumentParser):
 
 
 def parse_arguments(
-    stage: type[Arguments], argv: Sequence[str] | None = None, description: str | None = None
+    stage: type[Arguments],
+    argv: Sequence[str] | None = None,
+    prog: str | None = None,
+    description: str | None = None,
 ) -> tuple[Arguments, dict[str, Any]]:
     """Arguments of a stage, and the further `TrainingArguments` that were given (fine-tuning only).
 
@@ -187,6 +193,7 @@ def parse_arguments(
     parser = _Parser(
         stage,
         allow_abbrev=False,
+        prog=prog,
         usage="%(prog)s [--option value ...]",
         description=description,
         epilog=_epilog(accepts_more),
@@ -225,7 +232,8 @@ def _as_options(path: Path, known: list[str]) -> list[str]:
     options = []
     for name, value in values.items():
         if name not in known:
-            raise ValueError(f"config: {str(path)!r} has the unknown option {name!r};{_did_you_mean(name, known)}")
+            near = _did_you_mean(name, known)
+            raise ValueError(f"config: {str(path)!r} has the unknown option {name!r};{near or ' see --help'}")
         if value is None:
             raise ValueError(f"config: {name!r} in {str(path)!r} has no value; give one, or leave the line out")
         options += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]

@@ -118,11 +118,12 @@ class LivtMAEConfig(ViTMAEConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         check_patch_grid(self.image_size, self.patch_size)
-        visible = int((self.image_size // self.patch_size) ** 2 * (1 - self.mask_ratio))
+        patches = (self.image_size // self.patch_size) ** 2
+        visible = max(int(patches * (1 - self.mask_ratio)), 0)
         if not 0.0 < self.mask_ratio < 1.0 or visible < 1:
             raise ValueError(
-                f"mask_ratio: {self.mask_ratio} leaves {max(visible, 0)} of "
-                f"{(self.image_size // self.patch_size) ** 2} patches visible; it must be in (0, 1) and leave at least one"
+                f"mask_ratio: {self.mask_ratio} leaves {visible} of {patches} patches visible; it must be in (0, 1) "
+                "and leave at least one"
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -19,7 +19,16 @@ from accelerate.utils import gather_object, set_seed
 from datasets import Dataset, DatasetDict
 from torch import Tensor, nn
 from torch.utils.data import Subset
-from transformers import AutoConfig, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from tqdm.auto import tqdm
+from transformers import (
+    AutoConfig,
+    PreTrainedModel,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from .arguments import FinetuneArguments
 from .checkpoints import (
@@ -183,10 +192,10 @@ def finetune(args: FinetuneArguments, more: dict[str, Any] | None = None) -> dic
 class BalancedTrainer(Trainer):
     """A `transformers.Trainer` for balanced fine-tuning.
 
-    Differs from it in: layer-wise learning-rate decay and the paper's schedule; images and their augmentation that depend
-    on seed, epoch and index alone, so that runs resume exactly and do not depend on the number of processes; mixup of the
-    global batch; checkpoints that are complete or not there; weights restored completely; accuracies of the many-,
-    medium- and few-shot classes as evaluation; a non-finite loss stops the run.
+    Differs from it in: layer-wise learning-rate decay and the paper's schedule; images and their augmentation that
+    depend on seed, epoch and index alone, so that runs resume exactly and do not depend on the number of processes;
+    mixup of the global batch; checkpoints that are complete or not there; weights restored completely; accuracies of
+    the many-, medium- and few-shot classes as evaluation; a non-finite loss stops the run.
 
     Args:
         model: an image classifier whose ``forward(pixel_values, labels)`` returns the loss for soft labels; its config
@@ -228,7 +237,11 @@ class BalancedTrainer(Trainer):
         self._metrics_log: MetricsLog | None = None
         self._staging: Path | None = None
         self._stop = StopSignal()
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
         self.add_callback(_StepCallback(self))
+        if not args.disable_tqdm:
+            self.add_callback(_ProgressBar)
 
     # Data
 
@@ -257,7 +270,8 @@ class BalancedTrainer(Trainer):
         inputs = super()._prepare_inputs(inputs)
         if "erase_box" not in inputs:
             return inputs
-        pixels = erase(normalize(inputs["pixel_values"], self.mean, self.std), inputs["erase_box"], inputs["erase_seed"])
+        pixels = normalize(inputs["pixel_values"], self.mean, self.std)
+        pixels = erase(pixels, inputs["erase_box"], inputs["erase_seed"])
         labels = inputs["labels"]
         if self.mixup is not None:
             pixels, labels = self.mixup(pixels, labels, self.state.global_step)
@@ -415,6 +429,33 @@ class _StepCallback(TrainerCallback):
             return None
         told = torch.tensor([float(received is not None)], device=accelerator.device)
         return (received or "a signal") if accelerator.reduce(told, "sum").item() else None
+
+
+class _ProgressBar(TrainerCallback):
+    """One line: steps, time left, the last logged loss and learning rate, the last validation accuracies."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.shown: dict[str, str] = {}
+        self.bar = tqdm(
+            total=state.max_steps,
+            initial=state.global_step,
+            disable=not state.is_world_process_zero,
+            desc="fine-tuning",
+            unit="step",
+        )
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        formats = {"loss": ".3f", "learning_rate": ".2e", "eval_accuracy": ".1f", "eval_few": ".1f"}
+        shown = {name: format(logs[name], form) for name, form in formats.items() if name in logs}
+        self.shown |= {name.replace("learning_rate", "lr"): value for name, value in shown.items()}
+        if hasattr(self, "bar"):
+            self.bar.set_postfix(self.shown, refresh=False)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.close()
 
 
 class _EpochLoader:

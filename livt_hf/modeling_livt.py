@@ -33,9 +33,16 @@ from .prior import ClassPrior
 
 # What both architectures mean by the same names.
 _SHARED_CONFIG = (
-    "hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act layer_norm_eps "
-    "image_size patch_size num_channels"
-).split()
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "layer_norm_eps",
+    "image_size",
+    "patch_size",
+    "num_channels",
+)
 CLASSIFIER_STD = 2e-5  # official main_finetune.py: trunc_normal_(model.head.weight, std=2e-5)
 NO_KEY_BIAS = "a key bias adds the same number to every logit of a softmax row: it changes nothing"
 NO_ENCODER_NORM = "the pooled features get a LayerNorm of their own, as the official classifier has it"
@@ -68,11 +75,11 @@ class ViTForBalancedClassification(BeitForImageClassification):
         Args:
             mae: a `ViTMAEModel`, a `ViTMAEForPreTraining` (ours included), or a path or Hub id of either.
             class_counts: training images of each class, by name, in label order.
-            config_overrides: fields of `LivtConfig`, e.g. ``loss``, ``tau``, ``drop_path_rate``, ``image_size`` (position
-                embeddings are interpolated to it), ``use_mean_pooling=False``.
+            config_overrides: fields of `LivtConfig`, e.g. ``loss``, ``tau``, ``drop_path_rate``, ``image_size``
+                (position embeddings are interpolated to it), ``use_mean_pooling=False``.
 
         Raises:
-            ValueError: not a masked autoencoder, unusable counts, an image size that is not a multiple of the patch size.
+            ValueError: not a masked autoencoder, unusable counts, an image size that is no multiple of the patch size.
         """
         if isinstance(mae, str | Path):
             config_overrides = {"pretrained": str(mae), **config_overrides}
@@ -87,8 +94,8 @@ class ViTForBalancedClassification(BeitForImageClassification):
         )
         if config.patch_size != encoder.config.patch_size:
             raise ValueError(
-                f"patch_size: the pretrained encoder has {encoder.config.patch_size}, {config.patch_size} was asked for; "
-                "leave it out, or pretrain with the other size"
+                f"patch_size: {config.patch_size} was asked for, but the pretrained encoder has "
+                f"{encoder.config.patch_size}; leave it out, or pretrain with the other size"
             )
         model = cls(config)
         weights, _ = map_encoder(encoder.state_dict(), model.beit)
@@ -130,7 +137,7 @@ class ViTForBalancedClassification(BeitForImageClassification):
         Raises:
             ValueError: labels are given, but the config holds no class counts.
         """
-        # transformers picks its own loss by class name, and for a class it does not know the wrong one: ours stays here.
+        # transformers picks its own loss by class name, and for one it does not know a wrong loss: labels stay here.
         outputs = super().forward(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
         if labels is not None:
             outputs.loss = self.training_loss()(outputs.logits, labels)
@@ -168,7 +175,7 @@ def config_for_classes(class_counts: Mapping[str, int]) -> dict[str, Any]:
 def map_encoder(source: Mapping[str, Tensor], beit: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Weights of a `ViTMAEModel` for a `BeitModel`, and why each tensor that is not used is dropped.
 
-    Every tensor of the source is in one of the two. What the target has beyond them (the LayerNorm after pooling) is new.
+    Every tensor of the source is in one of the two. What else the target has (the LayerNorm after pooling) is new.
     """
     target = beit.state_dict()
     weights, dropped = {}, {}
@@ -180,13 +187,14 @@ def map_encoder(source: Mapping[str, Tensor], beit: nn.Module) -> tuple[dict[str
         elif name == "embeddings.position_embeddings":
             weights[name] = interpolate_position_embeddings(tensor, target[name].shape[1] - 1)
         else:
-            assert name in target and target[name].shape == tensor.shape, f"no place for {name} {tuple(tensor.shape)}"
+            assert name in target, f"no place for {name}"
+            assert target[name].shape == tensor.shape, f"{name}: {tuple(tensor.shape)}, {tuple(target[name].shape)}"
             weights[name] = tensor
     return weights, dropped
 
 
 def interpolate_position_embeddings(position_embeddings: Tensor, num_patches: int) -> Tensor:
-    """Position embeddings (1, 1 + T, D) of a square grid, resized bicubically in 2-d to ``num_patches``; CLS is kept."""
+    """Position embeddings (1, 1 + T, D) of a square grid, resized bicubically to ``num_patches``; CLS is kept."""
     old_grid, new_grid = _side(position_embeddings.shape[1] - 1), _side(num_patches)
     if old_grid == new_grid:
         return position_embeddings

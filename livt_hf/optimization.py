@@ -1,7 +1,7 @@
 """Parameter groups with layer-wise learning-rate decay, and the warm-up + cosine schedule.
 
 Official counterparts: `util/lr_decay.py` (fine-tuning), timm's `add_weight_decay` (pretraining), `util/lr_sched.py`.
-No architecture is known here: a model says by `no_weight_decay()`, `layer_id(name)` and `num_layer_ids()` what it needs.
+No architecture is known here: a model declares `no_weight_decay()`, `layer_id(name)` and `num_layer_ids()`.
 """
 
 from __future__ import annotations

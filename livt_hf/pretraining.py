@@ -1,7 +1,7 @@
 """Masked generative pretraining (MGP; LiVT Algorithm 1, lines 1 to 9): the training loop, on Accelerate.
 
-Labels are never read. What a step sees is a function of the seed and the step alone (see `data/loading.py`), so a run can
-be interrupted anywhere and continued, also with another number of processes at the same global batch.
+Labels are never read. What a step sees is a function of the seed and the step alone (see `data/loading.py`), so a run
+can be interrupted anywhere and continued, also with another number of processes at the same global batch.
 """
 
 from __future__ import annotations
@@ -94,9 +94,7 @@ def pretrain(args: PretrainArguments) -> Path | None:
     model.to(accelerator.device)
     optimizer = adamw(parameter_groups(model, args.weight_decay), peak_lr, tuple(args.betas))
     model, optimizer = accelerator.prepare(model, optimizer)
-    scheduler = warmup_cosine(
-        optimizer.optimizer, batches.steps_per_epoch, peak_lr, args.min_lr, warmup_epochs, epochs
-    )
+    scheduler = warmup_cosine(optimizer.optimizer, batches.steps_per_epoch, peak_lr, args.min_lr, warmup_epochs, epochs)
     run = _Run(accelerator, model, optimizer, scheduler, args, output_dir)
     if checkpoint is not None:
         run.load(checkpoint)
@@ -283,11 +281,23 @@ def run_record(args: StageArguments, steps: int) -> dict[str, Any]:
     return {"steps": steps, "arguments": dataclasses.asdict(args), "versions": versions}
 
 
+_FREE = {
+    "resume",
+    "output_dir",
+    "recipe",
+    "config",
+    "num_workers",
+    "max_bad_images",
+    "save_every",
+    "save_total_limit",
+    "logging_steps",
+}
+
+
 def changed_arguments(before: dict[str, Any], args: StageArguments) -> list[str]:
     """A line for each option whose value differs, those that cannot change the result left out."""
-    free = {"resume", "output_dir", "recipe", "config", "num_workers", "save_every", "save_total_limit", "logging_steps"}
     now = dataclasses.asdict(args)
-    names = [name for name in now if name not in free and before.get(name) != now[name]]
+    names = [name for name in now if name not in _FREE and before.get(name) != now[name]]
     return [f"{name}: {before.get(name)} -> {now[name]}" for name in names]
 
 

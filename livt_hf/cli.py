@@ -1,0 +1,161 @@
+"""The `livt` command. Each subcommand imports what it needs when it runs, so that `livt --help` is immediate."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (see `{self.prog} --help`)")
+
+
+def run_quickstart(argv: list[str]) -> int:
+    """the whole method on scikit-learn's digits, in minutes on a CPU"""
+    parser = _Parser(prog="livt quickstart", description=run_quickstart.__doc__, allow_abbrev=False)
+    parser.add_argument("--output_dir", required=True, help="new folder for the report, pictures and the model")
+    args = parser.parse_args(argv)
+    from .quickstart import quickstart
+
+    return 0 if quickstart(Path(args.output_dir)) else 1
+
+
+def run_pretrain(argv: list[str]) -> int:
+    """masked generative pretraining (stage 1; = scripts/run_mae.py)"""
+    from .arguments import PretrainArguments, parse_arguments
+    from .pretraining import pretrain
+
+    args, _ = parse_arguments(PretrainArguments, argv, prog="livt pretrain", description=run_pretrain.__doc__)
+    pretrain(args)
+    return 0
+
+
+def run_finetune(argv: list[str]) -> int:
+    """balanced fine-tuning and evaluation (stage 2; = scripts/run_finetune.py)"""
+    from .arguments import FinetuneArguments, parse_arguments
+    from .finetuning import finetune
+
+    args, more = parse_arguments(FinetuneArguments, argv, prog="livt finetune", description=run_finetune.__doc__)
+    results = finetune(args, more)
+    if results is not None and int(os.environ.get("RANK", 0)) == 0:
+        from .report import accuracy_table
+
+        print(accuracy_table(results))
+    return 0
+
+
+def run_evaluate(argv: list[str]) -> int:
+    """accuracy of head and tail, calibration, report and pictures of a trained model"""
+    parser = _Parser(prog="livt evaluate", description=run_evaluate.__doc__, allow_abbrev=False)
+    parser.add_argument("--model", required=True, help="folder or Hub id of the classifier")
+    parser.add_argument("--dataset", required=True, help="data set, as for `livt finetune`")
+    parser.add_argument("--split", default="test", help="split to evaluate on (default: %(default)s)")
+    parser.add_argument("--output_dir", help="where the report goes (default: MODEL/evaluation, or ./evaluation)")
+    parser.add_argument("--mae", help="pretrained autoencoder whose reconstructions the report shows")
+    parser.add_argument("--data_dir", help="folder that holds the images")
+    parser.add_argument("--image_column", help="column with the images")
+    parser.add_argument("--label_column", help="column with the labels")
+    parser.add_argument("--batch_size", type=int, default=64, help="images at a time (default: %(default)s)")
+    parser.add_argument("--num_workers", type=int, default=4, help="data loading processes (default: %(default)s)")
+    parser.add_argument("--device", help="e.g. cpu or cuda:1 (default: the GPU if there is one)")
+    args = parser.parse_args(argv)
+    from .evaluation import evaluate_checkpoint
+    from .report import accuracy_table, percent
+
+    output_dir = args.output_dir or (Path(args.model) if Path(args.model).is_dir() else Path()) / "evaluation"
+    results = evaluate_checkpoint(
+        args.model,
+        args.dataset,
+        output_dir=output_dir,
+        split=args.split,
+        mae=args.mae,
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+        device=args.device,
+        data_dir=args.data_dir,
+        image_column=args.image_column,
+        label_column=args.label_column,
+    )
+    print(accuracy_table(results))
+    print(f"ECE {percent(results['ece'])} %, MCE {percent(results['mce'])} %; the report is {output_dir}/report.md")
+    return 0
+
+
+def run_predict(argv: list[str]) -> int:
+    """the most probable classes of images"""
+    parser = _Parser(prog="livt predict", description=run_predict.__doc__, allow_abbrev=False)
+    parser.add_argument("--model", required=True, help="folder or Hub id of the classifier")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+    parser.add_argument("--top_k", type=int, default=5, help="classes to print (default: %(default)s)")
+    parser.add_argument("--batch_size", type=int, default=16, help="images at a time (default: %(default)s)")
+    parser.add_argument("--device", help="e.g. cpu or cuda:1 (default: the GPU if there is one)")
+    args = parser.parse_args(argv)
+    from .inference import predict_images, print_predictions
+
+    return print_predictions(predict_images(args.model, args.images, args.top_k, args.batch_size, args.device))
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "quickstart": run_quickstart,
+    "pretrain": run_pretrain,
+    "finetune": run_finetune,
+    "evaluate": run_evaluate,
+    "predict": run_predict,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `livt`. What the user can mend is one line on stderr and exit status 2."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: livt COMMAND [--option value ...]\n\ncommands:")
+        for name, command in COMMANDS.items():
+            print(f"  {name:<11}{command.__doc__}")
+        print("\nlivt COMMAND --help lists the options of a command.")
+        return 0
+    if argv[0] == "--version":
+        from . import __version__
+
+        print(f"livt_hf {__version__}")
+        return 0
+    if argv[0] not in COMMANDS:
+        near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(COMMANDS)}"
+        print(f"error: livt: unknown command {argv[0]!r}; {hint}", file=sys.stderr)
+        return 2
+    return run(COMMANDS[argv[0]], argv[1:])
+
+
+def run(command: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> int:
+    """Run one command; the scripts use this too."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # one for every file read or written would run through the one that matters
+    try:
+        return command(list(sys.argv[1:] if argv is None else argv))
+    except ValueError as error:
+        if not _raised_here(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether the package itself raised the error on purpose; one from deep inside a library keeps its traceback."""
+    frames = traceback.extract_tb(error.__traceback__)
+    package = Path(__file__).parent
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(package)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,9 @@
+#!/usr/bin/env python
+"""Stage 1, masked generative pretraining: `accelerate launch scripts/run_mae.py --recipe digits --output_dir OUT`."""
+
+import sys
+
+from livt_hf.cli import run, run_pretrain
+
+if __name__ == "__main__":
+    sys.exit(run(run_pretrain))
