@@ -39,6 +39,15 @@ class LivtMAEForPreTraining(ViTMAEForPreTraining):
             config = LivtMAEConfig.from_dict(config.to_dict())
         super().__init__(config)
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As upstream, but the fixed position embeddings stay fixed: loading makes every tensor trainable."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.vit.embeddings.position_embeddings.requires_grad_(False)
+        model.decoder.decoder_pos_embed.requires_grad_(False)
+        return loaded
+
     @torch.no_grad()
     def initialize_weights(self) -> None:
         # Upstream lets the encoder, a model of its own, follow its own rules. Loaded tensors are left alone by `init`.
