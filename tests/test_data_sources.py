@@ -249,9 +249,7 @@ def test_several_label_columns_need_a_choice_unless_one_is_called_label(tmp_path
     features = {"image": Image(), "fine_label": ClassLabel(names=["a", "b"]), "coarse_label": ClassLabel(names=["c"])}
     columns = {"image": IMAGES, "fine_label": [0, 1, 1], "coarse_label": [0, 0, 0]}
     write_parquet(tmp_path / "train-0.parquet", columns, features)
-    with pytest.raises(
-        ValueError, match="which of fine_label, coarse_label is the label. Name it with --label_column"
-    ):
+    with pytest.raises(ValueError, match="which of fine_label, coarse_label is the label. Name it with --label_column"):
         load_long_tailed(tmp_path)
     assert class_counts(load_long_tailed(tmp_path, label_column="fine_label")) == {"a": 1, "b": 2}
 

@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
-from torch.utils.data import DataLoader
+from numpy.random import mtrand
+from torch.utils.data import DataLoader, default_collate, get_worker_info
 
 from .decoding import decode_image
+from .rows import Rows
 
 ORDER_STREAM = 1  # keeps the order's draws apart from others of the same seed
-Key = int | tuple[int, int]
 
 
 class BadImageError(ValueError):
@@ -54,7 +55,7 @@ class ImageDataset(torch.utils.data.Dataset):
         max_bad_images: int = 100,
         bad_images_log: str | Path | None = None,
     ):
-        self.dataset = dataset
+        self.rows = Rows(dataset)
         self.transform = transform
         self.seed = seed
         self.max_bad_images = max_bad_images
@@ -62,25 +63,28 @@ class ImageDataset(torch.utils.data.Dataset):
         self.is_bad = torch.zeros(len(dataset), dtype=torch.uint8).share_memory_()  # (N,), one for all workers
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.rows)
 
     @property
     def num_bad_images(self) -> int:
         """Different bad images met so far, by all workers of this process."""
         return int(self.is_bad.sum())
 
-    def __getitem__(self, key: Key) -> dict[str, torch.Tensor | int]:
-        training = isinstance(key, tuple)
-        epoch, index = key if training else (0, key)
-        image, label, source = self._readable_image(index) if training else self._read(index)
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, torch.Tensor | int]:
+        if isinstance(key, tuple):
+            epoch, index = key
+            image, label, source = self._readable_image(index)
+        else:
+            epoch, index = 0, key
+            image, label, source = self._read(index)
         with seeded(sample_seed(self.seed, epoch, index)):
             sample = self.transform(image)
         return {**sample, "labels": label, "index": source}
 
     def _read(self, index: int) -> tuple[torch.Tensor, int, int]:
-        row = self.dataset[index]
+        image, label = self.rows[index]
         try:
-            return decode_image(row["image"], name=f"row {index}"), row["label"], index
+            return decode_image(image, name=f"row {index}"), label, index
         except ValueError as error:
             raise BadImageError(str(error)) from error
 
@@ -126,19 +130,25 @@ _NUMPY_GENERATOR = np.random.MT19937()  # stands in for numpy's global one: swap
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the global CPU generators of torch, `random` and numpy for a while. About 25 microseconds."""
-    torch_state, python_state = torch.get_rng_state(), random.getstate()
-    numpy_generator = np.random.get_bit_generator()
-    np.random.set_bit_generator(_NUMPY_GENERATOR)
+    """Seed the global CPU generators of torch, `random` and numpy for a while. About 25 microseconds.
+
+    In a worker process, where nothing else draws, they are left seeded, which takes 8.
+    """
+    in_worker = get_worker_info() is not None
+    if not in_worker:
+        torch_state, python_state = torch.get_rng_state(), random.getstate()
+        numpy_generator = mtrand.get_bit_generator()
+        mtrand.set_bit_generator(_NUMPY_GENERATOR)
     try:
         torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which would also seed the accelerators
         random.seed(seed)
         np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002  timm's RandAugment draws from the global generator
         yield
     finally:
-        torch.set_rng_state(torch_state)
-        random.setstate(python_state)
-        np.random.set_bit_generator(numpy_generator)
+        if not in_worker:
+            torch.set_rng_state(torch_state)
+            random.setstate(python_state)
+            mtrand.set_bit_generator(numpy_generator)
 
 
 class TrainingBatches:
@@ -211,6 +221,13 @@ def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.RandomState(bits).permutation(num_samples)  # noqa: NPY002
 
 
+def collate(samples: list[dict]) -> dict[str, torch.Tensor]:
+    """Stack a batch; the pixels (B, 3, S, S) stay channels last in memory, which is a plain copy."""
+    batch = default_collate([{**sample, "pixel_values": sample["pixel_values"].permute(1, 2, 0)} for sample in samples])
+    batch["pixel_values"] = batch["pixel_values"].permute(0, 3, 1, 2)  # (B, S, S, 3) -> (B, 3, S, S)
+    return batch
+
+
 def training_loader(
     dataset: ImageDataset, batches: TrainingBatches, num_workers: int, pin_memory: bool = False
 ) -> DataLoader:
@@ -220,15 +237,19 @@ def training_loader(
         batch_sampler=batches,
         num_workers=num_workers,
         pin_memory=pin_memory,
+        collate_fn=collate,
         prefetch_factor=4 if num_workers else None,
         generator=torch.Generator(),  # otherwise starting the workers draws from the training's generator
     )
 
 
-def evaluation_loader(
-    dataset: ImageDataset, batch_size: int, num_workers: int, pin_memory: bool = False
-) -> DataLoader:
+def evaluation_loader(dataset: ImageDataset, batch_size: int, num_workers: int, pin_memory: bool = False) -> DataLoader:
     """All images once, in their order; the last batch may be smaller."""
     return DataLoader(
-        dataset, batch_size=batch_size, num_workers=num_workers, pin_memory=pin_memory, generator=torch.Generator()
+        dataset,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        collate_fn=collate,
+        generator=torch.Generator(),
     )

@@ -48,7 +48,7 @@ def long_tailed_indices(
     ranks = np.arange(num_classes)
     if order == "frequency":
         ranks[np.argsort(-sizes, kind="stable")] = np.arange(num_classes)
-    wanted = [_images_kept(int(sizes.max()), rank, num_classes, imbalance_factor, profile) for rank in ranks]
+    wanted = [_images_kept(int(sizes.max()), rank, num_classes, imbalance_factor, profile) for rank in ranks.tolist()]
     if min(wanted) < 1:
         raise ValueError(
             f"imbalance_factor={imbalance_factor} leaves the smallest class without an image: the largest class has "

@@ -1,14 +1,14 @@
 """What happens to an image between decoding and the model: uint8 (3, H, W) -> a dict of tensors.
 
-Crops stay in uint8; `normalize` and `erase` run on batches on the model's device. Random numbers come from the global
-generators of `random`, numpy (inside RandAugment) and torch, which `ImageDataset` seeds for every sample.
+Crops stay in uint8 and channels last in memory; `normalize` and `erase` run on batches on the model's device. Random
+numbers come from the global generators of `random`, numpy (inside RandAugment) and torch, which `ImageDataset` seeds
+for every sample.
 
 Legend: B batch, S image size, H x W size of the decoded image.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 import random
 from collections.abc import Sequence
@@ -17,8 +17,9 @@ import numpy as np
 import PIL.Image
 import torch
 import torch.nn.functional as F
-from timm.data.auto_augment import AugmentOp, RandAugment, rand_augment_transform
 from transformers import BeitImageProcessor
+
+from .rand_augment import build_rand_augment
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -39,7 +40,7 @@ class PretrainTransform:
     def __call__(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         image = random_resized_crop(image, self.image_size, self.min_crop_scale)
         return {
-            "pixel_values": random_flip(image, self.horizontal_flip).contiguous(),
+            "pixel_values": random_flip(image, self.horizontal_flip),
             "noise": torch.rand(self.num_patches),
         }
 
@@ -75,12 +76,10 @@ class FinetuneTransform:
         image = random_resized_crop(image, self.image_size, self.min_crop_scale)
         image = random_flip(image, self.horizontal_flip)
         if self.rand_augment is not None:
-            augmented = self.rand_augment(
-                PIL.Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-            )  # (S, S, 3)
+            augmented = self.rand_augment(PIL.Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()))  # (S, S, 3)
             image = torch.from_numpy(np.array(augmented)).permute(2, 0, 1)  # (3, S, S)
         return {
-            "pixel_values": image.contiguous(),
+            "pixel_values": image,
             "erase_box": torch.tensor(random_erase_box(self.image_size, self.random_erasing)),
             "erase_seed": torch.tensor(random.getrandbits(62)),
         }
@@ -104,7 +103,7 @@ class EvalTransform:
         image = _resize(image, *(scale if height <= width else scale[::-1]))
         top, left = (image.shape[-2] - self.image_size) // 2, (image.shape[-1] - self.image_size) // 2
         image = image[:, top : top + self.image_size, left : left + self.image_size]
-        return {"pixel_values": image.contiguous()}
+        return {"pixel_values": image}
 
 
 def image_processor(
@@ -154,36 +153,11 @@ def random_flip(image: torch.Tensor, probability: float) -> torch.Tensor:
 
 
 def _resize(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Bicubic with antialiasing, in uint8."""
+    """Bicubic with antialiasing, in uint8; channels last in memory, as decoders and PIL have it."""
     if image.shape[-2:] == (height, width):
         return image
-    return F.interpolate(image[None], size=(height, width), mode="bicubic", antialias=True)[0]
-
-
-def build_rand_augment(description: str, image_size: int, mean: tuple[float, float, float]) -> RandAugment:
-    """timm's RandAugment as timm's own training transform configures it, for any Pillow."""
-    options = {
-        "translate_const": int(image_size * 0.45),
-        "img_mean": tuple(min(255, round(255 * value)) for value in mean),
-        "interpolation": PIL.Image.Resampling.BICUBIC,
-    }
-    try:
-        augment = rand_augment_transform(description, options)
-    except (AssertionError, ValueError) as error:
-        raise ValueError(f"rand_augment={description!r} is not a description like 'rand-m9-mstd0.5-inc1'") from error
-    for op in augment.ops:
-        if op.name.startswith("Posterize"):
-            _keep_at_least_one_bit(op)
-    return augment
-
-
-def _keep_at_least_one_bit(op: AugmentOp) -> None:
-    """timm asks posterize for 0 bits in about 1 of 1,000 draws, which Pillow 13 refuses."""
-    op.level_fn = functools.partial(_at_least_one, op.level_fn)
-
-
-def _at_least_one(level_fn, level: float, options: dict) -> tuple[int]:
-    return (max(1, level_fn(level, options)[0]),)
+    channels_last = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)  # (1, 3, H, W); the strides tell the kernel
+    return F.interpolate(channels_last, size=(height, width), mode="bicubic", antialias=True)[0]
 
 
 def random_erase_box(size: int, probability: float) -> tuple[int, int, int, int]:
@@ -204,7 +178,7 @@ def normalize(
     """uint8 (B, 3, H, W) -> float32 of zero mean and unit variance, on the tensor's device."""
     scaled_mean = torch.tensor(mean, device=pixel_values.device).mul(255).view(3, 1, 1)
     scaled_std = torch.tensor(std, device=pixel_values.device).mul(255).view(3, 1, 1)
-    return pixel_values.to(torch.float32).sub_(scaled_mean).div_(scaled_std)
+    return pixel_values.contiguous().to(torch.float32).sub_(scaled_mean).div_(scaled_std)
 
 
 def erase(pixels: torch.Tensor, erase_box: torch.Tensor, erase_seed: torch.Tensor) -> torch.Tensor:
