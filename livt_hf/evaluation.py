@@ -160,7 +160,7 @@ def mean_and_std(image_processor: Any) -> tuple[Statistics, Statistics]:
     return tuple(image_processor.image_mean), tuple(image_processor.image_std)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: a model that goes on training would keep inference tensors
 def predict_split(
     model: PreTrainedModel,
     loader: Iterable[Mapping[str, Tensor]],

@@ -1,0 +1,317 @@
+"""Balanced fine-tuning: the gradients of the recipe, exact resume, native output."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModelForImageClassification, TrainingArguments
+
+from livt_hf import BalancedTrainer, LivtConfig, LivtMAEForPreTraining, ViTForBalancedClassification
+from livt_hf.arguments import FinetuneArguments
+from livt_hf.configuration_livt import LivtMAEConfig
+from livt_hf.data import (
+    EvalTransform,
+    FinetuneTransform,
+    ImageDataset,
+    Mixup,
+    TrainingBatches,
+    class_counts,
+    erase,
+    load_long_tailed,
+    normalize,
+    training_loader,
+)
+from livt_hf.finetuning import finetune
+from livt_hf.modeling_livt import config_for_classes
+from livt_hf.optimization import adamw, learning_rate, parameter_groups
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+TINY = {
+    **SIZES,
+    "dataset": "digits",
+    "image_size": 8,
+    "patch_size": 2,
+    "batch_size": 32,
+    "max_steps": 24,
+    "epochs": 100,
+    "warmup_epochs": 10,
+    "base_lr": 4e-3,
+    "num_workers": 0,
+    "save_every": 8,
+    "logging_steps": 5,
+    "drop_path": 0.3,
+    "crop_ratio": 1.0,
+}
+QUIET = {"disable_tqdm": True}
+
+
+def arguments(output_dir: Path, **changed) -> FinetuneArguments:
+    return FinetuneArguments(**{**TINY, "output_dir": str(output_dir), **changed})
+
+
+def log_lines(output_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    one, two = load_file(first / "model.safetensors"), load_file(second / "model.safetensors")
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def mae_dir(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("mae")
+    torch.manual_seed(1)
+    config = LivtMAEConfig(
+        **SIZES,
+        intermediate_size=128,
+        image_size=8,
+        patch_size=2,
+        decoder_hidden_size=16,
+        decoder_num_hidden_layers=1,
+        decoder_num_attention_heads=2,
+        decoder_intermediate_size=64,
+    )
+    LivtMAEForPreTraining(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, mae_dir) -> Path:
+    folder = tmp_path_factory.mktemp("finetune") / "whole"
+    results = finetune(arguments(folder, pretrained=str(mae_dir)), QUIET)
+    assert json.loads((folder / "results.json").read_text())["accuracy"] == results["accuracy"]
+    return folder
+
+
+def test_the_output_folder_is_a_model_that_plain_transformers_loads(finished, mae_dir):
+    model = AutoModelForImageClassification.from_pretrained(finished)
+    assert type(model).__name__ == "BeitForImageClassification"
+    assert model.config.id2label == {label: str(label) for label in range(10)}
+    assert model.config.class_counts == class_counts(load_long_tailed("digits")["train"])
+    assert model.config.pretrained == str(mae_dir)
+    processor = AutoImageProcessor.from_pretrained(finished)
+    assert processor.size.shortest_edge == 8
+    names = {path.name for path in finished.iterdir()}
+    assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "results.json"} <= names
+    assert not any(path.name == "training_args.bin" for path in finished.rglob("*"))
+
+
+def test_the_results_have_the_fixed_keys(finished):
+    results = json.loads((finished / "results.json").read_text())
+    keys = "model parameters dataset loss tau pretrained seed accuracy many medium few ece mce groups per_class command"
+    assert set(keys.split()) | {"versions", "hardware"} <= set(results)
+    assert (results["loss"], results["tau"], results["seed"], results["dataset"]) == ("bal_bce", 1.0, 0, "digits")
+    assert list(results["per_class"]) == [str(label) for label in range(10)]
+
+
+def test_it_takes_the_steps_of_a_plain_loop(tmp_path, mae_dir):
+    """The recipe written out with torch alone: augmentation, mixup, loss, layer decay and schedule agree."""
+    args = arguments(tmp_path, pretrained=str(mae_dir), drop_path=0.0)
+    finetune(args, QUIET)
+    splits = load_long_tailed("digits")
+    counts = class_counts(splits["train"])
+    torch.manual_seed(0)
+    model = ViTForBalancedClassification.from_mae(mae_dir, counts)
+    # The classifier is drawn anew: take that of the run, before its first step.
+    from accelerate.utils import set_seed
+
+    from livt_hf.finetuning import build_classifier
+
+    set_seed(args.seed)
+    model = build_classifier(args, counts)
+    dataset = ImageDataset(splits["train"], FinetuneTransform(8, mean=tuple(args.mean)), seed=args.seed)
+    batches = TrainingBatches(len(dataset), 32, seed=args.seed, stop_step=24)
+    mixup = Mixup(10, seed=args.seed)
+    peak, epochs = 4e-3 * 32 / 256, 24 / batches.steps_per_epoch
+    optimizer = adamw(parameter_groups(model, 0.05, 0.75), peak, (0.9, 0.99))
+    losses = []
+    for step, batch in enumerate(training_loader(dataset, batches, num_workers=0)):
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr_scale"] * learning_rate(
+                step / batches.steps_per_epoch, peak, 1e-6, epochs / 10, epochs
+            )
+        pixels = erase(normalize(batch["pixel_values"], args.mean, args.std), batch["erase_box"], batch["erase_seed"])
+        pixels, targets = mixup(pixels, batch["labels"], step)
+        bias = torch.from_numpy(model.config.prior().log_odds).float()
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(
+            model(pixels).logits + bias, targets, reduction="none"
+        )
+        loss = loss.sum(dim=1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    logged = [line for line in log_lines(tmp_path) if "loss" in line]
+    assert [line["step"] for line in logged] == [5, 10, 15, 20]
+    expected = [sum(losses[start : start + 5]) / 5 for start in (0, 5, 10, 15)]
+    assert [line["loss"] for line in logged] == pytest.approx(expected, rel=1e-5)
+    trained = ViTForBalancedClassification.from_pretrained(tmp_path)
+    for (name, one), two in zip(trained.state_dict().items(), model.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("stop_after", [7, 17])
+def test_a_run_stopped_and_continued_is_bit_identical(finished, mae_dir, tmp_path, stop_after, monkeypatch, capsys):
+    """With drop path, stopped by a real signal in the middle of an epoch and of a logging window."""
+    optimizer_step = torch.optim.AdamW.step
+    steps = []
+
+    def step_and_signal(self, *args, **kwargs):
+        steps.append(None)
+        if len(steps) == stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return optimizer_step(self, *args, **kwargs)
+
+    args = arguments(tmp_path, pretrained=str(mae_dir))
+    monkeypatch.setattr(torch.optim.AdamW, "step", step_and_signal)
+    assert finetune(args, QUIET) is None
+    assert f"stopped by SIGTERM after step {stop_after} of 24" in capsys.readouterr().out
+    monkeypatch.setattr(torch.optim.AdamW, "step", optimizer_step)
+    finetune(args, QUIET)
+    assert same_weights(finished, tmp_path)
+    assert log_lines(tmp_path) == log_lines(finished)
+
+
+def test_a_torn_checkpoint_is_skipped_and_the_result_is_the_same(finished, mae_dir, tmp_path, capsys):
+    args = arguments(tmp_path, pretrained=str(mae_dir))
+    finetune(args, QUIET)
+    (tmp_path / "run.json").unlink()
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "checkpoint-24" / "complete.json").unlink()
+    capsys.readouterr()
+    finetune(args, QUIET)
+    output = capsys.readouterr().out
+    assert "checkpoint-24: it has no complete.json" in output
+    assert f"resumed from {tmp_path / 'checkpoint-16'}" in output
+    assert same_weights(finished, tmp_path)
+    assert log_lines(tmp_path) == log_lines(finished)
+
+
+def trainer(tmp_path: Path, batch_size: int, accumulation: int, **options) -> BalancedTrainer:
+    torch.manual_seed(0)
+    splits = load_long_tailed("digits")
+    config = LivtConfig(
+        **SIZES,
+        **config_for_classes(class_counts(splits["train"])),
+        intermediate_size=128,
+        image_size=8,
+        patch_size=2,
+    )
+    return BalancedTrainer(
+        ViTForBalancedClassification(config),
+        TrainingArguments(
+            str(tmp_path),
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+            max_steps=1,
+            learning_rate=1e-3,
+            max_grad_norm=0.0,
+            report_to="none",
+            save_strategy="no",
+            use_cpu=True,
+            disable_tqdm=True,
+        ),
+        train_dataset=ImageDataset(splits["train"], FinetuneTransform(8)),
+        eval_dataset=ImageDataset(splits["validation"], EvalTransform(8, 1.0)),
+        mean=(0.3, 0.3, 0.3),
+        std=(0.4, 0.4, 0.4),
+        **options,
+    )
+
+
+def gradients(tmp_path: Path, batch_size: int, accumulation: int) -> dict[str, torch.Tensor]:
+    """Gradients of the first optimiser step, read just before it."""
+    found: dict[str, torch.Tensor] = {}
+    subject = trainer(tmp_path, batch_size, accumulation, mixup=Mixup(10))
+    subject.create_optimizer()
+    step = subject.optimizer.step
+
+    def read(*args, **kwargs):
+        found.update({name: p.grad.clone() for name, p in subject.model.named_parameters()})
+        return step(*args, **kwargs)
+
+    subject.optimizer.step = read
+    subject.train()
+    return found
+
+
+def test_accumulated_micro_batches_have_the_gradients_of_the_whole_batch(tmp_path):
+    """8 x 1 = 4 x 2 = 2 x 4 accumulated, with mixup of the global batch."""
+    whole = gradients(tmp_path, 8, 1)
+    assert max(gradient.abs().max() for gradient in whole.values()) > 1e-2
+    for batch_size, accumulation in ((4, 2), (2, 4)):
+        for name, gradient in gradients(tmp_path, batch_size, accumulation).items():
+            torch.testing.assert_close(gradient, whole[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_two_processes_train_as_one_at_the_same_global_batch(finished, mae_dir, tmp_path):
+    one_dir, two_dir = tmp_path / "one", tmp_path / "two"
+    options = {"pretrained": str(mae_dir), "drop_path": 0.0, "max_steps": 12}
+    finetune(arguments(one_dir, **options), QUIET)
+    flat = {**TINY, **options, "batch_size": 16, "output_dir": two_dir}
+    root = Path(__file__).resolve().parents[1]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--main_process_port", "0", str(root / "scripts" / "run_finetune.py")]
+    command += [part for name, value in flat.items() for part in (f"--{name}", str(value))]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "world size 2 on cpu" in run.stdout
+    one, two = log_lines(one_dir), log_lines(two_dir)
+    assert [line["step"] for line in two] == [line["step"] for line in one]
+    for first, second in zip(one, two, strict=True):
+        for name in {"loss", "eval_accuracy"} & set(first):
+            assert second[name] == pytest.approx(first[name], rel=1e-4)
+
+
+def test_evaluation_reports_groups_and_calibration(tmp_path):
+    metrics = trainer(tmp_path, 8, 1).evaluate()
+    names = ("accuracy", "many", "medium", "few", "ece", "mce")
+    assert set(metrics) == {"epoch", *(f"eval_{name}" for name in names)}
+    # An untrained classifier ~ 2e-5 predicts almost evenly: confidence 10 %.
+    assert metrics["eval_ece"] == pytest.approx(abs(metrics["eval_accuracy"] - 10), abs=0.5)
+
+
+def test_a_non_finite_loss_stops_before_the_update(tmp_path, monkeypatch):
+    subject = trainer(tmp_path, 8, 1)
+    before = {name: tensor.clone() for name, tensor in subject.model.state_dict().items()}
+    forward = ViTForBalancedClassification.forward
+
+    def poisoned(self, *args, **kwargs):
+        output = forward(self, *args, **kwargs)
+        output.loss = output.loss * float("inf")
+        return output
+
+    monkeypatch.setattr(ViTForBalancedClassification, "forward", poisoned)
+    with pytest.raises(ValueError, match="the loss was not finite at step 1;"):
+        subject.train()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in subject.model.state_dict().items())
+
+
+def test_an_odd_batch_with_mixup_is_named(tmp_path):
+    with pytest.raises(ValueError, match="batch_size: 7 is odd"):
+        trainer(tmp_path, 7, 1, mixup=Mixup(10)).train()
+
+
+def test_without_a_validation_or_test_split_it_trains_and_says_so(tmp_path, capsys, mae_dir):
+    from PIL import Image
+
+    for name, level in (("dark", 30), ("light", 220)):
+        folder = tmp_path / "images" / name
+        folder.mkdir(parents=True)
+        for index in range(6):
+            Image.new("RGB", (12, 10), (level + index,) * 3).save(folder / f"{index}.png")
+    args = arguments(
+        tmp_path / "out", dataset=str(tmp_path / "images"), pretrained=str(mae_dir), batch_size=4, max_steps=2
+    )
+    assert finetune(args, QUIET) is None
+    assert "neither a test nor a validation split" in capsys.readouterr().out
+    model = ViTForBalancedClassification.from_pretrained(tmp_path / "out")
+    assert model.config.ordered_class_counts() == {"dark": 6, "light": 6}
