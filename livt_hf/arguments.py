@@ -35,13 +35,13 @@ class StageArguments:
 
     recipe: str | None = option(None, "Name of a recipe in livt_hf/recipes: a data set and all its values.")
     config: str | None = option(None, "YAML file of options, applied after the recipe.")
-    dataset: str | None = option(None, "Data set: digits, an image folder (train/CLASS/*.jpg) or a Parquet folder.")
+    dataset: str = option("", "Data set: digits, an image folder (train/CLASS/*.jpg) or a Parquet folder.")
     data_dir: str | None = option(None, "Folder that holds the images, for data sets that only list them.")
     image_column: str | None = option(None, "Column with the images, if it cannot be told from its type.")
     label_column: str | None = option(None, "Column with the labels, if it cannot be told from its type.")
     imbalance_factor: float | None = option(None, "Make the training split long-tailed: largest / smallest class.")
     imbalance_profile: Literal["exp", "step"] = option("exp", "Shape of the long tail made by --imbalance_factor.")
-    output_dir: str | None = option(None, "Where the model, checkpoints and logs go.")
+    output_dir: str = option("", "Where the model, checkpoints and logs go.")
     seed: int = option(0, "Seed of weights, sample order and augmentation.")
 
     model_size: Literal["ti", "s", "b", "l", "h"] = option("b", "Size of the ViT.")
@@ -84,7 +84,7 @@ class StageArguments:
     def require(self, *names: str) -> None:
         """ValueError if one of the named options was not given at all."""
         for name in names:
-            if getattr(self, name) is None:
+            if not getattr(self, name):
                 raise ValueError(
                     f"{name}: none was given; name one with --{name}" + " or a --recipe" * (name == "dataset")
                 )

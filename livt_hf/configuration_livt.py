@@ -48,6 +48,8 @@ class LivtConfig(BeitConfig):
     label_smoothing: float | int = 0.0
     shot_groups: dict[str, Any] | None = None
     pretrained: str | None = None
+    image_size: int = 224
+    patch_size: int = 16
     use_absolute_position_embeddings: bool = True
     layer_scale_init_value: float | int = 0.0
     layer_norm_eps: float = 1e-6
@@ -112,6 +114,8 @@ class LivtMAEConfig(ViTMAEConfig):
     Differs from `ViTMAEConfig` in: LayerNorm epsilon 1e-6 (1e-12 there) and per-patch normalised pixel targets.
     """
 
+    image_size: int = 224
+    patch_size: int = 16
     layer_norm_eps: float = 1e-6
     norm_pix_loss: bool = True
 

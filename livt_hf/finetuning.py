@@ -489,7 +489,7 @@ class _EpochLoader:
 
 def build_classifier(args: FinetuneArguments, counts: dict[str, int]) -> ViTForBalancedClassification:
     """The model that the options describe, with a pretrained encoder or from scratch."""
-    settings = {
+    settings: dict[str, Any] = {
         "loss": args.loss,
         "tau": args.tau,
         "label_smoothing": args.label_smoothing,

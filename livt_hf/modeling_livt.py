@@ -112,13 +112,14 @@ class ViTForBalancedClassification(BeitForImageClassification):
         """From scratch as timm's ViT, which the official code builds on; the classifier as in LiVT."""
         super()._init_weights(module)
         if isinstance(module, BeitEmbeddings):
+            assert module.position_embeddings is not None
             init.normal_(module.cls_token, std=1e-6)
             init.trunc_normal_(module.position_embeddings, std=0.02)
         elif isinstance(module, BeitPatchEmbeddings):
             # torch's own initialisation of a convolution: U(-1, 1) / sqrt(inputs), whatever the patch size
             bound = module.projection.weight[0].numel() ** -0.5
-            init.uniform_(module.projection.weight, -bound, bound)
-            init.uniform_(module.projection.bias, -bound, bound)
+            for parameter in module.projection.parameters():
+                init.uniform_(parameter, -bound, bound)
         elif module is getattr(self, "classifier", None):
             init.trunc_normal_(module.weight, std=CLASSIFIER_STD)
 

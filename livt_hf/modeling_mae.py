@@ -69,6 +69,7 @@ class LivtMAEForPreTraining(ViTMAEForPreTraining):
             width, inputs = weight.shape[0], weight[0].numel()
             bound = (6 / (width + inputs)) ** 0.5
             init.uniform_(weight, -bound, bound)
+            assert module.projection.bias is not None
             init.uniform_(module.projection.bias, -(inputs**-0.5), inputs**-0.5)
         elif isinstance(module, ViTMAEEmbeddings):
             _init_positions(module.position_embeddings)

@@ -7,6 +7,7 @@ No architecture is known here: a model declares `no_weight_decay()`, `layer_id(n
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,12 +38,12 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
     return list(groups.values())
 
 
-def adamw(groups: list[dict[str, Any]], peak_lr: float, betas: tuple[float, float]) -> torch.optim.AdamW:
+def adamw(groups: list[dict[str, Any]], peak_lr: float, betas: Sequence[float]) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`, each at ``peak_lr * lr_scale``; fused kernels where every device has them."""
     for group in groups:
         group["lr"] = peak_lr * group["lr_scale"]
     fused = all(parameter.device.type in ("cpu", "cuda") for group in groups for parameter in group["params"])
-    return torch.optim.AdamW(groups, lr=peak_lr, betas=betas, fused=fused)
+    return torch.optim.AdamW(groups, lr=peak_lr, betas=(betas[0], betas[1]), fused=fused)
 
 
 def learning_rate(epoch: float, peak_lr: float, min_lr: float, warmup_epochs: float, epochs: float) -> float:

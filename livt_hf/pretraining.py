@@ -92,7 +92,7 @@ def pretrain(args: PretrainArguments) -> Path | None:
         load_weights(model, checkpoint)
     peak_lr = args.base_lr * batches.global_batch_size / 256
     model.to(accelerator.device)
-    optimizer = adamw(parameter_groups(model, args.weight_decay), peak_lr, tuple(args.betas))
+    optimizer = adamw(parameter_groups(model, args.weight_decay), peak_lr, args.betas)
     model, optimizer = accelerator.prepare(model, optimizer)
     scheduler = warmup_cosine(optimizer.optimizer, batches.steps_per_epoch, peak_lr, args.min_lr, warmup_epochs, epochs)
     run = _Run(accelerator, model, optimizer, scheduler, args, output_dir)
@@ -258,7 +258,7 @@ def mae_config(args: PretrainArguments) -> LivtMAEConfig:
     )
 
 
-def encoder_sizes(args: StageArguments) -> dict[str, int]:
+def encoder_sizes(args: StageArguments) -> dict[str, Any]:
     """Width, depth, heads and MLP width of ``--model_size``, or what was given instead."""
     sizes = {name: getattr(args, name) or default for name, default in VIT_SIZES[args.model_size].items()}
     width, heads = sizes["hidden_size"], sizes["num_attention_heads"]

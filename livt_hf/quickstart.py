@@ -19,6 +19,7 @@ from .checkpoints import write_text
 from .data import load_long_tailed
 from .evaluation import draw_reconstructions
 from .finetuning import finetune
+from .metrics import describe_groups
 from .model_card import LOSS_NAMES, write_model_card
 from .plots import plot_comparison
 from .pretraining import pretrain
@@ -117,7 +118,7 @@ def _write_results(output_dir: Path, mae_dir: Path, rows: Sequence[dict[str, Any
     )
     published = rows[RUNS.index(PUBLISHED)]
     test = load_long_tailed("digits")["test"]
-    draw_reconstructions(mae_dir, test, published["class_counts"], output_dir / "reconstructions.png")
+    caption = draw_reconstructions(mae_dir, test, published["class_counts"], output_dir / "reconstructions.png")
     model_dir = output_dir / "livt-digits"
     model_dir.mkdir(exist_ok=True)
     for name in MODEL_FILES:
@@ -125,12 +126,13 @@ def _write_results(output_dir: Path, mae_dir: Path, rows: Sequence[dict[str, Any
     comparison = f"{table}\n\nOne seed ({published['seed']}); the same recipe for every loss."
     write_report(published, model_dir)
     write_model_card(model_dir, published, sections={"Compared with other losses": comparison})
-    write_text(output_dir / "report.md", _report(rows, table, published))
+    write_text(output_dir / "report.md", _report(rows, table, published, caption))
     write_text(output_dir / "results.json", json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
 
 
-def _report(rows: Sequence[Mapping[str, Any]], table: str, published: Mapping[str, Any]) -> str:
+def _report(rows: Sequence[Mapping[str, Any]], table: str, published: Mapping[str, Any], caption: str) -> str:
     counts = published["class_counts"]
+    groups = "; ".join(f"{name}: {words}" for name, words in describe_groups(published["groups"]["definition"]).items())
     losses = "; ".join(f"{SHORT_NAMES[loss]} is {LOSS_NAMES[loss].split(' (')[0]}" for loss in SHORT_NAMES)
     parts = [
         "# LiVT on long-tailed digits",
@@ -139,11 +141,10 @@ def _report(rows: Sequence[Mapping[str, Any]], table: str, published: Mapping[st
         f"same number of each class. Accuracies and calibration errors in percent, seed {published['seed']}, best in "
         "bold.",
         table,
-        f"{losses}. Many-shot classes have more than 100 training images, few-shot ones fewer than 20.",
+        f"{losses}. Groups: {groups}.",
         "![Accuracy of each run](comparison.png)",
         "## What the pretrained model sees",
-        "Test images, three quarters of their patches hidden. Brightness and contrast of each hidden patch are taken "
-        "from the original, because the model predicts pixels normalised per patch.",
+        caption,
         "![Original, masked and reconstructed digits](reconstructions.png)",
         "## The published model",
         "[livt-digits](livt-digits/README.md) is the run with Bal-BCE from the pretrained encoder; "
