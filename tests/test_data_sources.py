@@ -10,7 +10,7 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import ClassLabel, Features, Image, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
 from livt_hf.data import class_counts, decode_image, load_long_tailed, long_tailed_indices
 
@@ -283,3 +283,53 @@ def test_the_real_parquet_folders_have_the_published_counts():
         assert counts == dict(zip(known["class_names"], known["class_counts"], strict=True))
     cifar = load_long_tailed(SHARED / "data/cifar10_jpeg", imbalance_factor=100)
     assert list(class_counts(cifar).values()) == [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
+
+
+# Saved data sets and the Hub
+
+
+def saved_columns():
+    features = Features({"picture": Image(), "kind": ClassLabel(names=["cat", "ant"]), "id": Value("int64")})
+    return Dataset.from_dict({"picture": IMAGES, "kind": [1, 0, 1], "id": [1, 2, 3]}, features=features)
+
+
+def test_a_folder_saved_by_datasets_stays_on_disk(tmp_path):
+    DatasetDict({"train": saved_columns(), "valid": saved_columns()}).save_to_disk(tmp_path / "both")
+    splits = load_long_tailed(tmp_path / "both")
+    assert list(splits) == ["train", "validation"]
+    assert class_counts(splits) == {"cat": 1, "ant": 2}
+    assert splits["train"][1] == {"image": IMAGES[1], "label": 0}
+    assert splits["train"].cache_files  # memory-mapped, not copied
+    saved_columns().save_to_disk(tmp_path / "single")
+    assert list(load_long_tailed(tmp_path / "single")) == ["train"]
+
+
+def test_a_hub_data_set_is_opened_by_its_id(monkeypatch):
+    asked = []
+
+    def load_dataset(hub_id):
+        asked.append(hub_id)
+        rows = saved_columns().add_column("name", ["b", "a", "b"])
+        return DatasetDict({"train": rows, "test": rows})
+
+    monkeypatch.setattr("livt_hf.data.hub.datasets.load_dataset", load_dataset)
+    assert class_counts(load_long_tailed("someone/pets", imbalance_factor=2)) == {"cat": 1, "ant": 1}
+    by_name = load_long_tailed("someone/pets", label_column="name")["test"]
+    assert class_counts(by_name) == {"a": 1, "b": 2}
+    assert by_name[0] == {"image": IMAGES[0], "label": 1}
+    assert asked == ["someone/pets"] * 2
+    with pytest.raises(ValueError, match="--dataset cifar10-lt: uoft-cs/cifar10 has 2 classes, not 10"):
+        load_long_tailed("cifar10-lt", label_column="kind")
+
+
+def test_offline_the_hub_id_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for module in ("huggingface_hub.constants", "datasets.config"):  # which read the variable when imported
+        monkeypatch.setattr(f"{module}.HF_HUB_OFFLINE", True)
+    message = (
+        "--dataset uoft-cs/cifar10: cannot be loaded from the Hub; it is not in the local cache, and HF_HUB_OFFLINE "
+        r"forbids to fetch it \(.*\)$"
+    )
+    with pytest.raises(ValueError, match=message) as caught:
+        load_long_tailed("cifar10-lt")
+    assert "\n" not in str(caught.value)

@@ -1,5 +1,6 @@
 """Long-tailed image data: named sources and the user's own, fast decoding and augmentation, deterministic loading."""
 
+from .class_names import match_labels
 from .decoding import decode_image
 from .loading import BadImageError, ImageDataset, TrainingBatches, evaluation_loader, training_loader
 from .long_tail import class_counts, long_tailed_indices
@@ -21,6 +22,7 @@ __all__ = [
     "evaluation_loader",
     "load_long_tailed",
     "long_tailed_indices",
+    "match_labels",
     "normalize",
     "training_loader",
 ]

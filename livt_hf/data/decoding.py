@@ -19,6 +19,8 @@ import PIL.ImageOps
 import torch
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from .reading import read_image
+
 # PIL's own limit (its DecompressionBombError), here for JPEG too: about 179 million pixels.
 MAX_PIXELS = 2 * (PIL.Image.MAX_IMAGE_PIXELS or 89_478_485)
 
@@ -39,7 +41,7 @@ def decode_image(image: dict | bytes | str | Path, name: str | None = None) -> t
         if data is None:
             if path is None:
                 raise ValueError("neither bytes nor a path")
-            data = Path(path).read_bytes()
+            data = read_image(path)
         return _decode(data)
     except Exception as error:  # decoders meet damage with errors of any kind
         raise ValueError(f"{name}: {_reason(error, data)}") from error

@@ -7,6 +7,7 @@ Class names are sorted as strings, as torchvision's ImageFolder does ("10" comes
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict
@@ -21,8 +22,12 @@ IMAGE_EXTENSIONS = frozenset(
 SPLIT_FOLDERS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
 
 
-def load_image_folder(folder: Path) -> DatasetDict:
-    """Read the class folders of ``folder``. Raises ValueError where a class has no training image."""
+def load_image_folder(folder: Path, rename: Callable[[list[str]], list[str]] | None = None) -> DatasetDict:
+    """Read the class folders of ``folder``. Raises ValueError where a class has no training image.
+
+    Args:
+        rename: class names from folder names, where they are not the same.
+    """
     split_folders = {
         split: folder / name for split, names in SPLIT_FOLDERS.items() for name in names if (folder / name).is_dir()
     }
@@ -37,7 +42,8 @@ def load_image_folder(folder: Path) -> DatasetDict:
             f"{folder}: no images found; expected {folder}/train/CLASS/*.jpg (with optional validation/ and test/) or "
             f"{folder}/CLASS/*.jpg"
         )
-    splits = {"train": _load_split(split_folders["train"], names)}
+    class_names = rename(names) if rename else names
+    splits = {"train": _load_split(split_folders["train"], names, class_names)}
     for split in ("validation", "test"):
         if split in split_folders:
             unknown = sorted(set(class_folders(split_folders[split])) - set(names))
@@ -46,7 +52,7 @@ def load_image_folder(folder: Path) -> DatasetDict:
                     f"{split_folders[split]}: {len(unknown)} class folders are not among the training classes: "
                     f"{', '.join(unknown[:20])}{' ...' if len(unknown) > 20 else ''}; rename or remove them"
                 )
-            splits[split] = _load_split(split_folders[split], names)
+            splits[split] = _load_split(split_folders[split], names, class_names)
     if empty := [name for name, count in class_counts(splits["train"]).items() if count == 0]:
         raise ValueError(
             f"{split_folders['train']}: class folders without images: {', '.join(empty[:20])}"
@@ -60,14 +66,14 @@ def class_folders(folder: Path) -> list[str]:
     return [entry.name for entry in _visible_entries(folder) if entry.is_dir()]
 
 
-def _load_split(folder: Path, names: list[str]) -> Dataset:
+def _load_split(folder: Path, names: list[str], class_names: list[str]) -> Dataset:
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(names):
         found = image_paths(folder / name) if (folder / name).is_dir() else []
         paths += found
         labels += [label] * len(found)
-    return image_dataset(image_column(paths=paths), labels, names, identity=(str(folder), paths))
+    return image_dataset(image_column(paths=paths), labels, class_names, identity=(str(folder), "\n".join(paths)))
 
 
 def image_paths(folder: str | Path) -> list[str]:

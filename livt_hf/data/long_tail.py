@@ -10,6 +10,8 @@ from __future__ import annotations
 import numpy as np
 from datasets import Dataset, DatasetDict
 
+from .rows import row_positions
+
 PROFILES = ("exp", "step")
 ORDERS = ("label", "frequency")
 
@@ -55,13 +57,7 @@ def long_tailed_indices(
             f"{sizes.max()} images, which is the largest factor possible"
         )
 
-    by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(sizes)[:-1])  # C arrays, each ascending
-    shuffle = np.random.RandomState(seed).shuffle  # noqa: NPY002  the published selections come from this generator
-    kept = []
-    for indices, count in zip(by_class, wanted, strict=True):
-        shuffle(indices)
-        kept.append(indices[:count])
-    return np.concatenate(kept).astype(np.int64)
+    return _shuffled_heads(labels, wanted, seed)
 
 
 def _images_kept(n_max: int, rank: int, num_classes: int, imbalance_factor: float, profile: str) -> int:
@@ -70,10 +66,28 @@ def _images_kept(n_max: int, rank: int, num_classes: int, imbalance_factor: floa
     return int(n_max * (1.0 / imbalance_factor) ** (rank / (num_classes - 1)))
 
 
+def balanced_indices(labels, images_per_class: int, seed: int = 0) -> np.ndarray:
+    """Indices of ``images_per_class`` images of each class, or all of a smaller one; shuffled as for a long tail."""
+    return _shuffled_heads(np.asarray(labels), [images_per_class] * (int(np.max(labels)) + 1), seed)
+
+
+def _shuffled_heads(labels: np.ndarray, counts: list[int], seed: int) -> np.ndarray:
+    """The first ``counts[c]`` of each class's shuffled indices, class after class."""
+    ends = np.cumsum(np.bincount(labels))
+    shuffle = np.random.RandomState(seed).shuffle  # noqa: NPY002  the published selections come from this generator
+    kept = []
+    by_class = np.split(np.argsort(labels, kind="stable"), ends[:-1])  # C arrays, each ascending
+    for indices, count in zip(by_class, counts, strict=True):
+        shuffle(indices)
+        kept.append(indices[:count])
+    return np.concatenate(kept).astype(np.int64)
+
+
 def dataset_labels(dataset: Dataset) -> np.ndarray:
     """The label column (N,) as int64, without touching the images."""
-    labels = dataset.select_columns("label").with_format("numpy")
-    return np.asarray(labels[:]["label"], dtype=np.int64)
+    labels = dataset.data.column("label").to_numpy()
+    positions = row_positions(dataset)
+    return labels if positions is None else labels[positions]
 
 
 def class_counts(dataset: Dataset | DatasetDict) -> dict[str, int]:

@@ -1,22 +1,27 @@
 """A folder of Parquet files in the Hugging Face layout: ``train-*.parquet``, ``validation-*``, ``test-*``, in the
 folder itself, in ``data/`` or in its only sub-folder that has any. Columns that are not needed are not read.
 
-Class names come from the schema's Hugging Face metadata; a plain integer column gets the names "0", "1", ..., a string
-column its sorted values.
+Splits with up to 1 GiB of images are read into memory. Larger ones stay where they are: a row's path is then
+``FILE.parquet#COLUMN/ROW``, and the row's group is read when the image is used (`reading`). Small row groups make that
+fast: `livt dataset prepare` writes groups of 8 images.
 """
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from datasets import ClassLabel, DatasetDict, Features, Image
+from datasets import DatasetDict, Features
 
+from .columns import checked_labels, choose_columns, class_names, image_structs
 from .image_folder import SPLIT_FOLDERS
-from .tables import IMAGE_TYPE, image_dataset
+from .tables import image_column as path_column
+from .tables import image_dataset
+
+MAX_BYTES_IN_MEMORY = 2**30
+SLOW_ROW_GROUP = 2**25  # 32 MiB: reading one image means reading its group
 
 
 def find_parquet(folder: Path) -> dict[str, list[Path]]:
@@ -32,7 +37,7 @@ def _splits_in(folder: Path) -> dict[str, list[Path]]:
     splits = {}
     for split, names in SPLIT_FOLDERS.items():
         files = [
-            file for name in names for file in (*folder.glob(f"{name}-*.parquet"), *folder.glob(f"{name}.parquet"))
+            file for name in names for pattern in (f"{name}-*", name) for file in folder.glob(f"{pattern}.parquet")
         ]
         if files:
             splits[split] = sorted(files)
@@ -42,106 +47,66 @@ def _splits_in(folder: Path) -> dict[str, list[Path]]:
 def load_parquet_folder(
     splits: dict[str, list[Path]], image_column: str | None = None, label_column: str | None = None
 ) -> DatasetDict:
-    """The files of each split as one table of two columns, images still encoded."""
+    """The files of each split as one Dataset of two columns, images still encoded."""
     if "train" not in splits:
         first = next(iter(splits.values()))[0]
         raise ValueError(f"{first.parent}: no train-*.parquet beside {first.name}; a training split is needed")
-    features = _features(splits["train"][0])
-    image_column = _choose(image_column, "image_column", features, _is_image, splits["train"][0])
-    label_column = _choose(label_column, "label_column", features, _is_label, splits["train"][0])
+    features = Features.from_arrow_schema(_open(splits["train"][0]).schema_arrow)
+    image_column, label_column = choose_columns(features, image_column, label_column, splits["train"][0])
 
-    names: list[str] | None = getattr(features[label_column], "names", None)
+    names: list[str] = []
     datasets = {}
     for split, files in splits.items():
-        table = _read(files, [image_column, label_column])
-        if names is None:
-            names = _names_from_values(table[label_column])
-        labels = _labels(table[label_column], names, split, files[0].parent)
+        labels = _read(files, label_column)
+        names = names or class_names(features[label_column], labels)
+        in_files = sum(_image_bytes(_open(file), image_column) for file in files) > MAX_BYTES_IN_MEMORY
+        images = _references(files, image_column) if in_files else image_structs(_read(files, image_column))
         identity = [(str(file), file.stat().st_mtime_ns, file.stat().st_size, label_column) for file in files]
-        datasets[split] = image_dataset(_images(table[image_column]), labels, names, identity)
+        datasets[split] = image_dataset(images, checked_labels(labels, names, split, files[0].parent), names, identity)
     return DatasetDict(datasets)
 
 
-def _features(file: Path) -> Features:
+def _open(file: Path) -> pq.ParquetFile:
     try:
-        return Features.from_arrow_schema(pq.read_schema(file))
+        return pq.ParquetFile(file, memory_map=True)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{file}: not a readable Parquet file ({_first_line(error)}); fetch it again") from error
+        raise ValueError(
+            f"{file}: not a readable Parquet file ({str(error).splitlines()[0]}); fetch it again"
+        ) from error
 
 
-def _read(files: list[Path], columns: list[str]) -> pa.Table:
-    tables = []
+def _read(files: list[Path], column: str) -> pa.ChunkedArray:
+    """One column of all files."""
+    chunks = []
     for file in files:
         try:
-            tables.append(pq.read_table(file, columns=columns, memory_map=True).replace_schema_metadata(None))
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{file}: not a readable Parquet file ({_first_line(error)}); fetch it again") from error
+            chunks += _open(file).read(columns=[column]).column(column).chunks
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise ValueError(f"{file}: column {column!r} cannot be read ({str(error).splitlines()[0]})") from error
     try:
-        return pa.concat_tables(tables)
+        return pa.chunked_array(chunks)
     except pa.ArrowException as error:
-        raise ValueError(f"{files[0].parent}: the files of one split differ in their columns ({error})") from error
+        raise ValueError(f"{files[0].parent}: the files of one split differ in column {column!r} ({error})") from error
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+def _image_bytes(parquet: pq.ParquetFile, column: str) -> int:
+    return sum(_group_bytes(parquet, group, column) for group in range(parquet.num_row_groups))
 
 
-def _is_image(feature: object) -> bool:
-    return isinstance(feature, Image)
+def _group_bytes(parquet: pq.ParquetFile, group: int, column: str) -> int:
+    chunks = (parquet.metadata.row_group(group).column(index) for index in range(parquet.metadata.num_columns))
+    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] == column)
 
 
-def _is_label(feature: object) -> bool:
-    return isinstance(feature, ClassLabel)
-
-
-def _choose(column: str | None, option: str, features: Features, fits, file: Path) -> str:
-    """The column named by the user, or the only one of the right kind, or the one called as ours."""
-    if column is not None:
-        if column not in features:
-            raise ValueError(f"--{option} {column}: {file} has no such column; its columns are {', '.join(features)}")
-        return column
-    candidates = [name for name, feature in features.items() if fits(feature)]
-    ours = option.removesuffix("_column")
-    if len(candidates) != 1 and ours in features:
-        return ours
-    if len(candidates) != 1:
-        kind = f"which of {', '.join(candidates)}" if candidates else f"which of its columns {', '.join(features)}"
-        raise ValueError(f"{file}: {kind} is the {ours}? Name it with --{option}")
-    return candidates[0]
-
-
-def _images(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Images as struct(bytes, path), whatever of the two the file stores."""
-    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
-        chunks = [
-            pa.StructArray.from_arrays(
-                [chunk.cast(pa.binary()), pa.nulls(len(chunk), pa.string())], fields=list(IMAGE_TYPE)
+def _references(files: list[Path], column: str) -> pa.Array:
+    paths = []
+    for file in files:
+        parquet = _open(file)
+        if parquet.num_row_groups and _group_bytes(parquet, 0, column) > SLOW_ROW_GROUP:
+            warnings.warn(
+                f"{file}: its row groups hold {_group_bytes(parquet, 0, column) / 2**20:.0f} MiB of images each, so "
+                "that reading single images is slow; rewrite the data once with `livt dataset prepare`",
+                stacklevel=2,
             )
-            for chunk in column.chunks
-        ]
-        return pa.chunked_array(chunks, IMAGE_TYPE)
-    if not pa.types.is_struct(column.type) or {field.name for field in column.type} < {"bytes", "path"}:
-        raise ValueError(f"--image_column: the column holds {column.type}, not images (encoded bytes)")
-    return column.cast(IMAGE_TYPE)
-
-
-def _names_from_values(column: pa.ChunkedArray) -> list[str]:
-    if pa.types.is_integer(column.type):
-        return [str(label) for label in range(pc.max(column).as_py() + 1)]
-    return sorted(str(value) for value in pc.unique(column).drop_null().to_pylist())
-
-
-def _labels(column: pa.ChunkedArray, names: list[str], split: str, folder: Path) -> np.ndarray:
-    """(N,) int64, checked: the first row whose label is missing or out of range is named."""
-    if pa.types.is_integer(column.type):
-        labels = pc.fill_null(column, -1).to_numpy()
-    else:
-        labels = pc.fill_null(pc.index_in(column.cast(pa.string()), pa.array(names)), -1).to_numpy()
-    wrong = np.flatnonzero((labels < 0) | (labels >= len(names)))
-    if len(wrong):
-        row = int(wrong[0])
-        raise ValueError(
-            f"{folder}: label {column[row].as_py()!r} of {split} row {row} is not one of the {len(names)} classes "
-            f"(0 to {len(names) - 1}; {len(wrong)} such rows); correct or remove them"
-        )
-    return labels
+        paths += [f"{file.absolute()}#{column}/{row}" for row in range(parquet.metadata.num_rows)]
+    return path_column(paths=paths)

@@ -41,20 +41,20 @@ def _at_least_one(level_fn, level: float, options: dict) -> tuple[int]:
     return (max(1, level_fn(level, options)[0]),)
 
 
-def shear_x(image: PIL.Image.Image, factor: float, fillcolor, **_) -> PIL.Image.Image:
-    return move_rows(image, factor * (np.arange(image.height) + 0.5), fillcolor)
+def shear_x(image: PIL.Image.Image, amount: float, fillcolor, **_) -> PIL.Image.Image:
+    return move_rows(image, amount * (np.arange(image.height) + 0.5), fillcolor)
 
 
-def translate_x(image: PIL.Image.Image, fraction: float, fillcolor, **_) -> PIL.Image.Image:
-    return move_rows(image, np.full(image.height, fraction * image.width), fillcolor)
+def translate_x(image: PIL.Image.Image, amount: float, fillcolor, **_) -> PIL.Image.Image:
+    return move_rows(image, np.full(image.height, amount * image.width), fillcolor)
 
 
-def shear_y(image: PIL.Image.Image, factor: float, fillcolor, **_) -> PIL.Image.Image:
-    return _swap_axes(shear_x(_swap_axes(image), factor, fillcolor))
+def shear_y(image: PIL.Image.Image, amount: float, fillcolor, **_) -> PIL.Image.Image:
+    return _swap_axes(shear_x(_swap_axes(image), amount, fillcolor))
 
 
-def translate_y(image: PIL.Image.Image, fraction: float, fillcolor, **_) -> PIL.Image.Image:
-    return _swap_axes(translate_x(_swap_axes(image), fraction, fillcolor))
+def translate_y(image: PIL.Image.Image, amount: float, fillcolor, **_) -> PIL.Image.Image:
+    return _swap_axes(translate_x(_swap_axes(image), amount, fillcolor))
 
 
 def _swap_axes(image: PIL.Image.Image) -> PIL.Image.Image:

@@ -26,9 +26,12 @@ class Rows:
     @functools.cached_property
     def _columns(self) -> tuple[np.ndarray | None, pa.ChunkedArray, pa.ChunkedArray]:
         """Positions of the rows if a selection was made (N,), and the columns of the table underneath."""
-        selection = self.dataset._indices
-        positions = None if selection is None else selection.column(0).to_numpy()
-        return positions, self.dataset.data.column("image"), self.dataset.data.column("label")
+        return row_positions(self.dataset), self.dataset.data.column("image"), self.dataset.data.column("label")
 
     def __getstate__(self) -> dict:
         return {"dataset": self.dataset}  # not the columns: a memory-mapped table travels as its path
+
+
+def row_positions(dataset: Dataset) -> np.ndarray | None:
+    """Where the rows of a selection lie in the table underneath (N,); None if the dataset is the whole table."""
+    return None if dataset._indices is None else dataset._indices.column(0).to_numpy().astype(np.int64, copy=False)

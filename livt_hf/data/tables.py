@@ -16,7 +16,7 @@ def image_dataset(images: pa.ChunkedArray | pa.Array, labels, names: Sequence[st
     """A Dataset of ``images`` (struct of bytes and path) and ``labels`` (N,), held as they are.
 
     Args:
-        identity: what the content depends on; the fingerprint comes from it, so that nothing has to be hashed.
+        identity: small thing that the content depends on; the fingerprint comes from it, not from all the images.
     """
     table = pa.table({"image": images, "label": pa.array(np.asarray(labels, dtype=np.int64))})
     features = Features({"image": Image(decode=False), "label": ClassLabel(names=list(names))})

@@ -1,0 +1,75 @@
+"""From any table of images to ours: which columns are meant, what the classes are called, labels checked."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import ClassLabel, Features, Image
+
+from .tables import IMAGE_TYPE
+
+
+def choose_columns(
+    features: Features, image_column: str | None, label_column: str | None, where: object
+) -> tuple[str, str]:
+    """The columns named by the user, or the only ones of the right kind, or the ones called "image" and "label"."""
+    return (
+        _choose(image_column, "image_column", features, Image, where),
+        _choose(label_column, "label_column", features, ClassLabel, where),
+    )
+
+
+def _choose(column: str | None, option: str, features: Features, kind: type, where: object) -> str:
+    if column is not None:
+        if column not in features:
+            raise ValueError(f"--{option} {column}: {where} has no such column; its columns are {', '.join(features)}")
+        return column
+    candidates = [name for name, feature in features.items() if isinstance(feature, kind)]
+    ours = option.removesuffix("_column")
+    if len(candidates) == 1:
+        return candidates[0]
+    if ours in features:
+        return ours
+    which = f"which of {', '.join(candidates)}" if candidates else f"which of its columns {', '.join(features)}"
+    raise ValueError(f"{where}: {which} is the {ours}? Name it with --{option}")
+
+
+def class_names(feature: object, labels: pa.ChunkedArray) -> list[str]:
+    """The ClassLabel's names; "0", "1", ... for plain integers; the sorted values for strings."""
+    if isinstance(feature, ClassLabel):
+        return feature.names
+    if pa.types.is_integer(labels.type):
+        return [str(label) for label in range(pc.max(labels).as_py() + 1)]
+    return sorted(str(value) for value in pc.unique(labels).drop_null().to_pylist())
+
+
+def checked_labels(labels: pa.ChunkedArray, names: list[str], split: str, where: object) -> np.ndarray:
+    """(N,) int64; the first row whose label is missing or out of range is named."""
+    if pa.types.is_integer(labels.type):
+        numbers = pc.fill_null(labels, -1).to_numpy()
+    else:
+        numbers = pc.fill_null(pc.index_in(labels.cast(pa.string()), pa.array(names)), -1).to_numpy()
+    wrong = np.flatnonzero((numbers < 0) | (numbers >= len(names)))
+    if len(wrong):
+        row = int(wrong[0])
+        raise ValueError(
+            f"{where}: label {labels[row].as_py()!r} of {split} row {row} is not one of the {len(names)} classes "
+            f"(0 to {len(names) - 1}; {len(wrong)} such rows); correct or remove them"
+        )
+    return numbers.astype(np.int64, copy=False)
+
+
+def image_structs(images: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Images as struct(bytes, path), whatever of the two is stored."""
+    if pa.types.is_binary(images.type) or pa.types.is_large_binary(images.type):
+        chunks = [
+            pa.StructArray.from_arrays(
+                [chunk.cast(pa.binary()), pa.nulls(len(chunk), pa.string())], fields=list(IMAGE_TYPE)
+            )
+            for chunk in images.chunks
+        ]
+        return pa.chunked_array(chunks, IMAGE_TYPE)
+    if not pa.types.is_struct(images.type) or {field.name for field in images.type} != {"bytes", "path"}:
+        raise ValueError(f"--image_column: the column holds {images.type}, not images (encoded bytes)")
+    return images.cast(IMAGE_TYPE)

@@ -1,0 +1,71 @@
+"""Data sets of the Hugging Face Hub, and Arrow folders written by `save_to_disk`. Both stay memory-mapped on disk."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import datasets
+from datasets import ClassLabel, Dataset, DatasetDict, Image
+
+from .columns import checked_labels, choose_columns, class_names
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+SPLITS = {"train": ("train",), "validation": ("validation", "val", "valid", "dev"), "test": ("test",)}
+
+
+def load_hub(hub_id: str, image_column: str | None = None, label_column: str | None = None) -> DatasetDict:
+    """Download (once) and open a data set of the Hub."""
+    try:
+        splits = datasets.load_dataset(hub_id)
+    except Exception as error:  # many kinds, from `datasets`, the client and the network
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+        hint = "it is not in the local cache, and HF_HUB_OFFLINE forbids to fetch it" if offline else "check the id"
+        raise ValueError(f"--dataset {hub_id}: cannot be loaded from the Hub; {hint} ({reason})") from error
+    return as_image_splits(splits, hub_id, image_column, label_column)
+
+
+def is_arrow_folder(folder: Path) -> bool:
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+def load_arrow_folder(folder: Path, image_column: str | None = None, label_column: str | None = None) -> DatasetDict:
+    """A DatasetDict, or a single Dataset as training data, that `save_to_disk` wrote."""
+    try:
+        loaded = datasets.load_from_disk(str(folder))
+    except Exception as error:
+        raise ValueError(f"{folder}: cannot be read as a saved data set ({str(error).splitlines()[0]})") from error
+    splits = loaded if isinstance(loaded, DatasetDict) else DatasetDict({"train": loaded})
+    return as_image_splits(splits, folder, image_column, label_column)
+
+
+def as_image_splits(
+    loaded: DatasetDict, where: object, image_column: str | None, label_column: str | None
+) -> DatasetDict:
+    """Rename the splits and the two columns to ours, drop the rest, leave images encoded."""
+    splits = {ours: loaded[name] for ours, names in SPLITS.items() for name in names if name in loaded}
+    if "train" not in splits:
+        raise ValueError(f"{where}: has no training split, only {', '.join(loaded)}")
+    features = splits["train"].features
+    image_column, label_column = choose_columns(features, image_column, label_column, where)
+    names: list[str] = []
+    result = {}
+    for split, rows in splits.items():
+        labels = rows.select_columns(label_column).with_format("arrow")[:].column(label_column)
+        names = names or class_names(features[label_column], labels)
+        numbers = checked_labels(labels, names, split, where)
+        result[split] = _as_ours(rows, image_column, label_column, names, numbers)
+    return DatasetDict(result)
+
+
+def _as_ours(rows: Dataset, image_column: str, label_column: str, names: list[str], numbers) -> Dataset:
+    feature = ClassLabel(names=names)
+    if rows.features[label_column] == feature:
+        rows = rows.select_columns([image_column, label_column])
+    else:
+        rows = rows.select_columns([image_column]).add_column("label", numbers, feature=feature)
+        label_column = "label"
+    renaming = {old: new for old, new in ((image_column, "image"), (label_column, "label")) if old != new}
+    return rows.rename_columns(renaming).cast_column("image", Image(decode=False))

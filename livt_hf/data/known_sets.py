@@ -1,0 +1,101 @@
+"""What is known about the named sets: where their images come from, their official lists and their totals.
+
+Totals: the published lists (Liu et al., CVPR 2019; the iNaturalist 2018 challenge) and the class counts recorded by the
+official LiVT code. Many / medium / few: more than 100, 20 to 100, fewer than 20 training images.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from datasets import DatasetDict
+
+from .long_tail import class_counts
+
+MANY, FEW = 100, 20
+
+
+@dataclass(frozen=True)
+class KnownSet:
+    """A benchmark given by list files over the user's images.
+
+    Attributes:
+        lists: official file name of each split's list.
+        sizes: images of each split.
+        largest, smallest: training images of the largest and the smallest class.
+        groups: number of many-, medium- and few-shot classes.
+    """
+
+    lists: dict[str, str]
+    sizes: dict[str, int]
+    classes: int
+    largest: int
+    smallest: int
+    groups: tuple[int, int, int]
+
+
+LIST_SETS = {
+    "imagenet-lt": KnownSet(
+        lists={"train": "ImageNet_LT_train.txt", "validation": "ImageNet_LT_val.txt", "test": "ImageNet_LT_test.txt"},
+        sizes={"train": 115_846, "validation": 20_000, "test": 50_000},
+        classes=1000,
+        largest=1280,
+        smallest=5,
+        groups=(385, 479, 136),
+    ),
+    "places-lt": KnownSet(
+        lists={"train": "Places_LT_train.txt", "validation": "Places_LT_val.txt", "test": "Places_LT_test.txt"},
+        sizes={"train": 62_500, "validation": 7_300, "test": 36_500},
+        classes=365,
+        largest=4980,
+        smallest=5,
+        groups=(131, 163, 71),
+    ),
+    "inat18": KnownSet(
+        lists={"train": "iNaturalist18_train.txt", "validation": "iNaturalist18_val.txt"},
+        sizes={"train": 437_513, "validation": 24_426},
+        classes=8142,
+        largest=1000,
+        smallest=2,
+        groups=(842, 4076, 3224),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class CifarSet:
+    hub_id: str
+    label_column: str
+    classes: int
+
+
+CIFAR_SETS = {
+    "cifar10-lt": CifarSet("uoft-cs/cifar10", "label", 10),
+    "cifar100-lt": CifarSet("uoft-cs/cifar100", "fine_label", 100),
+}
+CIFAR_IMBALANCE_FACTOR = 100  # the papers' hardest and usual setting; 5,000 or 500 images in the largest class
+
+IMAGENET_BAL_IMAGES_PER_CLASS = 160
+
+
+def warn_of_differences(name: str, splits: DatasetDict) -> None:
+    """One warning that says how a named set differs from the published one."""
+    known = LIST_SETS[name]
+    counts = np.array(list(class_counts(splits["train"]).values()))
+    groups = (counts > MANY).sum(), ((counts <= MANY) & (counts >= FEW)).sum(), (counts < FEW).sum()
+    found = {
+        "classes": (len(counts), known.classes),
+        **{
+            f"{split} images": (len(rows), known.sizes[split]) for split, rows in splits.items() if split in known.sizes
+        },
+        "largest class": (int(counts.max()), known.largest),
+        "smallest class": (int(counts.min()), known.smallest),
+        "many-shot classes": (int(groups[0]), known.groups[0]),
+        "medium-shot classes": (int(groups[1]), known.groups[1]),
+        "few-shot classes": (int(groups[2]), known.groups[2]),
+    }
+    differences = [f"{what} {here} instead of {there}" for what, (here, there) in found.items() if here != there]
+    if differences:
+        warnings.warn(f"{name}: not the published set: {', '.join(differences)}", stacklevel=3)
