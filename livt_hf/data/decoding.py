@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+import pyarrow as pa
 import torch
 from torchvision.io import ImageReadMode, decode_jpeg
 
@@ -35,24 +36,31 @@ def decode_image(image: dict | bytes | str | Path, name: str | None = None) -> t
     Raises:
         ValueError: a file that cannot be read, or bytes that are not a whole image; the message names it.
     """
-    data, path = _bytes_and_path(image)
-    name = path or name or "image"
+    data, name = encoded_image(image, name)
     try:
-        if data is None:
-            if path is None:
-                raise ValueError("neither bytes nor a path")
-            data = read_image(path)
         return _decode(data)
     except Exception as error:  # decoders meet damage with errors of any kind
         raise ValueError(f"{name}: {_reason(error, data)}") from error
 
 
-def _bytes_and_path(image: dict | bytes | str | Path | None) -> tuple[bytes | None, str | None]:
+def encoded_image(image: dict | bytes | str | Path | None, name: str | None = None) -> tuple[bytes, str]:
+    """The bytes of an image as it is stored, and what to call it. Errors are those of `decode_image`."""
+    data, path = None, None
     if isinstance(image, dict):
-        return image.get("bytes"), image.get("path")
-    if isinstance(image, bytes | bytearray | memoryview):
-        return bytes(image), None
-    return None, None if image is None else os.fspath(image)
+        data, path = image.get("bytes"), image.get("path")
+    elif isinstance(image, bytes | bytearray | memoryview):
+        data = bytes(image)
+    elif image is not None:
+        path = os.fspath(image)
+    name = path or name or "image"
+    if data is None:
+        if path is None:
+            raise ValueError(f"{name}: holds neither an image nor its path")
+        try:
+            data = read_image(path)
+        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+            raise ValueError(f"{name}: {_reason(error, None)}") from error
+    return data, name
 
 
 def _decode(data: bytes) -> torch.Tensor:
@@ -113,4 +121,5 @@ def _reason(error: Exception, data: bytes | None) -> str:
         return "no such file"
     if isinstance(error, PermissionError):
         return "no permission to read it"
-    return f"cannot be decoded ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+    verb = "read" if data is None else "decoded"
+    return f"cannot be {verb} ({str(error).splitlines()[0] if str(error) else type(error).__name__})"

@@ -18,6 +18,7 @@ from datasets import Dataset
 from numpy.random import mtrand
 from torch.utils.data import DataLoader, default_collate, get_worker_info
 
+from .decoded import decode_if_small
 from .decoding import decode_image
 from .rows import Rows
 
@@ -56,6 +57,7 @@ class ImageDataset(torch.utils.data.Dataset):
         bad_images_log: str | Path | None = None,
     ):
         self.rows = Rows(dataset)
+        self.decoded = decode_if_small(self.rows)
         self.transform = transform
         self.seed = seed
         self.max_bad_images = max_bad_images
@@ -82,9 +84,11 @@ class ImageDataset(torch.utils.data.Dataset):
         return {**sample, "labels": label, "index": source}
 
     def _read(self, index: int) -> tuple[torch.Tensor, int, int]:
-        image, label = self.rows[index]
+        image = self.decoded.get(index) if self.decoded else None
         try:
-            return decode_image(image, name=f"row {index}"), label, index
+            if image is None:
+                image = decode_image(self.rows.image(index), name=f"row {index}")
+            return image, self.rows.label(index), index
         except ValueError as error:
             raise BadImageError(str(error)) from error
 
@@ -228,11 +232,21 @@ def collate(samples: list[dict]) -> dict[str, torch.Tensor]:
     return batch
 
 
+class ImageLoader(DataLoader):
+    """A DataLoader that raises a worker's BadImageError here, without the worker's traceback."""
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+        except BadImageError as error:
+            raise BadImageError(str(error)) from None
+
+
 def training_loader(
     dataset: ImageDataset, batches: TrainingBatches, num_workers: int, pin_memory: bool = False
-) -> DataLoader:
+) -> ImageLoader:
     """Micro-batches (dicts of tensors) in the order of ``batches``. Workers run one thread each, torch's default."""
-    return DataLoader(
+    return ImageLoader(
         dataset,
         batch_sampler=batches,
         num_workers=num_workers,
@@ -243,9 +257,11 @@ def training_loader(
     )
 
 
-def evaluation_loader(dataset: ImageDataset, batch_size: int, num_workers: int, pin_memory: bool = False) -> DataLoader:
+def evaluation_loader(
+    dataset: ImageDataset, batch_size: int, num_workers: int, pin_memory: bool = False
+) -> ImageLoader:
     """All images once, in their order; the last batch may be smaller."""
-    return DataLoader(
+    return ImageLoader(
         dataset,
         batch_size=batch_size,
         num_workers=num_workers,

@@ -10,7 +10,7 @@ from datasets import Dataset
 
 
 class Rows:
-    """``rows[i]`` is ``(image, label)`` with the image as ``{"bytes", "path"}``. Can be sent to worker processes."""
+    """Images as ``{"bytes", "path"}`` and labels. Can be sent to worker processes."""
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
@@ -18,10 +18,13 @@ class Rows:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[dict, int]:
-        positions, images, labels = self._columns
-        position = index if positions is None else int(positions[index])
-        return images[position].as_py(), labels[position].as_py()
+    def image(self, index: int) -> dict:
+        positions, images, _ = self._columns
+        return images[index if positions is None else int(positions[index])].as_py()
+
+    def label(self, index: int) -> int:
+        positions, _, labels = self._columns
+        return labels[index if positions is None else int(positions[index])].as_py()
 
     @functools.cached_property
     def _columns(self) -> tuple[np.ndarray | None, pa.ChunkedArray, pa.ChunkedArray]:

@@ -98,9 +98,7 @@ class EvalTransform:
         self.shortest_edge = int(image_size / crop_ratio) if image_size <= 224 else image_size
 
     def __call__(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        height, width = image.shape[-2:]
-        scale = self.shortest_edge, int(self.shortest_edge * max(height, width) / min(height, width))
-        image = _resize(image, *(scale if height <= width else scale[::-1]))
+        image = resize_shorter_side(image, self.shortest_edge)
         top, left = (image.shape[-2] - self.image_size) // 2, (image.shape[-1] - self.image_size) // 2
         image = image[:, top : top + self.image_size, left : left + self.image_size]
         return {"pixel_values": image}
@@ -150,6 +148,13 @@ def _random_crop_box(height: int, width: int, min_scale: float) -> tuple[int, in
 
 def random_flip(image: torch.Tensor, probability: float) -> torch.Tensor:
     return image.flip(-1) if random.random() < probability else image
+
+
+def resize_shorter_side(image: torch.Tensor, size: int) -> torch.Tensor:
+    """Scale (3, H, W) so that the shorter side is ``size``, the other in proportion."""
+    height, width = image.shape[-2:]
+    longer = int(size * max(height, width) / min(height, width))
+    return _resize(image, size, longer) if height <= width else _resize(image, longer, size)
 
 
 def _resize(image: torch.Tensor, height: int, width: int) -> torch.Tensor:

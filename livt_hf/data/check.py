@@ -1,0 +1,110 @@
+"""`livt dataset check`: decode every image of a set in parallel, and find images that stand in more than one split."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from datasets import DatasetDict
+
+from .decoding import decode_image, encoded_image
+from .parallel import Chunk, chunks_of, over_chunks
+from .rows import Rows
+
+IMAGES_PER_CHUNK = 256
+LISTED = 20  # bad images and duplicates printed; the log has all
+
+
+@dataclass
+class Checked:
+    """What `check_dataset` found.
+
+    Attributes:
+        images: number of images of each split.
+        bad_images: of each split, "NAME: REASON".
+        sizes: of each split (readable images, 2), height and width.
+        shared: images (the same bytes) of two splits, as (split, name, other split, its name).
+        repeated: of each split, number of images that it holds already.
+    """
+
+    images: dict[str, int] = field(default_factory=dict)
+    bad_images: dict[str, list[str]] = field(default_factory=dict)
+    sizes: dict[str, np.ndarray] = field(default_factory=dict)
+    shared: list[tuple[str, str, str, str]] = field(default_factory=list)
+    repeated: dict[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = []
+        for split, count in self.images.items():
+            bad = self.bad_images[split]
+            repeated = self.repeated[split]
+            lines.append(f"{split}: {count:,} images, {len(bad)} cannot be read, {repeated} repeat another")
+            if len(self.sizes[split]):
+                low, middle, high = np.percentile(self.sizes[split], (0, 50, 100), axis=0).astype(int)
+                for side, index in (("height", 0), ("width", 1)):
+                    lines.append(f"  {side} {low[index]} to {high[index]}, median {middle[index]}")
+            lines += [f"  {reason}" for reason in bad[:LISTED]]
+            lines += [f"  ... and {len(bad) - LISTED} more"] if len(bad) > LISTED else []
+        pairs = Counter((split, other) for split, _, other, _ in self.shared)
+        for (split, other), count in pairs.items():
+            lines.append(f"{count} images of {other} are also in {split}: its accuracy would be too good")
+        lines += [f"  {split} {name} = {other} {same}" for split, name, other, same in self.shared[:LISTED]]
+        lines += [f"  ... and {len(self.shared) - LISTED} more"] if len(self.shared) > LISTED else []
+        return "\n".join(lines)
+
+
+def check_dataset(
+    splits: DatasetDict, num_workers: int | None = None, bad_images_log: str | Path | None = None
+) -> Checked:
+    """Scan all splits.
+
+    Args:
+        num_workers: processes; None takes one for each core, 0 works in this one.
+        bad_images_log: file for all the images that cannot be read.
+    """
+    rows_of = {split: Rows(rows) for split, rows in splits.items()}
+    results = dict(over_chunks(_check_chunk, rows_of, chunks_of(rows_of, IMAGES_PER_CHUNK), num_workers, "checking"))
+    found = Checked()
+    first_with: dict[bytes, tuple[str, int]] = {}
+    for split, rows in rows_of.items():
+        chunks = sorted((chunk for chunk in results if chunk.split == split), key=lambda chunk: chunk.number)
+        found.images[split] = len(rows)
+        found.bad_images[split] = [reason for chunk in chunks for reason in results[chunk][0]]
+        sizes = [size for chunk in chunks for size in results[chunk][1]]
+        found.sizes[split] = np.array(sizes, dtype=np.int64).reshape(-1, 2)
+        found.repeated[split] = 0
+        for row, digest in enumerate(digest for chunk in chunks for digest in results[chunk][2]):
+            if digest is None:
+                continue
+            first_split, first_row = first_with.setdefault(digest, (split, row))
+            if first_split != split:
+                found.shared.append((first_split, _name(rows_of[first_split], first_row), split, _name(rows, row)))
+            elif first_row != row:
+                found.repeated[split] += 1
+    if bad_images_log is not None:
+        text = "".join(f"{reason}\n" for bad in found.bad_images.values() for reason in bad)
+        Path(bad_images_log).write_text(text, encoding="utf-8")
+    return found
+
+
+def _check_chunk(rows: Rows, chunk: Chunk) -> tuple[list[str], list[tuple[int, int]], list[bytes | None]]:
+    """Reasons of bad images, sizes of the others, and a digest of each image's bytes (None for one that is bad)."""
+    bad, sizes, digests = [], [], []
+    for row in chunk.rows:
+        digest = None
+        try:
+            data, name = encoded_image(rows.image(row), f"{chunk.split} row {row}")
+            height, width = decode_image(data, name).shape[-2:]
+            sizes.append((height, width))
+            digest = hashlib.blake2b(data, digest_size=16).digest()
+        except ValueError as error:
+            bad.append(str(error))
+        digests.append(digest)
+    return bad, sizes, digests
+
+
+def _name(rows: Rows, row: int) -> str:
+    return rows.image(row)["path"] or f"row {row}"

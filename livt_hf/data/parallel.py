@@ -1,0 +1,82 @@
+"""Work through all images of a data set in several processes, with a progress bar."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from .rows import Rows
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some consecutive rows of a split; ``number`` counts the split's chunks."""
+
+    split: str
+    number: int
+    rows: range
+
+
+def chunks_of(rows_of: dict[str, Rows], size: int) -> list[Chunk]:
+    return [
+        Chunk(split, start // size, range(start, min(start + size, len(rows))))
+        for split, rows in rows_of.items()
+        for start in range(0, len(rows), size)
+    ]
+
+
+def over_chunks(
+    work: Callable[[Rows, Chunk], Any],
+    rows_of: dict[str, Rows],
+    chunks: list[Chunk],
+    num_workers: int | None,
+    description: str,
+) -> Iterator[tuple[Chunk, Any]]:
+    """``work(rows of the split, chunk)`` for each chunk, in any order, as pairs (chunk, result).
+
+    Args:
+        work: a function that can be pickled.
+        num_workers: processes; None takes one for each core, 0 works in this process.
+    """
+    if num_workers is None:
+        num_workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with tqdm(total=sum(len(chunk.rows) for chunk in chunks), desc=description, unit=" images") as progress:
+        if num_workers == 0:
+            for chunk in chunks:
+                yield chunk, work(rows_of[chunk.split], chunk)
+                progress.update(len(chunk.rows))
+            return
+        with ProcessPoolExecutor(num_workers, initializer=_start_worker, initargs=(rows_of,)) as pool:
+            waiting = iter(chunks)
+            running: dict[Future, Chunk] = {}
+            try:
+                while True:
+                    for chunk in itertools.islice(waiting, 2 * num_workers - len(running)):
+                        running[pool.submit(_work_in_worker, work, chunk)] = chunk
+                    if not running:
+                        return
+                    for done in wait(running, return_when=FIRST_COMPLETED).done:
+                        chunk = running.pop(done)
+                        yield chunk, done.result()
+                        progress.update(len(chunk.rows))
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+
+_rows_of: dict[str, Rows] = {}
+
+
+def _start_worker(rows_of: dict[str, Rows]) -> None:
+    torch.set_num_threads(1)
+    _rows_of.update(rows_of)
+
+
+def _work_in_worker(work: Callable[[Rows, Chunk], Any], chunk: Chunk) -> Any:
+    return work(_rows_of[chunk.split], chunk)
