@@ -18,7 +18,7 @@ import PIL.Image
 import PIL.ImageOps
 import pyarrow as pa
 import torch
-from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.io import ImageReadMode
 
 from .reading import read_image
 
@@ -77,10 +77,9 @@ def _decode(data: bytes) -> torch.Tensor:
 
 
 def _decode_jpeg(data: bytes) -> torch.Tensor:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        encoded = torch.frombuffer(data, dtype=torch.uint8)
-        return decode_jpeg(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
+    """`torchvision.io.decode_jpeg` without its deprecation warning, which costs a twentieth of the decoding."""
+    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    return torch.ops.image.decode_jpeg(encoded, ImageReadMode.RGB.value, apply_exif_orientation=True)
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int, int]:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from datasets import Dataset
 from numpy.random import mtrand
-from torch.utils.data import DataLoader, default_collate, get_worker_info
+from torch.utils.data import DataLoader, default_collate
 
 from .decoded import decode_if_small
 from .decoding import decode_image
@@ -73,15 +73,22 @@ class ImageDataset(torch.utils.data.Dataset):
         return int(self.is_bad.sum())
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, torch.Tensor | int]:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[dict[str, torch.Tensor | int]]:
+        """All samples of a batch; what a DataLoader calls."""
+        with generators_kept():
+            return [self._sample(key) for key in keys]
+
+    def _sample(self, key: int | tuple[int, int]) -> dict[str, torch.Tensor | int]:
         if isinstance(key, tuple):
             epoch, index = key
             image, label, source = self._readable_image(index)
         else:
             epoch, index = 0, key
             image, label, source = self._read(index)
-        with seeded(sample_seed(self.seed, epoch, index)):
-            sample = self.transform(image)
-        return {**sample, "labels": label, "index": source}
+        seed_generators(sample_seed(self.seed, epoch, index))
+        return {**self.transform(image), "labels": label, "index": source}
 
     def _read(self, index: int) -> tuple[torch.Tensor, int, int]:
         image = self.decoded.get(index) if self.decoded else None
@@ -129,30 +136,28 @@ def sample_seed(seed: int, epoch: int, index: int) -> int:
     return state
 
 
+def seed_generators(seed: int) -> None:
+    """Seed the global CPU generators of torch, `random` and numpy."""
+    torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which would also seed the accelerators
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002  timm's RandAugment draws from the global generator
+
+
 _NUMPY_GENERATOR = np.random.MT19937()  # stands in for numpy's global one: swapping is cheaper than copying its state
 
 
 @contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed the global CPU generators of torch, `random` and numpy for a while. About 25 microseconds.
-
-    In a worker process, where nothing else draws, they are left seeded, which takes 8.
-    """
-    in_worker = get_worker_info() is not None
-    if not in_worker:
-        torch_state, python_state = torch.get_rng_state(), random.getstate()
-        numpy_generator = mtrand.get_bit_generator()
-        mtrand.set_bit_generator(_NUMPY_GENERATOR)
+def generators_kept() -> Iterator[None]:
+    """Leave the global CPU generators as they were before."""
+    torch_state, python_state = torch.get_rng_state(), random.getstate()
+    numpy_generator = mtrand.get_bit_generator()
+    mtrand.set_bit_generator(_NUMPY_GENERATOR)
     try:
-        torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which would also seed the accelerators
-        random.seed(seed)
-        np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002  timm's RandAugment draws from the global generator
         yield
     finally:
-        if not in_worker:
-            torch.set_rng_state(torch_state)
-            random.setstate(python_state)
-            mtrand.set_bit_generator(numpy_generator)
+        torch.set_rng_state(torch_state)
+        random.setstate(python_state)
+        mtrand.set_bit_generator(numpy_generator)
 
 
 class TrainingBatches:

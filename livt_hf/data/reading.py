@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 def read_image(path: str | Path) -> bytes:
     file, separator, row = str(path).rpartition(".parquet#")
     if not separator:
-        return Path(path).read_bytes()
+        with open(path, "rb") as stream:
+            return stream.read()
     column, _, row = row.rpartition("/")
     return _parquet_images(f"{file}.parquet", column).read(int(row))
 
