@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
@@ -44,7 +45,7 @@ class StageArguments:
     output_dir: str = option("", "Where the model, checkpoints and logs go.")
     seed: int = option(0, "Seed of weights, sample order and augmentation.")
 
-    model_size: Literal["ti", "s", "b", "l", "h"] = option("b", "Size of the ViT.")
+    model_size: Literal["ti", "s", "b", "l", "h"] = option("b", "Size of the ViT, where nothing pretrained says it.")
     hidden_size: int | None = option(None, "Width of the encoder, instead of that of --model_size.")
     num_hidden_layers: int | None = option(None, "Blocks of the encoder, instead of those of --model_size.")
     num_attention_heads: int | None = option(None, "Heads of the encoder, instead of those of --model_size.")
@@ -71,15 +72,23 @@ class StageArguments:
     resume: str = option("auto", "auto (newest complete checkpoint of the output folder), never, or a checkpoint.")
 
     def __post_init__(self) -> None:
-        for name, minimum in _MINIMA.items():
+        for name, (is_allowed, allowed) in _LIMITS.items():
             value = getattr(self, name, None)
-            if value is not None and value < minimum:
-                raise ValueError(f"{name}: {value} is too small; it must be at least {minimum}")
+            if value is not None and not is_allowed(value):
+                raise ValueError(f"{name}: {value} is out of range; it must be {allowed}")
         for name in ("mean", "std"):
             if len(getattr(self, name)) != 3:
                 raise ValueError(f"{name}: give 3 numbers (red, green, blue), got {getattr(self, name)}")
+        if self.max_steps is None and self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs: {self.warmup_epochs} of {self.epochs} epochs would never reach the learning rate; "
+                "lower --warmup_epochs too"
+            )
         if not all(value > 0 for value in self.std):
             raise ValueError(f"std: must be positive, got {self.std}")
+        betas = getattr(self, "betas", [0.0, 0.0])
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas: give 2 numbers, at least 0 and below 1, got {betas}")
 
     def require(self, *names: str) -> None:
         """ValueError if one of the named options was not given at all."""
@@ -88,6 +97,8 @@ class StageArguments:
                 raise ValueError(
                     f"{name}: none was given; name one with --{name}" + " or a --recipe" * (name == "dataset")
                 )
+        if Path(self.output_dir).is_file():
+            raise ValueError(f"output_dir: {self.output_dir!r} is a file; name a folder")
 
     def data_options(self) -> dict[str, Any]:
         """Keyword arguments of `load_long_tailed`, beside the source."""
@@ -95,19 +106,41 @@ class StageArguments:
         return {name: getattr(self, name) for name in names}
 
 
-_MINIMA = {
-    "batch_size": 1,
-    "gradient_accumulation_steps": 1,
-    "max_steps": 1,
-    "epochs": 1e-9,
-    "save_every": 1,
-    "save_total_limit": 1,
-    "logging_steps": 1,
-    "num_workers": 0,
-    "base_lr": 0.0,
-    "image_size": 1,
-    "patch_size": 1,
-    "eval_every": 1,
+_Limit = tuple[Callable[[float], bool], str]
+_AT_LEAST_1: _Limit = (lambda value: value >= 1, "at least 1")
+_POSITIVE: _Limit = (lambda value: 0 < value < math.inf, "above 0")
+_NOT_NEGATIVE: _Limit = (lambda value: 0 <= value < math.inf, "at least 0")
+# option -> what its value must satisfy (NaN satisfies nothing), and how an error says it
+_LIMITS: dict[str, _Limit] = {
+    "batch_size": _AT_LEAST_1,
+    "gradient_accumulation_steps": _AT_LEAST_1,
+    "max_steps": _AT_LEAST_1,
+    "save_every": _AT_LEAST_1,
+    "save_total_limit": _AT_LEAST_1,
+    "logging_steps": _AT_LEAST_1,
+    "eval_every": _AT_LEAST_1,
+    "image_size": _AT_LEAST_1,
+    "patch_size": _AT_LEAST_1,
+    "hidden_size": _AT_LEAST_1,
+    "num_hidden_layers": _AT_LEAST_1,
+    "num_attention_heads": _AT_LEAST_1,
+    "decoder_hidden_size": _AT_LEAST_1,
+    "decoder_num_hidden_layers": _AT_LEAST_1,
+    "decoder_num_attention_heads": _AT_LEAST_1,
+    "epochs": _POSITIVE,
+    "base_lr": _POSITIVE,
+    "min_lr": _NOT_NEGATIVE,
+    "warmup_epochs": _NOT_NEGATIVE,
+    "weight_decay": _NOT_NEGATIVE,
+    "num_workers": _NOT_NEGATIVE,
+    "max_bad_images": _NOT_NEGATIVE,
+    "many": _NOT_NEGATIVE,
+    "few": _NOT_NEGATIVE,
+    "seed": (lambda value: 0 <= value < 2**32, "at least 0 and below 2**32"),
+    "layer_decay": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    "drop_path": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "crop_ratio": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    "tau": (math.isfinite, "a finite number"),
 }
 
 
@@ -205,7 +238,9 @@ def parse_arguments(
         from_files += _as_options(recipe_path(stage, chosen.recipe), known)
     if chosen.config is not None:
         from_files += _as_options(Path(chosen.config), known)
-    arguments, remaining = parser.parse_args_into_dataclasses(from_files + argv, return_remaining_strings=True)
+    arguments, remaining = parser.parse_args_into_dataclasses(
+        from_files + argv, return_remaining_strings=True, look_for_args_file=False
+    )
     more = _training_arguments(remaining, known) if accepts_more else _reject(remaining, known)
     return arguments, more
 
@@ -222,11 +257,13 @@ def recipe_path(stage: type[StageArguments], name: str) -> Path:
 def _as_options(path: Path, known: list[str]) -> list[str]:
     """The options of a YAML file as command-line strings, so that one parser checks names and types of all sources."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"config: cannot read {str(path)!r}: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"config: {str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return []
     if not isinstance(values, dict):
         raise ValueError(f"config: {str(path)!r} must hold lines of the form 'option: value'")
     options = []
@@ -234,9 +271,14 @@ def _as_options(path: Path, known: list[str]) -> list[str]:
         if name not in known:
             near = _did_you_mean(name, known)
             raise ValueError(f"config: {str(path)!r} has the unknown option {name!r};{near or ' see --help'}")
+        if name in ("recipe", "config"):
+            raise ValueError(f"config: {str(path)!r} holds {name!r}, which only the command line can name")
+        if name == "mixed_precision" and value is False:
+            value = "no"  # YAML reads a bare no as false
         if value is None:
             raise ValueError(f"config: {name!r} in {str(path)!r} has no value; give one, or leave the line out")
-        options += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+        # One word, so that a negative number is not taken for an option.
+        options += [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={value}"]
     return options
 
 

@@ -86,7 +86,7 @@ def _flush(path: Path) -> None:
 def incompleteness(checkpoint: Path) -> str | None:
     """Why a checkpoint cannot be used, or None if it is complete."""
     try:
-        sizes = json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))["files"]
+        sizes = dict(json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))["files"])
     except FileNotFoundError:
         return f"it has no {MARKER}: it was not written to its end"
     except (ValueError, KeyError, TypeError):

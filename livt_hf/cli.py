@@ -13,6 +13,15 @@ from typing import NoReturn
 
 
 class _Parser(argparse.ArgumentParser):
+    def parse_args(self, args=None, namespace=None):
+        parsed, rest = self.parse_known_args(args, namespace)
+        if rest:
+            options = [name[2:] for name in self._option_string_actions if name.startswith("--")]
+            near = difflib.get_close_matches(rest[0].lstrip("-").split("=")[0].replace("-", "_"), options, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            self.error(f"{rest[0]}: unknown option{hint}")
+        return parsed
+
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} (see `{self.prog} --help`)")
 
@@ -152,6 +161,8 @@ def run(command: Callable[[list[str]], int], argv: Sequence[str] | None = None) 
 
 def _raised_here(error: BaseException) -> bool:
     """Whether the package itself raised the error on purpose; one from deep inside a library keeps its traceback."""
+    if type(error).__module__.startswith(f"{__package__}."):
+        return True  # also where a data loading worker raised it, and torch raised it again here
     frames = traceback.extract_tb(error.__traceback__)
     package = Path(__file__).parent
     return bool(frames) and Path(frames[-1].filename).is_relative_to(package)

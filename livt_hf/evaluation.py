@@ -68,6 +68,10 @@ def evaluate_checkpoint(
     Raises:
         ValueError: no such model, data set or split, or class names that differ.
     """
+    for option, value, smallest in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+        if value < smallest:
+            raise ValueError(f"{option}: {value}; at least {smallest} is needed")
+    device = choose_device(device)
     classifier, image_processor = load_classifier(model)
     if isinstance(dataset, DatasetDict):
         name, splits = "a DatasetDict", dataset
@@ -99,6 +103,19 @@ def evaluate_checkpoint(
         sections["Masked reconstructions"] = f"![Masked reconstructions](reconstructions.png)\n\n{caption}"
     write_report(results, output_dir, sections)
     return results
+
+
+def choose_device(device: str | None) -> str:
+    """``device``, or by default the GPU if there is one. Raises ValueError where there is no such device."""
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device: {device!r} is unknown; use cpu, cuda or cuda:NUMBER") from None
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device: {device!r} is not there; this machine has {torch.cuda.device_count()} usable GPUs")
+    return device
 
 
 def load_classifier(model: str | Path) -> tuple[PreTrainedModel, Any]:
@@ -222,7 +239,7 @@ def evaluate_model(
     Raises:
         ValueError: the class names of model and data differ.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(device)
     config: Any = model.config
     names = [config.id2label[label] for label in range(config.num_labels)]
     data_names = split.features["label"].names

@@ -29,6 +29,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 
 from .arguments import FinetuneArguments
 from .checkpoints import (
@@ -63,11 +64,12 @@ from .optimization import adamw, parameter_groups, schedule_length, warmup_cosin
 from .pretraining import (
     AGREE_EVERY,
     RUN_FILE,
-    changed_arguments,
+    check_continues,
     describe_world,
     encoder_sizes,
     finished_steps,
     load_weights,
+    read_record,
     run_record,
 )
 from .report import write_report
@@ -91,6 +93,7 @@ def finetune(args: FinetuneArguments, more: dict[str, Any] | None = None) -> dic
     set_seed(args.seed)
     splits = load_long_tailed(args.dataset, **args.data_options())
     model = build_classifier(args, class_counts(splits["train"]))
+    model.config.prior().groups(**args.shot_groups())  # an impossible definition is told now, not after the training
     size = model.config.image_size
     train_set = ImageDataset(
         splits["train"],
@@ -163,8 +166,8 @@ def finetune(args: FinetuneArguments, more: dict[str, Any] | None = None) -> dic
     for line in skipped:
         say(line)
     if checkpoint is not None:
-        record = json.loads((checkpoint / RUN_FILE).read_text(encoding="utf-8"))
-        for line in changed_arguments(record["arguments"], args):
+        record, state = read_record(checkpoint, RUN_FILE), read_record(checkpoint, TRAINER_STATE_NAME)
+        for line in check_continues(checkpoint, record["arguments"], args, state["global_step"], steps):
             say(f"resuming with another {line}")
     say(
         f"fine-tuning {model.num_parameters() / 1e6:.2f} M parameters with {args.loss} (tau {args.tau}) on "
@@ -227,7 +230,12 @@ class BalancedTrainer(Trainer):
         # Where a run stands in its data follows from its step; nothing has to be read and skipped.
         args.ignore_data_skip = True
         args.remove_unused_columns = False
-        super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+        try:
+            super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+        except RuntimeError as error:
+            if "to be installed" not in str(error):
+                raise
+            raise ValueError(f"report_to: {error}") from None
         self.mean, self.std = mean, std
         self.layer_decay, self.min_lr, self.warmup_epochs = layer_decay, min_lr, warmup_epochs
         self.mixup = mixup
@@ -345,7 +353,12 @@ class BalancedTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         with self._stop:
-            return super().train(*args, **kwargs)
+            try:
+                return super().train(*args, **kwargs)
+            finally:
+                for callback in self.callback_handler.callbacks:
+                    if isinstance(callback, _ProgressBar):
+                        callback.close()
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
@@ -455,7 +468,11 @@ class _ProgressBar(TrainerCallback):
             self.bar.set_postfix(self.shown, refresh=False)
 
     def on_train_end(self, args, state, control, **kwargs):
-        self.bar.close()
+        self.close()
+
+    def close(self):
+        if hasattr(self, "bar"):
+            self.bar.close()
 
 
 class _EpochLoader:

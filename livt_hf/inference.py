@@ -17,7 +17,7 @@ import PIL.ImageOps
 import torch
 
 from .data import decode_image
-from .evaluation import load_classifier
+from .evaluation import choose_device, load_classifier
 
 
 def predict_images(
@@ -44,8 +44,9 @@ def predict_images(
     for option, value in (("top_k", top_k), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{option}: {value}; at least 1 is needed")
+    device = choose_device(device)
     classifier, image_processor = load_classifier(model)
-    classifier.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()  # type: ignore[arg-type]
+    classifier.to(device).eval()  # type: ignore[arg-type]
     for start in range(0, len(paths), batch_size):
         yield from _predict_batch(classifier, image_processor, paths[start : start + batch_size], top_k)
 

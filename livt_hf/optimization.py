@@ -81,6 +81,7 @@ def schedule_length(
     ``max_steps`` replaces the number of epochs as the length of the schedule; the warm-up keeps its share of it.
     """
     if max_steps is None:
-        return math.ceil(epochs * steps_per_epoch), epochs, warmup_epochs
+        # 0.07 epochs of 100 steps are 7 steps, and 7.000000000000001 in floating point
+        return math.ceil(epochs * steps_per_epoch - 1e-6), epochs, warmup_epochs
     shortened = max_steps / steps_per_epoch
     return max_steps, shortened, warmup_epochs * shortened / epochs

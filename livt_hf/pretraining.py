@@ -37,6 +37,7 @@ from .data.transforms import image_processor
 from .modeling_mae import LivtMAEForPreTraining
 from .optimization import adamw, parameter_groups, schedule_length, warmup_cosine
 
+STATE_FILE = "state.json"  # in a checkpoint of pretraining: the same and what else a resume needs
 RUN_FILE = "run.json"  # in the output folder of a finished run: its arguments and steps
 AGREE_EVERY = 10  # steps between the moments at which several processes compare whether one was told to stop
 
@@ -89,6 +90,9 @@ def pretrain(args: PretrainArguments) -> Path | None:
 
     model = LivtMAEForPreTraining(config)
     if checkpoint is not None:
+        state = read_record(checkpoint, STATE_FILE)
+        for line in check_continues(checkpoint, state["arguments"], args, state["steps"], steps):
+            say(f"resuming with another {line}")
         load_weights(model, checkpoint)
     peak_lr = args.base_lr * batches.global_batch_size / 256
     model.to(accelerator.device)
@@ -97,7 +101,7 @@ def pretrain(args: PretrainArguments) -> Path | None:
     scheduler = warmup_cosine(optimizer.optimizer, batches.steps_per_epoch, peak_lr, args.min_lr, warmup_epochs, epochs)
     run = _Run(accelerator, model, optimizer, scheduler, args, output_dir)
     if checkpoint is not None:
-        run.load(checkpoint)
+        run.load(checkpoint, state)
     batches.start_step, batches.stop_step = run.step, steps
     say(
         f"pretraining {_millions(model)} M parameters on {len(dataset)} images at {config.image_size} px: "
@@ -223,15 +227,12 @@ class _Run:
                 if self.accelerator.scaler is not None:
                     torch.save(self.accelerator.scaler.state_dict(), folder / "scaler.pt")
                 state = {"loss_sum": loss_sum.item(), **run_record(self.args, self.step)}
-                write_text(folder / "state.json", json.dumps(state, indent=2))
+                write_text(folder / STATE_FILE, json.dumps(state, indent=2))
             remove_old_checkpoints(self.output_dir, self.args.save_total_limit)
         self.accelerator.wait_for_everyone()
 
-    def load(self, checkpoint: Path) -> None:
+    def load(self, checkpoint: Path, state: dict[str, Any]) -> None:
         """Everything but the weights, which are loaded before the model is prepared."""
-        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-        for line in changed_arguments(state["arguments"], self.args):
-            self.accelerator.print(f"resuming with another {line}")
         self.step = state["steps"]
         self.loss_sum.fill_(state["loss_sum"])
         self.optimizer.load_state_dict(torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True))
@@ -245,6 +246,7 @@ class _Run:
 
 def mae_config(args: PretrainArguments) -> LivtMAEConfig:
     """The model that the options describe."""
+    check_width("decoder_", args.decoder_hidden_size, args.decoder_num_attention_heads)
     return LivtMAEConfig(
         **encoder_sizes(args),
         image_size=args.image_size or 224,
@@ -261,18 +263,29 @@ def mae_config(args: PretrainArguments) -> LivtMAEConfig:
 def encoder_sizes(args: StageArguments) -> dict[str, Any]:
     """Width, depth, heads and MLP width of ``--model_size``, or what was given instead."""
     sizes = {name: getattr(args, name) or default for name, default in VIT_SIZES[args.model_size].items()}
-    width, heads = sizes["hidden_size"], sizes["num_attention_heads"]
+    width = sizes["hidden_size"]
+    check_width("", width, sizes["num_attention_heads"])
+    return {**sizes, "intermediate_size": 4 * width}
+
+
+def check_width(prefix: str, width: int, heads: int) -> None:
     if width % heads or width % 4:
         raise ValueError(
-            f"hidden_size: {width} must be divisible by num_attention_heads {heads} and, for the 2-d position "
-            "embeddings, by 4"
+            f"{prefix}hidden_size: {width} must be divisible by {prefix}num_attention_heads {heads} and, for the 2-d "
+            "position embeddings, by 4"
         )
-    return {**sizes, "intermediate_size": 4 * width}
 
 
 def load_weights(model: transformers.PreTrainedModel, checkpoint: Path) -> None:
     """All weights of a checkpoint, through `from_pretrained`: the names in the file are not those of the modules."""
-    model.load_state_dict(type(model).from_pretrained(checkpoint).state_dict())
+    saved = type(model).from_pretrained(checkpoint).state_dict()
+    try:
+        model.load_state_dict(saved)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(
+            f"resume: {str(checkpoint)!r} does not fit the model ({reason}); name another folder"
+        ) from None
 
 
 def run_record(args: StageArguments, steps: int) -> dict[str, Any]:
@@ -299,6 +312,52 @@ def changed_arguments(before: dict[str, Any], args: StageArguments) -> list[str]
     now = dataclasses.asdict(args)
     names = [name for name in now if name not in _FREE and before.get(name) != now[name]]
     return [f"{name}: {before.get(name)} -> {now[name]}" for name in names]
+
+
+_SHAPE = {
+    "model_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "image_size",
+    "patch_size",
+    "pretrained",
+    "pooling",
+    "layer_decay",
+    "decoder_hidden_size",
+    "decoder_num_hidden_layers",
+    "decoder_num_attention_heads",
+}
+
+
+def read_record(checkpoint: Path, file: str) -> dict[str, Any]:
+    """What a checkpoint of this stage says of its run; ValueError if it is one of the other stage."""
+    try:
+        return json.loads((checkpoint / file).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(
+            f"resume: {str(checkpoint)!r} is a checkpoint of another stage (it has no {file}); choose another "
+            "output_dir or checkpoint"
+        ) from None
+
+
+def check_continues(checkpoint: Path, before: dict[str, Any], args: StageArguments, step: int, steps: int) -> list[str]:
+    """A line for each changed option of a run that goes on from a checkpoint at ``step``.
+
+    Raises:
+        ValueError: the options make another model, or there is nothing left to train with the changed ones.
+    """
+    changed = changed_arguments(before, args)
+    fixed = [line for line in changed if line.split(":")[0] in _SHAPE]
+    advice = "choose another output_dir, delete it, or keep the options"
+    if fixed:
+        raise ValueError(f"output_dir: {args.output_dir!r} holds a run with another {'; '.join(fixed)}; {advice}")
+    if changed and step >= steps:
+        raise ValueError(
+            f"output_dir: {args.output_dir!r} holds a run that is at step {step} of {steps}: nothing would be trained "
+            f"with another {'; '.join(changed)}; {advice}"
+        )
+    return changed
 
 
 def finished_steps(output_dir: Path, args: StageArguments) -> int | None:

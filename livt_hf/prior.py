@@ -74,6 +74,8 @@ class ClassPrior:
                 (equal counts in label order).
             by: ``"count"`` or ``"rank"``.
         """
+        if many < 0 or few < 0:
+            raise ValueError(f"groups: many={many} and few={few} must not be negative")
         if by == "count":
             if few > many + 1:
                 raise ValueError(f"groups: few={few} must be at most many + 1 = {many + 1}, or the groups overlap")

@@ -42,6 +42,8 @@ def quickstart(output_dir: Path) -> list[dict[str, Any]] | None:
     Raises:
         ValueError: the folder holds a finished quickstart, or something else.
     """
+    if output_dir.is_file():
+        raise ValueError(f"output_dir: {str(output_dir)!r} is a file; name a new folder")
     if (output_dir / "results.json").exists():
         raise ValueError(
             f"output_dir: {str(output_dir)!r} holds a finished quickstart; name a new folder, or delete it"
