@@ -32,7 +32,7 @@ def option(default: Any, text: str) -> Any:
 
 @dataclass
 class StageArguments:
-    """What both stages share."""
+    """What both stages share, with the values of pretraining."""
 
     recipe: str | None = option(None, "Name of a recipe in livt_hf/recipes: a data set and all its values.")
     config: str | None = option(None, "YAML file of options, applied after the recipe.")
@@ -53,8 +53,13 @@ class StageArguments:
     image_size: int | None = option(None, "Side of the input image in pixels: 224, or that of --pretrained.")
     mean: list[float] = option([0.485, 0.456, 0.406], "Channel means for normalisation, in 0..1.")
     std: list[float] = option([0.229, 0.224, 0.225], "Channel standard deviations for normalisation, in 0..1.")
+    min_crop_scale: float = option(0.2, "Smallest share of an image's area that a random crop keeps.")
     horizontal_flip: float = option(0.5, "Probability of a horizontal flip.")
 
+    epochs: float = option(800, "Passes over the data.")
+    warmup_epochs: float = option(40, "Epochs of linear warm-up.")
+    base_lr: float = option(1.5e-4, "Learning rate at an effective batch of 256; scaled linearly with the batch.")
+    betas: list[float] = option([0.9, 0.95], "AdamW betas.")
     batch_size: int = option(64, "Images a process and micro-batch.")
     gradient_accumulation_steps: int = option(1, "Micro-batches an optimiser step.")
     min_lr: float = option(0.0, "Learning rate at the end.")
@@ -86,9 +91,8 @@ class StageArguments:
             )
         if not all(value > 0 for value in self.std):
             raise ValueError(f"std: must be positive, got {self.std}")
-        betas = getattr(self, "betas", [0.0, 0.0])
-        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas: give 2 numbers, at least 0 and below 1, got {betas}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas: give 2 numbers, at least 0 and below 1, got {self.betas}")
 
     def require(self, *names: str) -> None:
         """ValueError if one of the named options was not given at all."""
@@ -148,11 +152,6 @@ _LIMITS: dict[str, _Limit] = {
 class PretrainArguments(StageArguments):
     """Masked generative pretraining. Defaults: the paper's table for all its data sets."""
 
-    base_lr: float = option(1.5e-4, "Learning rate at an effective batch of 256; scaled linearly with the batch.")
-    epochs: float = option(800, "Passes over the data.")
-    warmup_epochs: float = option(40, "Epochs of linear warm-up.")
-    betas: list[float] = option([0.9, 0.95], "AdamW betas.")
-    min_crop_scale: float = option(0.2, "Smallest share of an image's area that a random crop keeps.")
     mask_ratio: float = option(0.75, "Share of the patches that are hidden.")
     norm_pix_loss: bool = option(True, "Predict pixels normalised per patch.")
     decoder_hidden_size: int = option(512, "Width of the decoder.")

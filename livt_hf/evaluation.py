@@ -262,7 +262,7 @@ def evaluate_model(
         "tau": getattr(config, "tau", None),
         "pretrained": getattr(config, "pretrained", None),
         "seed": None,
-        "command": shlex.join(sys.argv),
+        "command": command_line(),
         **(description or {}),
         "images": len(labels),
         **{measure: accuracy[measure] for measure in ("accuracy", "many", "medium", "few")},
@@ -274,6 +274,13 @@ def evaluate_model(
         "versions": versions(),
         "hardware": hardware(device),
     }
+
+
+def command_line() -> str:
+    """The command that runs, without the folders of this machine that lead to it."""
+    program = Path(sys.argv[0]).name
+    program = "livt" if program in ("livt", "cli.py") else f"python {program}" if program.endswith(".py") else program
+    return " ".join([program, shlex.join(sys.argv[1:])]).strip()
 
 
 def versions() -> dict[str, str]:

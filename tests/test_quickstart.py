@@ -1,0 +1,72 @@
+"""The quickstart from end to end, with recipes cut to a few steps: what it writes, and that it can be repeated."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from livt_hf import arguments, cli
+from livt_hf.quickstart import RUNS, comparison_table, quickstart
+
+
+@pytest.fixture
+def short_recipes(tmp_path, monkeypatch):
+    folder = tmp_path / "recipes"
+    shutil.copytree(arguments.RECIPES, folder)
+    for file in folder.glob("*/digits.yaml"):
+        values = yaml.safe_load(file.read_text())
+        values |= {"epochs": 2, "warmup_epochs": 1, "num_workers": 0, "num_hidden_layers": 2}
+        file.write_text(yaml.safe_dump(values))
+    monkeypatch.setattr(arguments, "RECIPES", folder)
+
+
+def row(loss="ce", pretrained="mae", **figures):
+    values = {"many": 50.0, "medium": 40.0, "few": 30.0, "accuracy": 40.0, "ece": 5.0, "mce": 9.0}
+    return {"loss": loss, "pretrained": pretrained, "parameters": 5_700_000, **values, **figures}
+
+
+def test_the_table_is_that_of_the_paper_with_the_best_in_bold():
+    rows = [row(), row("bal_bce", None, few=45.04, accuracy=41.0, many=None, mce=12.0)]
+    assert comparison_table(rows) == (
+        "| Size | Pretraining | Loss | Many ↑ | Med. ↑ | Few ↑ | Acc ↑ | ECE ↓ | MCE ↓ |\n"
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+        "| 5.70M | MAE | CE | **50.0** | **40.0** | 30.0 | 40.0 | **5.0** | **9.0** |\n"
+        "| 5.70M | none | Bal-BCE | – | **40.0** | **45.0** | **41.0** | **5.0** | 12.0 |"
+    )
+
+
+def test_it_writes_report_results_pictures_and_a_hub_ready_model(tmp_path, short_recipes, capsys):
+    output = tmp_path / "out"
+    assert cli.main(["quickstart", "--output_dir", str(output)]) == 0
+    printed = capsys.readouterr().out
+    results = json.loads((output / "results.json").read_text())
+    assert [(entry["loss"], entry["pretrained"] is not None) for entry in results] == list(RUNS)
+    assert comparison_table(results) in printed
+    assert comparison_table(results) in (output / "report.md").read_text()
+    for picture in ("comparison.png", "reconstructions.png"):
+        assert (output / picture).read_bytes().startswith(b"\x89PNG")
+        assert f"({picture})" in (output / "report.md").read_text()
+    model_dir = output / "livt-digits"
+    names = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "results.json", "report.md"}
+    assert names | {"class_frequency.png", "reliability.png"} == {path.name for path in model_dir.iterdir()}
+    model = AutoModelForImageClassification.from_pretrained(model_dir)
+    assert model.config.loss == "bal_bce"
+    assert AutoImageProcessor.from_pretrained(model_dir).crop_size.height == 8
+    assert json.loads((model_dir / "results.json").read_text()) == results[RUNS.index(("bal_bce", True))]
+
+    assert cli.main(["quickstart", "--output_dir", str(output)]) == 2
+    assert "holds a finished quickstart" in capsys.readouterr().err
+
+
+def test_an_interrupted_quickstart_goes_on_with_what_is_missing(tmp_path, short_recipes, capsys):
+    output = tmp_path / "out"
+    first = quickstart(output)
+    for path in (output / "results.json", output / "runs" / "bal_ce" / "run.json"):
+        path.unlink()
+    capsys.readouterr()
+    again = quickstart(output)
+    printed = capsys.readouterr().out
+    assert printed.count("nothing to do") == 5  # all but the run that was not finished
+    assert [entry["accuracy"] for entry in again] == [entry["accuracy"] for entry in first]
