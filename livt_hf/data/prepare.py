@@ -61,7 +61,7 @@ def prepare_dataset(
     output_dir: str | Path,
     *,
     shorter_side: int = 256,
-    quality: int = 90,
+    quality: int = 85,
     num_workers: int | None = None,
     max_bad_images: int = 100,
 ) -> Prepared:
