@@ -36,10 +36,13 @@ class StageArguments:
 
     recipe: str | None = option(None, "Name of a recipe in livt_hf/recipes: a data set and all its values.")
     config: str | None = option(None, "YAML file of options, applied after the recipe.")
-    dataset: str = option("", "Data set: digits, an image folder (train/CLASS/*.jpg) or a Parquet folder.")
+    dataset: str = option("", "Named data set, image folder (train/CLASS/*.jpg), Parquet folder, CSV or Hub id.")
     data_dir: str | None = option(None, "Folder that holds the images, for data sets that only list them.")
     image_column: str | None = option(None, "Column with the images, if it cannot be told from its type.")
     label_column: str | None = option(None, "Column with the labels, if it cannot be told from its type.")
+    train_list: str | None = option(None, "Training images, lines `path label`, for data sets that are lists.")
+    val_list: str | None = option(None, "The same for validation.")
+    test_list: str | None = option(None, "The same for testing.")
     imbalance_factor: float | None = option(None, "Make the training split long-tailed: largest / smallest class.")
     imbalance_profile: Literal["exp", "step"] = option("exp", "Shape of the long tail made by --imbalance_factor.")
     output_dir: str = option("", "Where the model, checkpoints and logs go.")
@@ -106,8 +109,8 @@ class StageArguments:
 
     def data_options(self) -> dict[str, Any]:
         """Keyword arguments of `load_long_tailed`, beside the source."""
-        names = ("data_dir", "image_column", "label_column", "imbalance_factor", "imbalance_profile", "seed")
-        return {name: getattr(self, name) for name in names}
+        names = ("data_dir", "image_column", "label_column", "train_list", "val_list", "test_list")
+        return {name: getattr(self, name) for name in (*names, "imbalance_factor", "imbalance_profile", "seed")}
 
 
 _Limit = tuple[Callable[[float], bool], str]
@@ -154,6 +157,7 @@ class PretrainArguments(StageArguments):
 
     mask_ratio: float = option(0.75, "Share of the patches that are hidden.")
     norm_pix_loss: bool = option(True, "Predict pixels normalised per patch.")
+    partial_reconstruction: float = option(1.0, "Share of the hidden patches that are predicted; below 1 is faster.")
     decoder_hidden_size: int = option(512, "Width of the decoder.")
     decoder_num_hidden_layers: int = option(8, "Blocks of the decoder.")
     decoder_num_attention_heads: int = option(16, "Heads of the decoder.")

@@ -111,13 +111,16 @@ def label_names(class_names: Sequence[str]) -> dict[str, Any]:
 class LivtMAEConfig(ViTMAEConfig):
     """Configuration of `LivtMAEForPreTraining`: a native `vit_mae` one with the defaults of MAE's pretraining recipe.
 
-    Differs from `ViTMAEConfig` in: LayerNorm epsilon 1e-6 (1e-12 there) and per-patch normalised pixel targets.
+    Differs from `ViTMAEConfig` in: LayerNorm epsilon 1e-6 (1e-12 there) and per-patch normalised pixel targets. One
+    field more: ``partial_reconstruction``, the share of the masked patches that the decoder predicts in training (1:
+    all of them, exact MAE; CrossMAE, Fu et al. 2024, found a quarter to do).
     """
 
     image_size: int = 224
     patch_size: int = 16
     layer_norm_eps: float = 1e-6
     norm_pix_loss: bool = True
+    partial_reconstruction: float | int = 1.0
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -129,6 +132,8 @@ class LivtMAEConfig(ViTMAEConfig):
                 f"mask_ratio: {self.mask_ratio} leaves {visible} of {patches} patches visible; it must be in (0, 1) "
                 "and leave at least one"
             )
+        if not 0.0 < self.partial_reconstruction <= 1.0:
+            raise ValueError(f"partial_reconstruction: must be above 0 and at most 1: {self.partial_reconstruction}")
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "architectures": ["ViTMAEForPreTraining"]}

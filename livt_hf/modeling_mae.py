@@ -4,7 +4,8 @@ A native `ViTMAEForPreTraining` that starts where MAE's official code starts (`m
 upstream leaves position embeddings, CLS and mask token at zero when a model is made from a config, and then learns
 without positions. Checkpoints are plain `vit_mae`.
 
-Legend: B batch, D width, G patches a side, T = G * G patches, P = patch_size ** 2 * 3 pixel values of a patch.
+Legend: B batch, D width, G patches a side, T = G * G patches, V of them visible, M predicted, P = patch_size ** 2 * 3
+pixel values of a patch.
 """
 
 from __future__ import annotations
@@ -13,14 +14,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import ViTMAEConfig, ViTMAEForPreTraining
+from transformers import AttentionInterface, AttentionMaskInterface, ViTMAEConfig, ViTMAEForPreTraining
 from transformers import initialization as init
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.vit_mae.modeling_vit_mae import (
     ViTMAEAttention,
     ViTMAEDecoder,
     ViTMAEEmbeddings,
     ViTMAEForPreTrainingOutput,
+    ViTMAELayer,
     ViTMAEPatchEmbeddings,
+    eager_attention_forward,
 )
 
 from .configuration_livt import LivtMAEConfig
@@ -38,6 +44,10 @@ class LivtMAEForPreTraining(ViTMAEForPreTraining):
         if not isinstance(config, LivtMAEConfig):
             config = LivtMAEConfig.from_dict(config.to_dict())
         super().__init__(config)
+        if self.config._attn_implementation == "sdpa":
+            self.set_attn_implementation(ATTENTION)
+        self.decoder = LivtMAEDecoder(self.config, self.vit.embeddings.patch_embeddings.num_patches)
+        self.post_init()
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -88,19 +98,24 @@ class LivtMAEForPreTraining(ViTMAEForPreTraining):
             noise: (B, T); the patches with the smallest values stay visible. Drawn uniformly if it is not given.
 
         Returns:
-            ``loss`` float32 scalar, mean squared error over the masked patches; ``logits`` (B, T, P) predicted pixels
-            (normalised per patch with ``norm_pix_loss``); ``mask`` (B, T), 1 = masked; ``ids_restore`` (B, T).
+            ``loss`` float32 scalar, mean squared error over the masked patches; ``logits`` (B, M, P), the predicted
+            pixels of the masked patches in ascending order of their noise (normalised per patch with
+            ``norm_pix_loss``); ``mask`` (B, T), 1 = masked; ``ids_restore`` (B, T), the rank of each patch's noise.
+            With ``config.partial_reconstruction`` R below 1, M is that share of the masked patches.
         """
         encoded = self.vit(pixel_values, noise=noise, **kwargs)
-        prediction = self.decoder(encoded.last_hidden_state, encoded.ids_restore).logits  # (B, T, P)
+        order = encoded.ids_restore.argsort(dim=1)  # (B, T), patches in ascending order of their noise
+        num_visible = encoded.last_hidden_state.shape[1] - 1
+        num_predicted = max(round(self.config.partial_reconstruction * (order.shape[1] - num_visible)), 1)
+        order = order[:, : num_visible + num_predicted]
+        prediction = self.decoder(encoded.last_hidden_state, order)  # (B, M, P)
         with torch.autocast(device_type=pixel_values.device.type, enabled=False):
-            target = self.patchify(pixel_values.float())
+            target = take(self.patchify(pixel_values.float()), order[:, num_visible:])
             if self.config.norm_pix_loss:
                 mean, std = patch_statistics(target)
                 target = (target - mean) / std
-            error = (prediction.float() - target).square().mean(dim=-1)  # (B, T)
-            mask = encoded.mask.float()
-            loss = (error * mask).sum() / mask.sum()
+            # Every image has the same number of masked patches: the mean over all is MAE's mean over them.
+            loss = (prediction.float() - target).square().mean()
         return ViTMAEForPreTrainingOutput(
             loss=loss,
             logits=prediction,
@@ -118,14 +133,16 @@ class LivtMAEForPreTraining(ViTMAEForPreTraining):
         of the true patch are put back, so such a picture borrows the brightness and contrast of every masked patch from
         the original. With ``norm_pix_loss=False`` nothing is borrowed.
         """
-        output = self(pixel_values, noise=noise)
-        original = self.patchify(pixel_values.float())
-        prediction = output.logits.float()
+        encoded = self.vit(pixel_values, noise=noise)
+        order = encoded.ids_restore.argsort(dim=1)
+        hidden = order[:, encoded.last_hidden_state.shape[1] - 1 :]  # (B, M)
+        prediction = self.decoder(encoded.last_hidden_state, order).float()
+        patches = self.patchify(pixel_values.float())
         if self.config.norm_pix_loss:
-            mean, std = patch_statistics(original)
+            mean, std = patch_statistics(take(patches, hidden))
             prediction = prediction * std + mean
-        mask = output.mask.float()[:, :, None]
-        return self.unpatchify(prediction * mask + original * (1 - mask)), output.mask
+        patches = patches.scatter(1, hidden[:, :, None].expand_as(prediction), prediction)
+        return self.unpatchify(patches), encoded.mask
 
     def no_weight_decay(self) -> set[str]:
         """Official timm convention (`add_weight_decay`): only 1-d parameters and biases go without decay.
@@ -133,6 +150,89 @@ class LivtMAEForPreTraining(ViTMAEForPreTraining):
         The CLS and mask token, of shape (1, 1, D), are decayed there, and so they are here.
         """
         return set()
+
+
+class LivtMAEDecoder(ViTMAEDecoder):
+    """MAE's decoder, computing only what the loss reads. Same parameters as upstream, same names.
+
+    Attention does not care about the order of its tokens, so they stay as they come: CLS, visible patches, masked ones.
+    Nothing is shuffled back; each token gets the position embedding of its patch.
+    """
+
+    def __init__(self, config: LivtMAEConfig, num_patches: int):
+        super().__init__(config, num_patches)
+        self.decoder_layers[-1] = _LastDecoderLayer(self.decoder_layers[-1].attention.config)
+
+    def forward(self, latent: Tensor, order: Tensor) -> Tensor:
+        """Predicted pixels (B, M, P) of the patches ``order[:, V:]``.
+
+        Args:
+            latent: (B, 1 + V, D), CLS and the visible patches as encoded.
+            order: (B, V + M), the patches that they are, then those to predict.
+        """
+        num_predicted = order.shape[1] - (latent.shape[1] - 1)
+        tokens = self.decoder_embed(latent)
+        mask_tokens = self.mask_token.to(tokens.dtype).expand(len(tokens), num_predicted, -1)
+        positions = self.decoder_pos_embed[0]  # (1 + T, decoder width), CLS first
+        positions = torch.cat([positions[:1].expand(len(tokens), -1, -1), positions[1:][order]], dim=1)
+        tokens = torch.cat([tokens, mask_tokens], dim=1) + positions
+        for layer in self.decoder_layers[:-1]:
+            tokens = layer(tokens)
+        tokens = self.decoder_layers[-1](tokens, num_predicted=num_predicted)
+        return self.decoder_pred(self.decoder_norm(tokens))
+
+
+class _LastDecoderLayer(ViTMAELayer):
+    """The last block: every token is read, but only the last ``num_predicted`` ones are written."""
+
+    def forward(self, hidden_states: Tensor, num_predicted: int) -> Tensor:  # type: ignore[override]
+        attention = self.attention
+        normed = self.layernorm_before(hidden_states)
+        read = (*normed.shape[:2], attention.num_attention_heads, attention.head_dim)
+        written = (len(normed), num_predicted, *read[2:])
+        query = attention.q_proj(normed[:, -num_predicted:]).view(written).transpose(1, 2)  # (B, heads, M, width)
+        key = attention.k_proj(normed).view(read).transpose(1, 2)
+        value = attention.v_proj(normed).view(read).transpose(1, 2)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
+        attended, _ = attend(attention, query, key, value, None, scaling=attention.scaling)
+        attended = attention.o_proj(attended.reshape(*written[:2], -1))
+        hidden_states = self.dropout(attended) + hidden_states[:, -num_predicted:]
+        return self.dropout(self.mlp(self.layernorm_after(hidden_states))) + hidden_states
+
+
+def exact_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """softmax(q k^T * scaling) v by whatever is fastest for the device and type; tensors are (B, heads, tokens, width).
+
+    torch's fused kernel, but for half precision on a CPU: there two batched matrix products take less time
+    (`scripts/benchmark.py mae` measures both).
+    """
+    plain = attention_mask is None and dropout == 0.0
+    if plain and query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16):
+        scores = (query * (scaling or query.shape[-1] ** -0.5)).flatten(0, 1) @ key.flatten(0, 1).transpose(1, 2)
+        attended = (scores.softmax(dim=-1) @ value.flatten(0, 1)).unflatten(0, query.shape[:2])
+        return attended.transpose(1, 2).contiguous(), None
+    return sdpa_attention_forward(
+        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=False
+    )
+
+
+ATTENTION = "livt_exact"
+AttentionInterface.register(ATTENTION, exact_attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+def take(patches: Tensor, indices: Tensor) -> Tensor:
+    """Patches (B, T, P) at ``indices`` (B, M): (B, M, P)."""
+    return patches.gather(1, indices[:, :, None].expand(-1, -1, patches.shape[2]))
 
 
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:

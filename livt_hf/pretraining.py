@@ -253,6 +253,7 @@ def mae_config(args: PretrainArguments) -> LivtMAEConfig:
         patch_size=args.patch_size,
         mask_ratio=args.mask_ratio,
         norm_pix_loss=args.norm_pix_loss,
+        partial_reconstruction=args.partial_reconstruction,
         decoder_hidden_size=args.decoder_hidden_size,
         decoder_num_hidden_layers=args.decoder_num_hidden_layers,
         decoder_num_attention_heads=args.decoder_num_attention_heads,

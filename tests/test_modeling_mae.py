@@ -13,6 +13,7 @@ from transformers import AutoModelForPreTraining, ViTMAEConfig, ViTMAEForPreTrai
 
 from livt_hf import LivtMAEForPreTraining
 from livt_hf.configuration_livt import LivtMAEConfig
+from livt_hf.modeling_mae import exact_attention, take
 
 TINY = {
     "hidden_size": 48,
@@ -49,7 +50,9 @@ def test_loss_prediction_and_mask_equal_the_official_ones(norm_pix_loss):
     expected = outputs[f"mae_loss_norm_pix_{str(norm_pix_loss).lower()}"]
     assert output.loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert torch.equal(output.mask, outputs["mae_mask"])
-    torch.testing.assert_close(output.logits, outputs["mae_pred"], rtol=1e-4, atol=1e-5)
+    hidden = output.ids_restore.argsort(dim=1)[:, 16:]
+    expected = outputs["mae_pred"].gather(1, hidden[:, :, None].expand(-1, -1, 48))
+    torch.testing.assert_close(output.logits, expected, rtol=1e-4, atol=1e-5)
 
 
 @needs_reference
@@ -145,8 +148,8 @@ def test_the_loss_reads_masked_patches_only():
         assert not output.mask[image, visible].any()
     # Patches by hand: rows of 4 x 4 pixels, channels last.
     patches = images.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 4, 5, 1).reshape(2, 64, 48)
-    masked = output.mask.bool()
-    expected = (output.logits[masked] - patches[masked]).square().mean()
+    hidden = noise.argsort(dim=1)[:, 16:]
+    expected = torch.stack([(output.logits[i] - patches[i, hidden[i]]).square().mean() for i in range(2)]).mean()
     assert output.loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
@@ -170,11 +173,8 @@ def test_the_loss_is_float32_under_autocast():
     assert output.loss.dtype == torch.float32
     # What bf16 costs is in the prediction; the loss of that prediction is exact.
     mean, std = images_statistics(model, images)
-    target = (model.patchify(images) - mean) / std
-    masked = output.mask.bool()
-    assert output.loss.item() == pytest.approx(
-        (output.logits.float() - target)[masked].square().mean().item(), rel=1e-6
-    )
+    target = take((model.patchify(images) - mean) / std, noise.argsort(dim=1)[:, 16:])
+    assert output.loss.item() == pytest.approx((output.logits.float() - target).square().mean().item(), rel=1e-6)
     assert output.loss.item() == pytest.approx(exact.loss.item(), rel=0.02)
 
 
@@ -192,10 +192,55 @@ def test_reconstruct_keeps_visible_patches_and_denormalises_masked_ones(norm_pix
     with torch.no_grad():
         prediction = model(images, noise=noise).logits
     mean, std = images_statistics(model, images)
-    expected = prediction * std + mean if norm_pix_loss else prediction
+    hidden = noise.argsort(dim=1)[:, 16:]
+    expected = prediction * take(std, hidden) + take(mean, hidden) if norm_pix_loss else prediction
     patches, original, masked = model.patchify(picture), model.patchify(images), mask.bool()
     assert torch.equal(patches[~masked], original[~masked])
-    torch.testing.assert_close(patches[masked], expected[masked])
+    torch.testing.assert_close(take(patches, hidden), expected)
+
+
+@pytest.mark.parametrize("norm_pix_loss", [True, False])
+def test_loss_and_gradients_equal_upstreams_although_less_is_computed(norm_pix_loss, tmp_path):
+    ours = tiny_mae(norm_pix_loss=norm_pix_loss)
+    ours.save_pretrained(tmp_path)
+    upstream = ViTMAEForPreTraining.from_pretrained(tmp_path)
+    images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 64)
+    losses = []
+    for model in (ours, upstream):
+        loss = model(images, noise=noise).loss
+        loss.backward()
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    expected = {name: parameter.grad for name, parameter in upstream.named_parameters()}
+    for name, parameter in ours.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_partial_reconstruction_reads_the_first_share_of_the_masked_patches():
+    """A quarter of 48 masked patches: 12 are decoded, and the decoder is not shown the other 36."""
+    model = tiny_mae(partial_reconstruction=0.25, norm_pix_loss=False)
+    images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 64)
+    with torch.no_grad():
+        output = model(images, noise=noise)
+        order = noise.argsort(dim=1)
+        encoded = model.vit(images, noise=noise).last_hidden_state
+        prediction = model.decoder(encoded, order[:, :28])
+    assert output.logits.shape == (2, 12, 48)
+    expected = (prediction - take(model.patchify(images), order[:, 16:28])).square().mean()
+    assert output.loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert output.mask.sum().item() == 96
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_the_attention_is_exact(dtype, tolerance):
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 4, tokens, 8) for tokens in (5, 9, 9))
+    weights = (query.double() @ key.double().transpose(2, 3) * 0.3).softmax(dim=-1)
+    expected = (weights @ value.double()).transpose(1, 2).float()
+    module = torch.nn.Module()
+    attended, _ = exact_attention(module, query.to(dtype), key.to(dtype), value.to(dtype), None, scaling=0.3)
+    torch.testing.assert_close(attended.float(), expected, rtol=tolerance, atol=tolerance)
 
 
 def test_saved_as_plain_vit_mae_that_transformers_loads_alone(tmp_path):
@@ -240,6 +285,7 @@ def test_checkpoints_of_upstream_load(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"partial_reconstruction": 0.0}, "partial_reconstruction: must be above 0"),
         ({"mask_ratio": 1.0}, "mask_ratio: 1.0 leaves 0 of 64 patches visible"),
         ({"mask_ratio": 0.0}, "must be in"),
         ({"mask_ratio": 0.99}, "leaves 0 of 64"),
