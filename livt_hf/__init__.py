@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .configuration_livt import LivtConfig
-    from .finetuning import BalancedTrainer
     from .modeling_livt import ViTForBalancedClassification
     from .modeling_mae import LivtMAEForPreTraining
     from .prior import ClassPrior
+    from .trainer import BalancedTrainer
 
 __version__ = "0.1.0"
 __all__ = ["BalancedTrainer", "ClassPrior", "LivtConfig", "LivtMAEForPreTraining", "ViTForBalancedClassification"]
 
 _MODULE_OF = {
-    "BalancedTrainer": "finetuning",
+    "BalancedTrainer": "trainer",
     "ClassPrior": "prior",
     "LivtConfig": "configuration_livt",
     "LivtMAEForPreTraining": "modeling_mae",

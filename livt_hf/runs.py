@@ -1,0 +1,132 @@
+"""What a run remembers of itself, so that the same command can continue it and another one cannot spoil it.
+
+Both stages share this: the record beside a model or in a checkpoint, the comparison of its arguments with those of now,
+and stopping together on a signal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import Accelerator
+
+from .arguments import StageArguments
+from .checkpoints import StopSignal
+
+RUN_FILE = "run.json"  # in the output folder of a finished run: its arguments and steps
+AGREE_EVERY = 10  # steps between the moments at which several processes compare whether one was told to stop
+
+
+def load_weights(model: transformers.PreTrainedModel, checkpoint: Path) -> None:
+    """All weights of a checkpoint, through `from_pretrained`: the names in the file are not those of the modules."""
+    saved = type(model).from_pretrained(checkpoint).state_dict()
+    try:
+        model.load_state_dict(saved)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(
+            f"resume: {str(checkpoint)!r} does not fit the model ({reason}); name another folder"
+        ) from None
+
+
+def run_record(args: StageArguments, steps: int) -> dict[str, Any]:
+    """What is kept of a run beside its model."""
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    return {"steps": steps, "arguments": dataclasses.asdict(args), "versions": versions}
+
+
+_FREE = {
+    "resume",
+    "output_dir",
+    "recipe",
+    "config",
+    "num_workers",
+    "max_bad_images",
+    "save_every",
+    "save_total_limit",
+    "logging_steps",
+}
+
+
+def changed_arguments(before: dict[str, Any], args: StageArguments) -> list[str]:
+    """A line for each option whose value differs, those that cannot change the result left out."""
+    now = dataclasses.asdict(args)
+    names = [name for name in now if name not in _FREE and before.get(name) != now[name]]
+    return [f"{name}: {before.get(name)} -> {now[name]}" for name in names]
+
+
+_SHAPE = {
+    "model_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "image_size",
+    "patch_size",
+    "pretrained",
+    "pooling",
+    "layer_decay",
+    "decoder_hidden_size",
+    "decoder_num_hidden_layers",
+    "decoder_num_attention_heads",
+}
+
+
+def read_record(checkpoint: Path, file: str) -> dict[str, Any]:
+    """What a checkpoint of this stage says of its run; ValueError if it is one of the other stage."""
+    try:
+        return json.loads((checkpoint / file).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(
+            f"resume: {str(checkpoint)!r} is a checkpoint of another stage (it has no {file}); choose another "
+            "output_dir or checkpoint"
+        ) from None
+
+
+def check_continues(checkpoint: Path, before: dict[str, Any], args: StageArguments, step: int, steps: int) -> list[str]:
+    """A line for each changed option of a run that goes on from a checkpoint at ``step``.
+
+    Raises:
+        ValueError: the options make another model, or there is nothing left to train with the changed ones.
+    """
+    changed = changed_arguments(before, args)
+    fixed = [line for line in changed if line.split(":")[0] in _SHAPE]
+    advice = "choose another output_dir, delete it, or keep the options"
+    if fixed:
+        raise ValueError(f"output_dir: {args.output_dir!r} holds a run with another {'; '.join(fixed)}; {advice}")
+    if changed and step >= steps:
+        raise ValueError(
+            f"output_dir: {args.output_dir!r} holds a run that is at step {step} of {steps}: nothing would be trained "
+            f"with another {'; '.join(changed)}; {advice}"
+        )
+    return changed
+
+
+def finished_steps(output_dir: Path, args: StageArguments) -> int | None:
+    """Steps of the finished run in a folder, if it is there and had the same arguments."""
+    try:
+        record = json.loads((output_dir / RUN_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return None if changed_arguments(record["arguments"], args) else record["steps"]
+
+
+def describe_world(accelerator: Accelerator) -> str:
+    return (
+        f"world size {accelerator.num_processes} on {accelerator.device.type}, "
+        f"mixed precision {accelerator.mixed_precision}"
+    )
+
+
+def agreed_stop(accelerator: Accelerator, stop: StopSignal, step: int) -> str | None:
+    """The signal that reached any process, known to all of them at the same step."""
+    if accelerator.num_processes == 1:
+        return stop.received
+    if step % AGREE_EVERY:
+        return None
+    told = torch.tensor([float(stop.received is not None)], device=accelerator.device)
+    return (stop.received or "a signal") if accelerator.reduce(told, "sum").item() else None

@@ -1,0 +1,338 @@
+"""BalancedTrainer: a `transformers.Trainer` for balanced fine-tuning, for any run that has images, labels and counts.
+
+What upstream's Trainer does not give, each piece beside its reason: exact resume, complete checkpoints, the paper's
+schedule and layer decay, mixup of the global batch, accuracies by shot group.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.utils.data import Subset
+from tqdm.auto import tqdm
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from .checkpoints import MetricsLog, StopSignal, publish, remove_old_checkpoints, write_text
+from .data import ImageDataset, Mixup, TrainingBatches, erase, evaluation_loader, normalize, training_loader
+from .evaluation import predict_split
+from .metrics import calibration_error, long_tail_accuracy
+from .optimization import adamw, parameter_groups, warmup_cosine
+from .runs import RUN_FILE, agreed_stop, load_weights
+
+
+class BalancedTrainer(Trainer):
+    """A `transformers.Trainer` for balanced fine-tuning.
+
+    Differs from it in: layer-wise learning-rate decay and the paper's schedule; images and their augmentation that
+    depend on seed, epoch and index alone, so that runs resume exactly and do not depend on the number of processes;
+    mixup of the global batch; checkpoints that are complete or not there; weights restored completely; accuracies of
+    the many-, medium- and few-shot classes as evaluation; a non-finite loss stops the run.
+
+    Args:
+        model: an image classifier whose ``forward(pixel_values, labels)`` returns the loss for soft labels; its config
+            holds ``class_counts`` by name, ``id2label`` and ``shot_groups``.
+        args: ``learning_rate`` is the peak rate; ``max_steps`` or ``num_train_epochs`` set the length.
+        train_dataset: `ImageDataset` with a `FinetuneTransform`.
+        eval_dataset: `ImageDataset` with an `EvalTransform`.
+        mean, std: normalisation of pixels in 0..1, per channel.
+        layer_decay: see `parameter_groups`.
+        min_lr, warmup_epochs: see `learning_rate`.
+        mixup: what mixes a batch; None leaves hard labels.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        *,
+        train_dataset: ImageDataset,
+        eval_dataset: ImageDataset | None = None,
+        mean: Sequence[float],
+        std: Sequence[float],
+        layer_decay: float = 1.0,
+        min_lr: float = 0.0,
+        warmup_epochs: float = 0.0,
+        mixup: Mixup | None = None,
+        **kwargs: Any,
+    ):
+        # Where a run stands in its data follows from its step; nothing has to be read and skipped.
+        args.ignore_data_skip = True
+        args.remove_unused_columns = False
+        try:
+            super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+        except RuntimeError as error:
+            if "to be installed" not in str(error):
+                raise
+            raise ValueError(f"report_to: {error}") from None
+        self.mean, self.std = mean, std
+        self.layer_decay, self.min_lr, self.warmup_epochs = layer_decay, min_lr, warmup_epochs
+        self.mixup = mixup
+        self.run_record: dict[str, Any] = {}
+        self.stopped_by: str | None = None
+        self.resumed_from: Path | None = None
+        self._metrics_log: MetricsLog | None = None
+        self._staging: Path | None = None
+        self._stop = StopSignal()
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+        self.add_callback(_StepCallback(self))
+        if not args.disable_tqdm:
+            self.add_callback(_ProgressBar)
+
+    # Data
+
+    def training_batches(self, start_step: int = 0, stop_step: int | None = None) -> TrainingBatches:
+        args = self.args
+        if self.mixup is not None and args.per_device_train_batch_size % 2:
+            raise ValueError(
+                f"batch_size: {args.per_device_train_batch_size} is odd, and mixup mixes neighbours; use an even one"
+            )
+        return TrainingBatches(
+            len(self.train_dataset),
+            args.per_device_train_batch_size,
+            args.gradient_accumulation_steps,
+            args.world_size,
+            args.process_index,
+            seed=args.seed,
+            start_step=start_step,
+            stop_step=stop_step,
+        )
+
+    def get_train_dataloader(self) -> _EpochLoader:
+        return _EpochLoader(self)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """A micro-batch of the loader -> what the model takes, on the device: normalised, erased and mixed."""
+        inputs = super()._prepare_inputs(inputs)
+        if "erase_box" not in inputs:
+            return inputs
+        pixels = normalize(inputs["pixel_values"], self.mean, self.std)
+        pixels = erase(pixels, inputs["erase_box"], inputs["erase_seed"])
+        labels = inputs["labels"]
+        if self.mixup is not None:
+            pixels, labels = self.mixup(pixels, labels, self.state.global_step)
+        return {"pixel_values": pixels, "labels": labels}
+
+    # Optimisation
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            args = self.args
+            groups = parameter_groups(self.model if model is None else model, args.weight_decay, self.layer_decay)
+            self.optimizer = adamw(groups, args.learning_rate, (args.adam_beta1, args.adam_beta2))
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        if self.lr_scheduler is None:
+            steps_per_epoch = self.training_batches().steps_per_epoch
+            self.lr_scheduler = warmup_cosine(
+                optimizer or self.optimizer,
+                steps_per_epoch,
+                self.args.learning_rate,
+                self.min_lr,
+                self.warmup_epochs,
+                num_training_steps / steps_per_epoch,
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        if not torch.isfinite(loss):
+            raise ValueError(
+                f"the loss was not finite at step {self.state.global_step + 1}; its update was not made and the last "
+                f"checkpoint in {self.args.output_dir} is good: lower --base_lr, or use --mixed_precision bf16 or no "
+                "instead of fp16"
+            )
+        return loss
+
+    # Evaluation
+
+    def evaluate(
+        self,
+        eval_dataset: ImageDataset | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Overall, many-, medium- and few-shot accuracy, ECE and MCE in percent; processes share the images."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if dataset is None:
+            raise ValueError("eval_dataset: there is nothing to evaluate on; give the data set a validation split")
+        model, args, config = self.accelerator.unwrap_model(self.model), self.args, self.model.config
+        was_training = model.training
+        mine = Subset(dataset, range(args.process_index, len(dataset), args.world_size))
+        loader = evaluation_loader(mine, args.per_device_eval_batch_size, args.dataloader_num_workers)
+        outcome = predict_split(model, loader, self.mean, self.std, args.device)
+        model.train(was_training)
+        if args.world_size > 1:
+            parts = gather_object([outcome])
+            outcome = {name: np.concatenate([part[name] for part in parts]) for name in outcome}
+        arrays = outcome["labels"], outcome["predictions"]
+        counts = config.ordered_class_counts()
+        accuracy = long_tail_accuracy(*arrays, counts, config.shot_groups)
+        values = {name: accuracy[name] for name in ("accuracy", "many", "medium", "few")}
+        values |= calibration_error(*arrays, outcome["confidences"])
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items() if value is not None}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(args, self.state, self.control, metrics)
+        return metrics
+
+    # Checkpoints
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        with self._stop:
+            try:
+                return super().train(*args, **kwargs)
+            finally:
+                for callback in self.callback_handler.callbacks:
+                    if isinstance(callback, _ProgressBar):
+                        callback.close()
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging) if self._staging else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As upstream, but into a hidden folder that is renamed once everything is on the disk."""
+        output_dir = Path(super()._get_output_dir(trial))
+        name = f"checkpoint-{self.state.global_step}"
+        self._staging = output_dir / ".staging"
+        try:
+            if self.args.should_save:
+                shutil.rmtree(self._staging, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+            super()._save_checkpoint(model, trial)
+            # Upstream forgets the losses since the last logged step.
+            loss_sum = self.accelerator.reduce(self._tr_loss.detach().clone(), "mean").item()
+            logging_state = {"loss_sum": loss_sum, "last_step": self._globalstep_last_logged}
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                record = {**self.run_record, "logging": logging_state}
+                write_text(self._staging / name / RUN_FILE, json.dumps(record, indent=2))
+                publish(self._staging / name, output_dir / name)
+                if self.args.save_total_limit:
+                    remove_old_checkpoints(output_dir, self.args.save_total_limit)
+        finally:
+            if self.args.should_save:
+                shutil.rmtree(self._staging, ignore_errors=True)
+            self._staging = None
+        self.accelerator.wait_for_everyone()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        # A pickle, which nothing here reads; run.json holds the arguments.
+        with contextlib.suppress(FileNotFoundError):
+            (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Upstream loads the file raw: names that were mapped on saving are then silently left out."""
+        self.resumed_from = Path(resume_from_checkpoint)
+        load_weights(self.model if model is None else model, self.resumed_from)
+
+    # Logging
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs, start_time)
+        if self._metrics_log is not None and "train_runtime" not in logs:
+            values = {"lr" if name == "learning_rate" else name: value for name, value in logs.items()}
+            self._metrics_log.write({"step": self.state.global_step, "epoch": self.state.epoch, **values})
+
+
+class _StepCallback(TrainerCallback):
+    """What has to happen once a step, or at the start: the log, the epoch, and stopping on a signal."""
+
+    def __init__(self, trainer: BalancedTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.steps_per_epoch = self.trainer.training_batches().steps_per_epoch
+        if self.trainer.resumed_from is not None:
+            record = json.loads((self.trainer.resumed_from / RUN_FILE).read_text(encoding="utf-8"))
+            self.trainer._tr_loss.fill_(record["logging"]["loss_sum"])
+            self.trainer._globalstep_last_logged = record["logging"]["last_step"]
+        if state.is_world_process_zero:
+            self.trainer._metrics_log = MetricsLog(Path(args.output_dir), state.global_step)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        # Trainer counts from the first step after a resume; the epoch of a step does not depend on that.
+        state.epoch = state.global_step / self.steps_per_epoch
+        stopped_by = agreed_stop(self.trainer.accelerator, self.trainer._stop, state.global_step)
+        if stopped_by and state.global_step < state.max_steps:
+            self.trainer.stopped_by = stopped_by
+            control.should_save = control.should_training_stop = True
+        return control
+
+
+class _ProgressBar(TrainerCallback):
+    """One line: steps, time left, the last logged loss and learning rate, the last validation accuracies."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.shown: dict[str, str] = {}
+        self.bar = tqdm(
+            total=state.max_steps,
+            initial=state.global_step,
+            disable=not state.is_world_process_zero,
+            desc="fine-tuning",
+            unit="step",
+        )
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        formats = {"loss": ".3f", "learning_rate": ".2e", "eval_accuracy": ".1f", "eval_few": ".1f"}
+        shown = {name: format(logs[name], form) for name, form in formats.items() if name in logs}
+        self.shown |= {name.replace("learning_rate", "lr"): value for name, value in shown.items()}
+        if hasattr(self, "bar"):
+            self.bar.set_postfix(self.shown, refresh=False)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.close()
+
+    def close(self):
+        if hasattr(self, "bar"):
+            self.bar.close()
+
+
+class _EpochLoader:
+    """The training data as Trainer wants it, an iterator an epoch, over one loader that never pauses between epochs.
+
+    The first iterator starts at the trainer's current step, so that a resumed run goes on where it stopped.
+    """
+
+    def __init__(self, trainer: BalancedTrainer):
+        self.trainer = trainer
+        self.dataset = trainer.train_dataset
+        self.micro_batches: Iterator[dict[str, Tensor]] | None = None
+
+    def __len__(self) -> int:
+        return self.trainer.training_batches().steps_per_epoch * self.trainer.args.gradient_accumulation_steps
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        state, args = self.trainer.state, self.trainer.args
+        if self.micro_batches is None:
+            batches = self.trainer.training_batches(state.global_step, state.max_steps)
+            pin_memory = args.device.type == "cuda"
+            loader = training_loader(self.dataset, batches, args.dataloader_num_workers, pin_memory)
+            self.micro_batches = iter(loader)
+        done = state.global_step * args.gradient_accumulation_steps % len(self)
+        for _ in range(len(self) - done):
+            batch = next(self.micro_batches, None)
+            if batch is None:
+                return
+            yield batch
