@@ -68,9 +68,7 @@ def run_evaluate(argv: list[str]) -> int:
     parser.add_argument("--split", default="test", help="split to evaluate on (default: %(default)s)")
     parser.add_argument("--output_dir", help="where the report goes (default: MODEL/evaluation, or ./evaluation)")
     parser.add_argument("--mae", help="pretrained autoencoder whose reconstructions the report shows")
-    parser.add_argument("--data_dir", help="folder that holds the images")
-    parser.add_argument("--image_column", help="column with the images")
-    parser.add_argument("--label_column", help="column with the labels")
+    _add_data_options(parser)
     parser.add_argument("--batch_size", type=int, default=64, help="images at a time (default: %(default)s)")
     parser.add_argument("--num_workers", type=int, default=4, help="data loading processes (default: %(default)s)")
     parser.add_argument("--device", help="e.g. cpu or cuda:1 (default: the GPU if there is one)")
@@ -88,12 +86,82 @@ def run_evaluate(argv: list[str]) -> int:
         batch_size=args.batch_size,
         num_workers=args.num_workers,
         device=args.device,
-        data_dir=args.data_dir,
-        image_column=args.image_column,
-        label_column=args.label_column,
+        **{name: getattr(args, name) for name in DATA_OPTIONS},
     )
     print(accuracy_table(results))
     print(f"ECE {percent(results['ece'])} %, MCE {percent(results['mce'])} %; the report is {output_dir}/report.md")
+    return 0
+
+
+# options of `load_long_tailed` beside the source -> their help
+DATA_OPTIONS = {
+    "data_dir": "folder that holds the images of a data set that only lists them",
+    "image_column": "column with the images",
+    "label_column": "column with the labels",
+    "train_list": "training images, lines `path label`",
+    "val_list": "the same for validation",
+    "test_list": "the same for testing",
+}
+
+
+def _add_data_options(parser: argparse.ArgumentParser) -> None:
+    for name, text in DATA_OPTIONS.items():
+        parser.add_argument(f"--{name}", help=text)
+
+
+def run_dataset(argv: list[str]) -> int:
+    """prepare, check or inspect a data set before training on it"""
+    parser = _Parser(prog="livt dataset", description=run_dataset.__doc__, allow_abbrev=False)
+    parser.add_argument("action", choices=("inspect", "check", "prepare"), help="what to do")
+    parser.add_argument("--dataset", required=True, help="data set, as for `livt finetune`")
+    parser.add_argument("--output_dir", help="prepare: folder of the new copy; inspect and check: where files go")
+    _add_data_options(parser)
+    parser.add_argument("--imbalance_factor", type=float, help="cut a long tail of this factor into the training split")
+    parser.add_argument("--imbalance_profile", default="exp", choices=("exp", "step"), help="its shape")
+    parser.add_argument("--seed", type=int, default=0, help="which images the tail keeps")
+    parser.add_argument("--num_workers", type=int, help="processes (default: one a core)")
+    parser.add_argument("--shorter_side", type=int, default=256, help="prepare: pixels (default: %(default)s)")
+    parser.add_argument("--quality", type=int, default=85, help="prepare: of the JPEGs (default: %(default)s)")
+    parser.add_argument("--max_bad_images", type=int, default=100, help="prepare: stop at more (default: %(default)s)")
+    parser.add_argument("--many", type=int, default=100, help="inspect: border of the many-shot classes")
+    parser.add_argument("--few", type=int, default=20, help="inspect: border of the few-shot classes")
+    parser.add_argument(
+        "--group_by", default="count", choices=("count", "rank"), help="inspect: what these borders count"
+    )
+    args = parser.parse_args(argv)
+    from .data import load_long_tailed
+
+    options = {name: getattr(args, name) for name in (*DATA_OPTIONS, "imbalance_factor", "imbalance_profile", "seed")}
+    splits = load_long_tailed(args.dataset, **options)
+    if args.action == "prepare":
+        from .data.prepare import prepare_dataset
+
+        if not args.output_dir:
+            raise ValueError("output_dir: prepare writes a new copy; name its folder with --output_dir")
+        prepared = prepare_dataset(
+            splits,
+            args.output_dir,
+            shorter_side=args.shorter_side,
+            quality=args.quality,
+            num_workers=args.num_workers,
+            max_bad_images=args.max_bad_images,
+        )
+        print(prepared)
+        return 0
+    output_dir = Path(args.output_dir or ".")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    if args.action == "check":
+        from .data.check import check_dataset
+
+        checked = check_dataset(splits, args.num_workers, output_dir / "bad_images.log")
+        print(checked)
+        return int(any(checked.bad_images.values()) or bool(checked.shared))
+    from .data.inspect import inspect_dataset
+
+    print(
+        inspect_dataset(splits, output_dir / "dataset.png", {"many": args.many, "few": args.few, "by": args.group_by})
+    )
+    print(f"picture: {output_dir / 'dataset.png'}")
     return 0
 
 
@@ -117,6 +185,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "finetune": run_finetune,
     "evaluate": run_evaluate,
     "predict": run_predict,
+    "dataset": run_dataset,
 }
 
 
