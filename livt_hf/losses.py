@@ -1,21 +1,38 @@
 """Classification losses for long-tailed data, as small pure functions and one table of names.
 
-Legend: B batch, C classes, z logits (B, C), t targets (B, C), b logit bias (C,).
+Legend: B batch, C classes, z logits (B, C), t targets (B, C), y labels (B,), n_i images in class i, pi_i = n_i / sum n.
 
     ce        softmax cross-entropy
     bal_ce    the same of z + tau * log pi                         LiVT Theorem 1, Eq. 3 (Ren et al., NeurIPS 2020)
     bce       sigmoid cross-entropy over all classes               LiVT Eq. 5
     bal_bce   the same of z + tau * (log pi - log(1 - pi))         LiVT Theorem 2, Eq. 6
+    cb_ce     ce, each class weighted by its effective number      Cui et al., CVPR 2019: (1 - beta) / (1 - beta^n_i)
+    cb_bce    bce, weighted in the same way
+    focal     ce, each image weighted by (1 - p_y)^gamma           Lin et al., ICCV 2017, Eq. 4
+    ldam      ce with a margin m_y ~ n_y^(-1/4) on the label       Cao et al., NeurIPS 2019
+    las       ce with smoothing s_y that grows with n_y            Zhong et al., CVPR 2021 (MiSLAS)
+    lade      bal_ce and a regulariser of the raw logits           Hong et al., CVPR 2021
+
+Hard labels, int64 (B,), serve every loss. Soft targets, float (B, C) with rows that sum to 1, serve all but lade: the
+losses that are linear in t take the whole row; ldam and las take its two largest entries, those of the two images that
+were mixed, and drop the rest, as the official LiVT code does. ``label_smoothing`` is for hard labels: whoever mixed
+soft ones has smoothed them already.
 
 The BCE family is summed over classes and averaged over the batch, as the official code has it. Everything is computed
-in float32, also under autocast. The biases come from `ClassPrior`; they act in training only: logits at inference are
-the unadjusted ones.
+in float32, also under autocast. Biases, margins and weights act in training only; inference takes the logits as they
+are.
+
+Faults of the official code that are not copied: its Bal-BCE ignores ``bal_tau`` and exists only with mixup; its BCE
+option crashes; its LADE is the regulariser alone (`lade_regulariser`), without the cross-entropy.
 """
 
 from __future__ import annotations
 
 import difflib
+import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,48 +44,218 @@ from .prior import ClassPrior
 ClassCounts = Mapping[str, int] | Sequence[int]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-
-def softmax_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean over the batch of ``-sum_i t_i log softmax(z)_i``; logits and targets are float32 (B, C)."""
-    return -(targets * F.log_softmax(logits, dim=-1)).sum(dim=-1).mean()
+# ---- The losses: of float32 logits (B, C) and int64 labels (B,) or float32 rows (B, C); smoothing is 0 for rows.
 
 
-def sigmoid_cross_entropy(logits: Tensor, targets: Tensor, class_weights: Tensor | None = None) -> Tensor:
-    """Sum over classes, mean over the batch of ``-w_i [t_i log s(z_i) + (1 - t_i) log(1 - s(z_i))]`` (LiVT Eq. 5, 6).
+def softmax_cross_entropy(
+    logits: Tensor, targets: Tensor, smoothing: float, bias: Tensor | float = 0.0, class_weights: Tensor | None = None
+) -> Tensor:
+    """Mean over the batch of ``-sum_i w_i t_i log softmax(z + b)_i``; weighted, by torch's own convention.
 
-    Logits and targets are float32 (B, C), ``class_weights`` w is float32 (C,), by default all ones.
+    That is, with weights and hard labels, the sum over the batch divided by ``sum_b w[y_b]`` (so that it depends on
+    which images share a micro-batch), with weights and soft targets the sum divided by B.
     """
-    per_class = F.binary_cross_entropy_with_logits(logits, targets, weight=class_weights, reduction="none")
+    return F.cross_entropy(logits + bias, targets, weight=class_weights, label_smoothing=smoothing)
+
+
+def sigmoid_cross_entropy(
+    logits: Tensor, targets: Tensor, smoothing: float, bias: Tensor | float = 0.0, class_weights: Tensor | None = None
+) -> Tensor:
+    """Sum over classes, mean over the batch of ``-w_i [t_i log s(z_i + b_i) + (1 - t_i) log(1 - s(z_i + b_i))]``."""
+    rows = target_rows(targets, logits, smoothing)
+    per_class = F.binary_cross_entropy_with_logits(logits + bias, rows, weight=class_weights, reduction="none")
     return per_class.sum(dim=-1).mean()
 
 
-def smooth_one_hot(targets: Tensor, num_classes: int, label_smoothing: float = 0.0) -> Tensor:
-    """Targets as float32 rows (B, C).
+def focal(logits: Tensor, targets: Tensor, smoothing: float, gamma: float) -> Tensor:
+    """Mean over the batch of ``-sum_i t_i (1 - p_i)^gamma log p_i``, ``p = softmax(z)``: Eq. 4, for many classes."""
+    log_p = F.log_softmax(logits, dim=-1)
+    # 1 - p without cancellation; kept above 0, where a power below 1 has an infinite slope.
+    miss = (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).tiny)
+    return -(target_rows(targets, logits, smoothing) * miss**gamma * log_p).sum(dim=-1).mean()
 
-    Hard labels (int64, shape (B,)) become ``(1 - s) * one_hot + s / C``; soft targets (float, shape (B, C)) stay as
-    they are, because whoever mixed them has smoothed them already.
 
-    Raises:
-        ValueError: wrong shape or dtype.
+def ldam(
+    logits: Tensor, targets: Tensor, smoothing: float, margins: Tensor, scale: float, class_weights: Tensor | None
+) -> Tensor:
+    """Cross-entropy of ``scale * (z - margin_y e_y)``; ``class_weights`` as in `softmax_cross_entropy`."""
+
+    def of_labels(labels: Tensor) -> Tensor:  # (B,) -> (B,)
+        shifted = scale * (logits - margins * F.one_hot(labels, logits.shape[1]))
+        return F.cross_entropy(shifted, labels, weight=class_weights, label_smoothing=smoothing, reduction="none")
+
+    per_image = over_mixed_labels(of_labels, targets)
+    if class_weights is None or targets.is_floating_point():
+        return per_image.mean()
+    return per_image.sum() / class_weights[targets].sum()
+
+
+def label_aware_smoothing(logits: Tensor, targets: Tensor, smoothing: float, class_smoothing: Tensor) -> Tensor:
+    """Mean of ``-[(1 - s_y) log p_y + s_y mean_i log p_i]``; uniform label smoothing comes on top of ``s``."""
+    log_p = F.log_softmax(logits, dim=-1)
+
+    def of_labels(labels: Tensor) -> Tensor:  # (B,) -> (B,)
+        share = 1.0 - (1.0 - class_smoothing[labels]) * (1.0 - smoothing)
+        return -((1.0 - share) * log_p.gather(1, labels[:, None]).squeeze(1) + share * log_p.mean(dim=1))
+
+    return over_mixed_labels(of_labels, targets).mean()
+
+
+def lade_regulariser(logits: Tensor, labels: Tensor, log_prior: Tensor, remine_lambda: float = 0.1) -> Tensor:
+    """``-sum_c pi_c [mean_{b: y_b = c} z_bc - E_c - lambda E_c^2]``, ``E_c = log mean_b exp(z_bc) / (C pi_c)``.
+
+    The regularised Donsker-Varadhan bound of each class; a class absent from the batch has 0 for its first term. It
+    needs the whole batch: accumulated micro-batches give the mean of their regularisers.
     """
+    num_images, num_classes = logits.shape
+    of_class = F.one_hot(labels, num_classes)  # (B, C)
+    own = (logits * of_class).sum(dim=0) / of_class.sum(dim=0).clamp_min(1)  # (C,)
+    bound = torch.logsumexp(logits - log_prior - math.log(num_classes), dim=0) - math.log(num_images)  # (C,)
+    return -(log_prior.exp() * (own - bound - remine_lambda * bound**2)).sum()
+
+
+def lade(
+    logits: Tensor, labels: Tensor, smoothing: float, log_prior: Tensor, tau: float, alpha: float, remine_lambda: float
+) -> Tensor:
+    """Prior-compensated cross-entropy, of ``z + tau log pi``, plus ``alpha`` times the regulariser of z."""
+    if labels.is_floating_point():
+        raise ValueError("targets: the loss 'lade' is defined for hard labels alone; train without mixup and cutmix")
+    cross_entropy = softmax_cross_entropy(logits, labels, smoothing, tau * log_prior)
+    return cross_entropy + alpha * lade_regulariser(logits, labels, log_prior, remine_lambda)
+
+
+# ---- Targets
+
+
+def target_rows(targets: Tensor, logits: Tensor, smoothing: float) -> Tensor:
+    """Hard labels become ``(1 - s) * one_hot + s / C``, shape (B, C); soft targets stay as they are."""
     if targets.is_floating_point():
-        if targets.ndim != 2 or targets.shape[1] != num_classes:
-            raise ValueError(f"targets: soft targets need shape (B, {num_classes}), got {tuple(targets.shape)}")
-        return targets.float()
-    if targets.ndim != 1:
-        raise ValueError(f"targets: hard labels need shape (B,), got {tuple(targets.shape)}")
-    one_hot = F.one_hot(targets.long(), num_classes).float()
-    return one_hot * (1.0 - label_smoothing) + label_smoothing / num_classes
+        return targets
+    one_hot = F.one_hot(targets, logits.shape[1]).to(logits.dtype)
+    return one_hot * (1.0 - smoothing) + smoothing / logits.shape[1]
 
 
-# name -> (cross-entropy on biased logits, the prior's bias for it or None)
-_LOSSES: dict[str, tuple[Callable[..., Tensor], str | None]] = {
-    "ce": (softmax_cross_entropy, None),
-    "bce": (sigmoid_cross_entropy, None),
-    "bal_ce": (softmax_cross_entropy, "log_prior"),
-    "bal_bce": (sigmoid_cross_entropy, "log_odds"),
+def over_mixed_labels(of_labels: Callable[[Tensor], Tensor], targets: Tensor) -> Tensor:
+    """The loss of each image (B,): of its label, or the sum over the two largest entries ``t_y * loss(y)`` of its row.
+
+    In a row that was smoothed but not mixed, which class comes second is `torch.topk`'s choice; its share is s / C.
+    """
+    if not targets.is_floating_point():
+        return of_labels(targets)
+    shares, labels = targets.topk(2, dim=1)  # (B, 2) each
+    return shares[:, 0] * of_labels(labels[:, 0]) + shares[:, 1] * of_labels(labels[:, 1])
+
+
+def checked_targets(targets: Tensor, num_classes: int, values: bool = True) -> Tensor:
+    """Targets as int64 (B,) or float32 (B, C); ValueError where the shape, or with ``values`` the content, is wrong."""
+    if not targets.is_floating_point():
+        if targets.ndim != 1:
+            raise ValueError(f"targets: hard labels need shape (B,), got {tuple(targets.shape)}")
+        wrong = targets[(targets < 0) | (targets >= num_classes)] if values else targets[:0]
+        if len(wrong):
+            raise ValueError(f"targets: label {wrong[0]} is none of the {num_classes} classes, 0 ... {num_classes - 1}")
+        return targets.long()
+    if targets.ndim != 2 or targets.shape[1] != num_classes:
+        raise ValueError(f"targets: soft targets need shape (B, {num_classes}), got {tuple(targets.shape)}")
+    targets = targets.float()
+    if values:
+        sums = targets.sum(dim=1)
+        wrong = sums[~((sums - 1).abs() <= 0.01)]  # rows in bfloat16 are off by up to 0.004; NaN is wrong, too
+        if len(wrong):
+            raise ValueError(f"targets: each row of soft targets must sum to 1, one sums to {wrong[0]:.4g}")
+    return targets
+
+
+# ---- What the losses take from the class counts: float64 arrays (C,)
+
+
+def effective_number_weights(class_counts: ClassCounts, beta: float = 0.9999) -> np.ndarray:
+    """``(1 - beta) / (1 - beta^n)``, normalised to sum to C (Cui et al.; beta as in the official LiVT code).
+
+    ``beta = 0`` gives weights of 1, ``beta -> 1`` inverse class frequencies.
+    """
+    if not 0.0 <= beta < 1.0:
+        raise ValueError(f"beta: must be in [0, 1), got {beta}")
+    weights = 1.0 / (1.0 - np.power(float(beta), ClassPrior(class_counts).counts))
+    return weights / weights.sum() * len(weights)
+
+
+def deferred_weights(
+    class_counts: ClassCounts, progress: float, start: float = 0.8, beta: float = 0.9999
+) -> np.ndarray:
+    """Deferred re-weighting (DRW; Cao et al.): ``class_weights`` for ldam at a point of the training.
+
+    Weights of 1 until ``progress``, the share of the training that is done, reaches ``start``; from there the effective
+    number's. The paper's 160th of 200 epochs is 0.8. Build the loss anew when the schedule crosses ``start``.
+    """
+    return effective_number_weights(class_counts, beta if progress >= start else 0.0)
+
+
+def ldam_margins(class_counts: ClassCounts, max_margin: float = 0.5) -> np.ndarray:
+    """Margins in proportion to ``n^(-1/4)``, the smallest class's being ``max_margin`` (Cao et al.)."""
+    margins = ClassPrior(class_counts).counts ** -0.25
+    return margins * (max_margin / margins.max())
+
+
+def las_smoothing(class_counts: ClassCounts, smooth_head: float = 0.3, smooth_tail: float = 0.0) -> np.ndarray:
+    """From ``smooth_tail`` (the smallest class) to ``smooth_head`` (the largest), concave in n (Zhong et al.).
+
+    Classes of equal size all get ``smooth_tail``.
+    """
+    if max(smooth_head, smooth_tail) > 1.0:
+        raise ValueError(f"smooth_head, smooth_tail: must be in [0, 1], got {smooth_head} and {smooth_tail}")
+    n = ClassPrior(class_counts).counts
+    rank = (n - n.min()) / max(n.max() - n.min(), 1)
+    return smooth_tail + (smooth_head - smooth_tail) * np.sin(rank * np.pi / 2)
+
+
+# ---- The table
+
+# name -> (loss, its arguments from prior and tau); what that function takes besides these two are the name's options.
+_LOSSES: dict[str, tuple[Callable[..., Tensor], Callable[..., dict[str, Any]]]] = {
+    "ce": (softmax_cross_entropy, lambda prior, tau: {}),
+    "bce": (sigmoid_cross_entropy, lambda prior, tau, class_weights=None: {"class_weights": class_weights}),
+    "bal_ce": (softmax_cross_entropy, lambda prior, tau: {"bias": tau * prior.log_prior}),
+    "bal_bce": (
+        sigmoid_cross_entropy,
+        lambda prior, tau, class_weights=None: {"bias": tau * prior.log_odds, "class_weights": class_weights},
+    ),
+    "cb_ce": (
+        softmax_cross_entropy,
+        lambda prior, tau, beta=0.9999: {"class_weights": effective_number_weights(prior.counts, beta)},
+    ),
+    "cb_bce": (
+        sigmoid_cross_entropy,
+        lambda prior, tau, beta=0.9999: {"class_weights": effective_number_weights(prior.counts, beta)},
+    ),
+    "focal": (focal, lambda prior, tau, gamma=2.0: {"gamma": gamma}),
+    "ldam": (
+        ldam,
+        lambda prior, tau, max_margin=0.5, scale=30.0, class_weights=None: {
+            "margins": ldam_margins(prior.counts, max_margin),
+            "scale": scale,
+            "class_weights": class_weights,
+        },
+    ),
+    "las": (
+        label_aware_smoothing,
+        lambda prior, tau, smooth_head=0.3, smooth_tail=0.0: {
+            "class_smoothing": las_smoothing(prior.counts, smooth_head, smooth_tail)
+        },
+    ),
+    "lade": (
+        lade,
+        lambda prior, tau, alpha=0.1, remine_lambda=0.1: {
+            "log_prior": prior.log_prior,
+            "tau": tau,
+            "alpha": alpha,
+            "remine_lambda": remine_lambda,
+        },
+    ),
 }
 LOSS_NAMES = tuple(_LOSSES)
+# Those with a logit bias, which tau scales: their logits assume class shares in proportion to pi ** (1 - tau).
+BALANCED_LOSSES = ("bal_ce", "bal_bce", "lade")
 
 
 def check_loss_name(name: str) -> str:
@@ -80,54 +267,104 @@ def check_loss_name(name: str) -> str:
     return name
 
 
+def loss_options(name: str) -> dict[str, Any]:
+    """The options that a loss takes, with their defaults."""
+    parameters = list(inspect.signature(_LOSSES[check_loss_name(name)][1]).parameters.values())[2:]
+    return {parameter.name: parameter.default for parameter in parameters}
+
+
 def build_loss(
-    name: str,
-    class_counts: ClassCounts,
-    tau: float = 1.0,
-    label_smoothing: float = 0.0,
-    class_weights: Sequence[float] | None = None,
+    name: str, class_counts: ClassCounts, tau: float = 1.0, label_smoothing: float = 0.0, **options: Any
 ) -> Loss:
     """A callable ``(logits (B, C) of any float dtype, targets) -> float32 scalar``.
 
-    Targets are hard labels, int64 (B,), or soft ones, float (B, C).
+    Targets are hard labels, int64 (B,), or soft ones, float (B, C) (see the module's docstring). Their values are
+    checked in every batch on a CPU, and in the first one on an accelerator, which would have to wait for it.
 
     Args:
         name: one of `LOSS_NAMES`.
         class_counts: training images of each class (see `ClassPrior`); integer label ``i`` is the i-th class.
         tau: scale of the logit bias (LiVT Algorithm 1, line 16); losses without a bias ignore it.
         label_smoothing: for hard labels only.
-        class_weights: the ``w_i`` of Eq. 6, length C, default all 1; for the BCE family only.
+        options: of `loss_options(name)`: ``class_weights`` (the ``w_i`` of Eq. 6, length C; bce, bal_bce, ldam),
+            ``beta`` (cb_ce, cb_bce), ``gamma`` (focal), ``max_margin`` and ``scale`` (ldam), ``smooth_head`` and
+            ``smooth_tail`` (las), ``alpha`` and ``remine_lambda`` (lade; both as in its configuration for ImageNet-LT).
 
     Raises:
-        ValueError: unknown name, unusable counts, smoothing outside [0, 1), weights that do not fit.
+        ValueError: unknown name or option, unusable counts, a value out of range, weights that do not fit.
     """
-    function, bias_name = _LOSSES[check_loss_name(name)]
+    function, arguments_of = _LOSSES[check_loss_name(name)]
     prior = ClassPrior(class_counts)
     num_classes = len(prior)
     if not 0.0 <= label_smoothing < 1.0:
         raise ValueError(f"label_smoothing: must be in [0, 1), got {label_smoothing}")
     if not np.isfinite(tau):
         raise ValueError(f"tau: must be a finite number, got {tau}")
-    options = {}
-    if class_weights is not None:
-        if function is not sigmoid_cross_entropy:
-            raise ValueError(f"class_weights: only the BCE family (bce, bal_bce) takes them, the loss is {name!r}")
-        if len(class_weights) != num_classes:
-            raise ValueError(f"class_weights: {len(class_weights)} weights for {num_classes} classes")
-        options["class_weights"] = torch.tensor(class_weights, dtype=torch.float32)
-    # Rounded to float32 once, from float64.
-    bias = None if bias_name is None else torch.from_numpy(tau * getattr(prior, bias_name)).float()
+    known = loss_options(name)
+    for option, value in options.items():
+        if option not in known:
+            raise ValueError(f"{option}: the loss {name!r} takes no such option, it takes {', '.join(known) or 'none'}")
+        is_default = value is None and known[option] is None
+        if not is_default and (value is None or not np.isfinite(value).all() or np.min(value) < 0):
+            raise ValueError(f"{option}: must be finite and not negative, got {value}")
+    weights = options.get("class_weights")
+    if weights is not None and np.shape(weights) != (num_classes,):
+        raise ValueError(f"class_weights: {np.size(weights)} weights for {num_classes} classes")
+
+    arguments = arguments_of(prior, tau, **options)
+    if arguments.get("class_weights") is not None:
+        arguments["class_weights"] = np.asarray(arguments["class_weights"], dtype=np.float64)
+    # Rounded to float32 once, from float64; copied to each device once.
+    arguments = {k: torch.from_numpy(v).float() if isinstance(v, np.ndarray) else v for k, v in arguments.items()}
+    on_device: dict[torch.device, dict[str, Any]] = {}
 
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
-        nonlocal bias, options
         if logits.ndim != 2 or logits.shape[1] != num_classes:
             raise ValueError(f"logits: need shape (B, {num_classes}), one column a class, got {tuple(logits.shape)}")
-        with torch.autocast(device_type=logits.device.type, enabled=False):
-            scores = logits.float()
-            if bias is not None:
-                bias = bias.to(scores.device)  # a copy the first time only
-                scores = scores + bias
-            options = {key: value.to(scores.device) for key, value in options.items()}
-            return function(scores, smooth_one_hot(targets, num_classes, label_smoothing), **options)
+        device = logits.device
+        look = (device.type == "cpu" or device not in on_device) and not torch.compiler.is_compiling()
+        targets = checked_targets(targets, num_classes, values=look)
+        if device not in on_device:
+            on_device[device] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in arguments.items()}
+        smoothing = 0.0 if targets.is_floating_point() else label_smoothing
+        with torch.autocast(device_type=device.type, enabled=False):
+            return function(logits.float(), targets, smoothing, **on_device[device])
 
     return loss
+
+
+def compute_loss_func(
+    name: str, class_counts: ClassCounts, tau: float = 1.0, label_smoothing: float = 0.0, **options: Any
+) -> Callable[..., Tensor]:
+    """What a stock `transformers.Trainer` takes as ``compute_loss_func``; arguments as for `build_loss`.
+
+        Trainer(model, args, compute_loss_func=compute_loss_func("bal_bce", class_counts), ...)
+
+    Trainer counts the entries of all labels of an optimiser step, over micro-batches and, with
+    ``average_tokens_across_devices``, processes: B for hard labels, B x C for soft ones. It does not divide by the
+    accumulation steps then, and multiplies by the number of processes, which DDP's mean takes out again. So each
+    micro-batch counts by its share of that total: batch 8x1, 4x2 accumulated and 2 processes x 4 give the same
+    gradients. Left out are the losses that look at a batch as a whole: class weights on hard labels (cb_ce, ldam) and
+    lade's regulariser. ``TrainingArguments.label_smoothing_factor`` has no effect; use ``label_smoothing`` here.
+    """
+    loss = build_loss(name, class_counts, tau, label_smoothing, **options)
+
+    def trainer_loss(outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        if labels is None:
+            raise ValueError("labels: the batch has none; the data collator must return them under the key 'labels'")
+        value = loss(_logits(outputs), labels)
+        if num_items_in_batch is None:
+            return value
+        # DataParallel: one count a GPU, and the result is multiplied by the number of GPUs. Their sum undoes both.
+        return value * (labels.numel() / torch.as_tensor(num_items_in_batch, device=value.device).sum())
+
+    return trainer_loss
+
+
+def _logits(outputs: Any) -> Tensor:
+    """The logits of a model output or dict, of a tuple (its first entry), or the tensor itself."""
+    if isinstance(outputs, Mapping):
+        if outputs.get("logits") is None:
+            raise ValueError(f"logits: the model returned none, only {', '.join(outputs)}")
+        return outputs["logits"]
+    return outputs[0] if isinstance(outputs, tuple | list) else getattr(outputs, "logits", outputs)

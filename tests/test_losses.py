@@ -1,4 +1,4 @@
-"""Losses against the official values, closed forms, both theorems, and the limits of floating point."""
+"""Losses against the official values, closed forms, the papers' theorems, and the limits of floating point."""
 
 import json
 import math
@@ -9,14 +9,35 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from livt_hf import ClassPrior
-from livt_hf.losses import LOSS_NAMES, build_loss
+from livt_hf import ClassPrior, losses
+from livt_hf.losses import (
+    BALANCED_LOSSES,
+    LOSS_NAMES,
+    build_loss,
+    deferred_weights,
+    effective_number_weights,
+    lade_regulariser,
+    las_smoothing,
+    ldam_margins,
+    loss_options,
+)
 
 REFERENCE = json.loads((Path(__file__).parent / "fixtures" / "losses.json").read_text())
 COUNTS = REFERENCE["class_counts"]
 LOGITS = torch.tensor(REFERENCE["logits"])
 HARD = torch.tensor(REFERENCE["labels"])
 SOFT = torch.tensor(REFERENCE["soft_targets"])
+BOTH_KINDS = [(name, kind) for name in LOSS_NAMES for kind in ("hard", "soft") if (name, kind) != ("lade", "soft")]
+TARGETS = {"hard": HARD, "soft": SOFT}
+
+
+def in_float64(name, targets, tau=1.0, **options):
+    """The loss as a function of float64 logits, without the cast of `build_loss`."""
+    function, arguments_of = losses._LOSSES[name]
+    arguments = arguments_of(ClassPrior(COUNTS), tau, **options)
+    arguments = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in arguments.items()}
+    targets = targets.double() if targets.is_floating_point() else targets
+    return lambda logits: function(logits, targets, 0.0, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -31,11 +52,22 @@ SOFT = torch.tensor(REFERENCE["soft_targets"])
         ("bce_hard_smoothing0.1", "bce", HARD, {"label_smoothing": 0.1}),
         ("bal_bce_soft_tau1", "bal_bce", SOFT, {}),
         ("bal_bce_hard_smoothing0.1_tau1", "bal_bce", HARD, {"label_smoothing": 0.1}),
+        ("cb_bce_soft", "cb_bce", SOFT, {}),
+        ("cb_ce_hard", "cb_ce", HARD, {}),
+        ("mislas_concave_hard", "las", HARD, {}),
+        ("mislas_concave_soft", "las", SOFT, {}),
+        ("ldam_hard_s30_m0.5", "ldam", HARD, {}),
     ],
 )
 def test_equals_the_official_value(key, name, targets, options):
     loss = build_loss(name, COUNTS, **options)(LOGITS, targets)
     assert loss.item() == pytest.approx(REFERENCE["values"][key], rel=1e-6)
+
+
+def test_the_official_lade_is_the_regulariser():
+    log_prior = torch.from_numpy(ClassPrior(COUNTS).log_prior).float()
+    regulariser = lade_regulariser(LOGITS, HARD, log_prior, remine_lambda=0.1)
+    assert regulariser.item() == pytest.approx(REFERENCE["values"]["lade_hard"], rel=1e-6)
 
 
 def test_theorem_1_the_count_form_and_the_pi_form_of_bal_ce_are_the_same_loss():
@@ -76,7 +108,7 @@ def test_class_weights_multiply_each_class_term_of_the_bce_family():
     assert ones(LOGITS, SOFT) == build_loss("bal_bce", COUNTS)(LOGITS, SOFT)
 
 
-@pytest.mark.parametrize("name", LOSS_NAMES)
+@pytest.mark.parametrize("name", ["ce", "bce", "bal_ce", "bal_bce", "cb_bce", "focal"])
 def test_smoothed_hard_labels_are_the_soft_targets_they_stand_for(name):
     rows = torch.full((len(HARD), len(COUNTS)), 0.1 / len(COUNTS))
     rows[torch.arange(len(HARD)), HARD] += 0.9
@@ -84,17 +116,35 @@ def test_smoothed_hard_labels_are_the_soft_targets_they_stand_for(name):
     assert smoothed.item() == pytest.approx(build_loss(name, COUNTS)(LOGITS, rows).item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("name", LOSS_NAMES)
-@pytest.mark.parametrize("targets", [HARD, SOFT], ids=["hard", "soft"])
-def test_gradients_agree_with_finite_differences(name, targets):
-    loss = build_loss(name, COUNTS, tau=1.05)
-    logits = LOGITS.clone().requires_grad_()
-    loss(logits, targets).backward()
-    generator = torch.Generator().manual_seed(0)
-    direction = torch.randn(LOGITS.shape, generator=generator)
-    step = 1e-2
-    difference = (loss(LOGITS + step * direction, targets) - loss(LOGITS - step * direction, targets)) / (2 * step)
-    assert (logits.grad * direction).sum().item() == pytest.approx(difference.item(), rel=1e-3)
+@pytest.mark.parametrize("name", [name for name in LOSS_NAMES if name not in ("cb_ce", "lade")])
+def test_a_mixture_of_two_labels_costs_the_mixture_of_their_losses(name):
+    """Each image apart: mixup's lambda * loss(y_a) + (1 - lambda) * loss(y_b)."""
+    loss = build_loss(name, COUNTS)
+    for z, a, b in zip(LOGITS[:, None], HARD, (HARD + 3) % len(COUNTS), strict=True):
+        row = 0.7 * F.one_hot(a, len(COUNTS)) + 0.3 * F.one_hot(b, len(COUNTS))
+        expected = 0.7 * loss(z, a[None]) + 0.3 * loss(z, b[None])
+        assert loss(z, row[None]).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("name", "kind"), BOTH_KINDS)
+def test_gradients_agree_with_finite_differences(name, kind):
+    function = in_float64(name, TARGETS[kind], tau=1.05)
+    logits = LOGITS.double().requires_grad_()
+    assert torch.autograd.gradcheck(function, (logits,))
+    (expected,) = torch.autograd.grad(function(logits), logits)
+    single = LOGITS.clone().requires_grad_()
+    build_loss(name, COUNTS, tau=1.05)(single, TARGETS[kind]).backward()
+    torch.testing.assert_close(single.grad, expected.float(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_gradient_of_focal_where_the_model_is_certain(gamma):
+    """A power below 1 has an infinite slope at p = 1; the loss is flat there all the same."""
+    logits = torch.zeros(1, len(COUNTS))
+    logits[0, 3] = 200.0
+    logits.requires_grad_()
+    build_loss("focal", COUNTS, gamma=gamma)(logits, torch.tensor([3])).backward()
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
 
 
 def test_gradient_of_bal_bce_in_closed_form():
@@ -109,31 +159,157 @@ def test_gradient_of_bal_bce_in_closed_form():
 def test_extreme_logits_stay_finite_and_exact(name, value):
     logits = torch.zeros(2, len(COUNTS))
     logits[:, 3] = value
-    logits.requires_grad_()
     targets = torch.tensor([3, 5])
-    loss = build_loss(name, COUNTS)(logits, targets)
+    single = logits.clone().requires_grad_()
+    loss = build_loss(name, COUNTS)(single, targets)
     loss.backward()
     assert math.isfinite(loss.item())
-    assert torch.isfinite(logits.grad).all()
-    # One of the two images has the extreme logit on the wrong side: its term is 1e4 up to the other, small, terms.
-    assert loss.item() == pytest.approx(1e4 / 2, rel=0.01)
+    assert torch.isfinite(single.grad).all()
+    assert loss.item() == pytest.approx(in_float64(name, targets)(logits.double()).item(), rel=1e-6)
+    if name in ("ce", "bce", "bal_ce", "bal_bce", "focal"):
+        # One of the two images has the extreme logit on the wrong side: its term is 1e4 up to the other, small, terms.
+        assert loss.item() == pytest.approx(1e4 / 2, rel=0.01)
 
 
-@pytest.mark.parametrize("name", LOSS_NAMES)
+@pytest.mark.parametrize(("name", "kind"), BOTH_KINDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_logits_are_computed_in_float32(name, dtype):
+def test_half_precision_logits_are_computed_in_float32(name, kind, dtype):
     loss = build_loss(name, COUNTS)
     low = LOGITS.to(dtype)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        computed = loss(low, SOFT)
+        computed = loss(low, TARGETS[kind])
     assert computed.dtype == torch.float32
-    assert computed == loss(low.float(), SOFT)
+    assert computed == loss(low.float(), TARGETS[kind])
+
+
+def test_soft_targets_may_come_in_half_precision():
+    loss = build_loss("bal_bce", COUNTS)
+    assert loss(LOGITS, SOFT.bfloat16()) == loss(LOGITS, SOFT.bfloat16().float())
 
 
 def test_means_over_the_batch():
     loss = build_loss("bal_bce", COUNTS)
     halves = (loss(LOGITS[:8], HARD[:8]) + loss(LOGITS[8:], HARD[8:])) / 2
     assert loss(LOGITS, HARD).item() == pytest.approx(halves.item(), rel=1e-6)
+
+
+def test_effective_numbers_of_samples():
+    """E_n = (1 - beta^n) / (1 - beta): 1, 1 + 0.5 and 1 + 0.5 + 0.25 for one to three images and beta = 0.5."""
+    inverse = np.array([1.0, 1 / 1.5, 1 / 1.75])
+    np.testing.assert_allclose(effective_number_weights([1, 2, 3], beta=0.5), inverse * 3 / inverse.sum(), rtol=1e-14)
+    np.testing.assert_array_equal(effective_number_weights({"a": 5, "b": 500}, beta=0.0), [1.0, 1.0])
+    near_1 = effective_number_weights(COUNTS, beta=1 - 1e-9)
+    np.testing.assert_allclose(near_1 * COUNTS, (near_1 * COUNTS).mean(), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("targets", "smoothing"), [(HARD, 0.0), (HARD, 0.1), (SOFT, 0.1)])
+def test_cb_ce_weighs_as_torch_does(targets, smoothing):
+    weights = torch.from_numpy(effective_number_weights(COUNTS, beta=0.99))
+    log_p = F.log_softmax(LOGITS.double(), dim=1)
+    rows = SOFT if targets is SOFT else F.one_hot(HARD, len(COUNTS)) * (1 - smoothing) + smoothing / len(COUNTS)
+    divisor = len(SOFT) if targets is SOFT else weights[HARD].sum()
+    expected = -(weights * rows * log_p).sum() / divisor
+    loss = build_loss("cb_ce", COUNTS, label_smoothing=smoothing, beta=0.99)(LOGITS, targets)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_cb_bce_is_bce_with_those_weights():
+    weighted = build_loss("bce", COUNTS, class_weights=effective_number_weights(COUNTS, beta=0.99))
+    assert build_loss("cb_bce", COUNTS, beta=0.99)(LOGITS, HARD) == weighted(LOGITS, HARD)
+
+
+def test_focal_by_hand_and_without_focus():
+    """p = 3/4 for the label: (1/4)^gamma * log(4/3)."""
+    logits = torch.tensor([[math.log(3.0), 0.0]])
+    for gamma in (2.0, 0.5):
+        loss = build_loss("focal", [10, 10], gamma=gamma)(logits, torch.tensor([0]))
+        assert loss.item() == pytest.approx(0.25**gamma * math.log(4 / 3), rel=1e-6)
+    plain = build_loss("ce", COUNTS)(LOGITS, SOFT).item()
+    assert build_loss("focal", COUNTS, gamma=0.0)(LOGITS, SOFT).item() == pytest.approx(plain, rel=1e-6)
+
+
+def test_ldam_takes_the_margin_from_the_label_and_scales():
+    np.testing.assert_allclose(ldam_margins([16, 81, 256]), [0.5, 0.5 * 2 / 3, 0.25], rtol=1e-14)
+    shifted = LOGITS.double()
+    margins = ldam_margins(COUNTS, max_margin=0.8)
+    shifted[range(len(HARD)), HARD] -= torch.from_numpy(margins)[HARD]
+    for smoothing in (0.0, 0.1):
+        expected = F.cross_entropy(7 * shifted, HARD, label_smoothing=smoothing).item()
+        loss = build_loss("ldam", COUNTS, label_smoothing=smoothing, max_margin=0.8, scale=7.0)
+        assert loss(LOGITS, HARD).item() == pytest.approx(expected, rel=1e-6)
+    unscaled = build_loss("ldam", COUNTS, max_margin=0.0, scale=1.0)(LOGITS, HARD).item()
+    assert unscaled == pytest.approx(build_loss("ce", COUNTS)(LOGITS, HARD).item(), rel=1e-6)
+
+
+def test_deferred_reweighting_of_ldam():
+    """Before the switch the loss is ldam's; after it, the same weighted as torch weighs it (LDAM-DRW)."""
+    before = build_loss("ldam", COUNTS, class_weights=deferred_weights(COUNTS, progress=0.79))
+    after = build_loss("ldam", COUNTS, class_weights=deferred_weights(COUNTS, progress=0.8))
+    for targets in (HARD, SOFT):
+        plain = build_loss("ldam", COUNTS)(LOGITS, targets).item()
+        assert before(LOGITS, targets).item() == pytest.approx(plain, rel=1e-6)
+    shifted = LOGITS.clone()
+    shifted[range(len(HARD)), HARD] -= torch.from_numpy(ldam_margins(COUNTS)).float()[HARD]
+    weights = torch.from_numpy(effective_number_weights(COUNTS)).float()
+    expected = F.cross_entropy(30 * shifted, HARD, weight=weights).item()
+    assert after(LOGITS, HARD).item() == pytest.approx(expected, rel=1e-6)
+    # Soft: t_1 w_1 loss(y_1) + t_2 w_2 loss(y_2) of each image, averaged over the images.
+    one = build_loss("ldam", COUNTS)
+    terms = [
+        share * weights[label] * one(z[None], label[None])
+        for z, row in zip(LOGITS, SOFT, strict=True)
+        for share, label in zip(*row.topk(2), strict=True)
+    ]
+    assert after(LOGITS, SOFT).item() == pytest.approx(sum(terms).item() / len(SOFT), rel=1e-5)
+
+
+def test_las_smooths_the_largest_class_most():
+    np.testing.assert_allclose(
+        las_smoothing([5, 9, 17, 29], 0.4, 0.1), [0.1, *(0.1 + 0.3 * np.sin([np.pi / 12, np.pi / 4])), 0.4]
+    )
+    np.testing.assert_array_equal(las_smoothing([7, 7, 7]), [0.0, 0.0, 0.0])
+    head = torch.full((4,), int(np.argmax(COUNTS)))
+    expected = build_loss("ce", COUNTS, label_smoothing=0.3)(LOGITS[:4], head).item()
+    assert build_loss("las", COUNTS)(LOGITS[:4], head).item() == pytest.approx(expected, rel=1e-6)
+    # Uniform smoothing on top: 1 - (1 - 0.3) (1 - 0.1) in all.
+    expected = build_loss("ce", COUNTS, label_smoothing=0.37)(LOGITS[:4], head).item()
+    both = build_loss("las", COUNTS, label_smoothing=0.1)(LOGITS[:4], head)
+    assert both.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_lade_adds_the_regulariser_to_the_compensated_cross_entropy():
+    """The regulariser class by class, in float64; classes 6, 8 and 9 have no image in this batch."""
+    logits, pi = LOGITS.double().numpy(), ClassPrior(COUNTS).pi
+    regulariser = 0.0
+    for label, share in enumerate(pi):
+        own = logits[HARD.eq(label), label]
+        bound = np.log(np.mean(np.exp(logits[:, label]) / (len(pi) * share)))
+        regulariser -= share * ((own.mean() if len(own) else 0.0) - bound - 0.3 * bound**2)
+    loss = build_loss("lade", COUNTS, tau=1.1, label_smoothing=0.1, alpha=0.7, remine_lambda=0.3)
+    cross_entropy = build_loss("bal_ce", COUNTS, tau=1.1, label_smoothing=0.1)(LOGITS, HARD).item()
+    assert loss(LOGITS, HARD).item() == pytest.approx(cross_entropy + 0.7 * regulariser, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", LOSS_NAMES)
+def test_tau_acts_on_the_balanced_losses_alone(name):
+    values = {tau: build_loss(name, COUNTS, tau=tau)(LOGITS, HARD).item() for tau in (0.0, 1.5)}
+    assert (values[0.0] != values[1.5]) == (name in BALANCED_LOSSES)
+
+
+def test_options_of_each_loss():
+    assert {name: list(loss_options(name)) for name in LOSS_NAMES} == {
+        "ce": [],
+        "bce": ["class_weights"],
+        "bal_ce": [],
+        "bal_bce": ["class_weights"],
+        "cb_ce": ["beta"],
+        "cb_bce": ["beta"],
+        "focal": ["gamma"],
+        "ldam": ["max_margin", "scale", "class_weights"],
+        "las": ["smooth_head", "smooth_tail"],
+        "lade": ["alpha", "remine_lambda"],
+    }
+    assert loss_options("lade") == {"alpha": 0.1, "remine_lambda": 0.1}
 
 
 @pytest.mark.parametrize(
@@ -143,8 +319,14 @@ def test_means_over_the_batch():
         ({"name": "nonsense"}, "known: ce, bce"),
         ({"name": "ce", "label_smoothing": 1.0}, "label_smoothing: must be in"),
         ({"name": "bal_ce", "tau": float("nan")}, "tau: must be a finite number"),
-        ({"name": "ce", "class_weights": [1.0] * 12}, "only the BCE family"),
+        ({"name": "ce", "class_weights": [1.0] * 12}, "class_weights: the loss 'ce' takes no such option, .* none"),
+        ({"name": "ldam", "gamma": 2.0}, "gamma: the loss 'ldam' .* takes max_margin, scale, class_weights"),
         ({"name": "bce", "class_weights": [1.0] * 3}, "3 weights for 12 classes"),
+        ({"name": "bce", "class_weights": [1.0] * 11 + [-1.0]}, "class_weights: must be finite and not negative"),
+        ({"name": "focal", "gamma": -1.0}, "gamma: must be finite and not negative"),
+        ({"name": "focal", "gamma": None}, "gamma: must be finite and not negative"),
+        ({"name": "cb_ce", "beta": 1.0}, r"beta: must be in \[0, 1\)"),
+        ({"name": "las", "smooth_head": 1.2}, r"smooth_head, smooth_tail: must be in \[0, 1\]"),
     ],
 )
 def test_wrong_settings_are_named(arguments, message):
@@ -158,8 +340,17 @@ def test_wrong_settings_are_named(arguments, message):
         (LOGITS[:, :5], HARD, r"logits: need shape \(B, 12\)"),
         (LOGITS, SOFT[:, :5], r"soft targets need shape \(B, 12\)"),
         (LOGITS, HARD[:, None], r"hard labels need shape \(B,\)"),
+        (LOGITS, HARD + 1, r"label 12 is none of the 12 classes, 0 \.\.\. 11"),
+        (LOGITS, torch.full_like(HARD, -100), "label -100 is none of the 12 classes"),
+        (LOGITS, SOFT * 1.5, "each row of soft targets must sum to 1, one sums to 1.5"),
+        (LOGITS, SOFT * torch.nan, "each row of soft targets must sum to 1, one sums to nan"),
     ],
 )
-def test_wrong_shapes_are_named(logits, targets, message):
+def test_wrong_logits_and_targets_are_named(logits, targets, message):
     with pytest.raises(ValueError, match=message):
         build_loss("ce", COUNTS)(logits, targets)
+
+
+def test_lade_refuses_soft_targets():
+    with pytest.raises(ValueError, match="the loss 'lade' is defined for hard labels alone"):
+        build_loss("lade", COUNTS)(LOGITS, SOFT)
