@@ -179,12 +179,89 @@ def run_predict(argv: list[str]) -> int:
     return print_predictions(predict_images(args.model, args.images, args.top_k, args.batch_size, args.device))
 
 
+def run_convert(argv: list[str]) -> int:
+    """an official LiVT or MAE checkpoint, or a timm model, into a folder for transformers; or back"""
+    parser = _Parser(prog="livt convert", description=run_convert.__doc__, allow_abbrev=False)
+    parser.add_argument("input", metavar="IN", help="official .pth file; timm: folder, hf-hub:ID or name")
+    parser.add_argument("output", metavar="OUT", help="new folder; with --to official: new .pth file")
+    way = parser.add_mutually_exclusive_group(required=True)
+    way.add_argument("--source", choices=("livt-finetune", "livt-pretrain", "mae", "timm"), help="what IN is")
+    way.add_argument("--to", choices=("official",), help="the other way: IN is a folder that holds a model")
+    parser.add_argument("--labels", help="class names in label order: one a line, or JSON")
+    parser.add_argument("--class_counts", help="JSON: training images by class name, or a list in label order")
+    parser.add_argument(
+        "--dataset",
+        choices=("imagenet-lt", "inat18", "imagenet-bal", "places-lt", "cifar10-lt", "cifar100-lt", "imagenet"),
+        help="what it was trained on, for mean and std of its images (default: what the checkpoint says)",
+    )
+    parser.add_argument("--num_attention_heads", type=int, help="needed for widths outside the ViT family")
+    parser.add_argument("--decoder_num_attention_heads", type=int, help="needed for decoders not 512 wide")
+    parser.add_argument(
+        "--norm_pix_loss", choices=("true", "false"), help="pixels normalised per patch? (default: as in IN)"
+    )
+    args = parser.parse_args(argv)
+    if args.to:
+        from .export import convert_to_official
+
+        print(f"wrote {convert_to_official(args.input, args.output)} tensors to {args.output}")
+        return 0
+    from .conversion import convert_checkpoint, convert_timm
+
+    if args.source == "timm":
+        conversion = convert_timm(args.input, args.output, labels=args.labels, class_counts=args.class_counts)
+    else:
+        conversion = convert_checkpoint(
+            args.input,
+            args.output,
+            args.source,
+            labels=args.labels,
+            class_counts=args.class_counts,
+            dataset=args.dataset,
+            num_attention_heads=args.num_attention_heads,
+            decoder_num_attention_heads=args.decoder_num_attention_heads,
+            norm_pix_loss=None if args.norm_pix_loss is None else args.norm_pix_loss == "true",
+        )
+    print(conversion)
+    print(f"{args.output} holds the {conversion.kind}, its image processor and a card")
+    return 0
+
+
+def run_export(argv: list[str]) -> int:
+    """a trained classifier for timm, or as ONNX, compared with the original"""
+    parser = _Parser(prog="livt export", description=run_export.__doc__, allow_abbrev=False)
+    parser.add_argument("--model", required=True, help="folder or Hub id of the classifier")
+    parser.add_argument("--format", required=True, choices=("timm", "onnx"), help="what to write")
+    parser.add_argument("--output_dir", required=True, help="new folder")
+    parser.add_argument("--dataset", default="digits", help="onnx: images to compare on (default: %(default)s)")
+    parser.add_argument("--split", default="test", help="onnx: its split (default: %(default)s)")
+    parser.add_argument("--num_images", type=int, default=64, help="onnx: how many of them (default: %(default)s)")
+    _add_data_options(parser)
+    args = parser.parse_args(argv)
+    from .export import export_onnx, export_timm
+
+    if args.format == "timm":
+        difference = export_timm(args.model, args.output_dir)
+        print(f"logits differ by at most {difference:.1e} after loading with timm")
+        print(f'timm.create_model("local-dir:{args.output_dir}", pretrained=True)')
+        return 0
+    options = {name: getattr(args, name) for name in DATA_OPTIONS}
+    result = export_onnx(args.model, args.output_dir, args.dataset, args.split, args.num_images, **options)
+    print(
+        f"{result['images']} images of {args.dataset}: logits differ by at most {result['largest_difference']:.1e}, "
+        f"{result['top1_agreement']:.1f} % the same prediction; onnxruntime {result['speed_ratio']:.2f} times as fast "
+        f"as torch on {result['threads']} threads; {args.output_dir}/check.json"
+    )
+    return 0
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "quickstart": run_quickstart,
     "pretrain": run_pretrain,
     "finetune": run_finetune,
     "evaluate": run_evaluate,
     "predict": run_predict,
+    "convert": run_convert,
+    "export": run_export,
     "dataset": run_dataset,
 }
 

@@ -137,9 +137,16 @@ def test_unknown_commands_are_named(capsys, command, message):
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_command_suggests_the_nearest_option(capsys, command):
-    required = {"quickstart": "output_dir", "pretrain": "dataset", "finetune": "dataset"}.get(command, "model")
+    required = {"quickstart": "output_dir", "pretrain": "dataset", "finetune": "dataset", "convert": "labels"}.get(
+        command, "model"
+    )
     argv = [command, f"--{required}", "x", f"--{required[:-1]}", "y"]
-    argv += {"evaluate": ["--dataset", "x"], "predict": ["image.png"]}.get(command, [])
+    argv += {
+        "evaluate": ["--dataset", "x"],
+        "predict": ["image.png"],
+        "convert": ["--source", "mae", "in.pth", "out"],
+        "export": ["--format", "timm", "--output_dir", "x"],
+    }.get(command, [])
     error = the_error(capsys, main(argv))
     assert f"--{required[:-1]}" in error
     assert f"did you mean '{required}'" in error.replace("'--", "'")

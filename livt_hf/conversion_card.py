@@ -1,0 +1,232 @@
+"""Where converted checkpoints come from, and the README.md of a converted model.
+
+Published figures are given as the source's, and only where kind, size, data set and loss are those they were published
+for. Sources: README.md and logs of XuZhengzhuo/LiVT (ViT-B/16; LiVT Tables 2 to 4); README.md and FINETUNE.md of
+facebookresearch/mae. Image statistics: `util/datasets.py` and `main_pretrain.py` of XuZhengzhuo/LiVT.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from .data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from .model_card import CITATION, TAGS
+from .report import escape_markdown, markdown_table, percent
+
+
+@dataclass(frozen=True)
+class Source:
+    """A family of checkpoints.
+
+    Attributes:
+        kind: "classifier" or "autoencoder", what all its files are; None: of any kind.
+        licence: the Hub's id of the licence of code and published weights.
+    """
+
+    kind: str | None
+    title: str
+    url: str
+    licence: str
+    licence_title: str
+
+
+_LIVT = ("XuZhengzhuo/LiVT", "https://github.com/XuZhengzhuo/LiVT", "mit", "MIT")
+SOURCES = {
+    "livt-finetune": Source("classifier", *_LIVT),
+    "livt-pretrain": Source("autoencoder", *_LIVT),
+    "mae": Source(
+        None, "facebookresearch/mae", "https://github.com/facebookresearch/mae", "cc-by-nc-4.0", "CC-BY-NC 4.0"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set of the official code: its name there, and its image statistics."""
+
+    official: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+_CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+DATA_SETS = {
+    "imagenet-lt": DataSet("ImageNet-LT", (0.479672, 0.457713, 0.407721), (0.278976, 0.271203, 0.286062)),
+    "inat18": DataSet("iNat18", (0.466, 0.471, 0.380), (0.195, 0.194, 0.192)),
+    "imagenet-bal": DataSet("ImageNet-BAL", (0.480767, 0.457071, 0.407718), (0.279940, 0.272481, 0.286038)),
+    "places-lt": DataSet("Place", IMAGENET_MEAN, IMAGENET_STD),
+    "cifar10-lt": DataSet("cifar10-LT", *_CIFAR),
+    "cifar100-lt": DataSet("cifar100-LT", *_CIFAR),
+    "imagenet": DataSet("ImageNet", IMAGENET_MEAN, IMAGENET_STD),
+}
+
+# LiVT, ViT-B/16. (data set, image size) -> top-1 accuracy in percent: all, many-, medium-, few-shot.
+LIVT_ACCURACY = {
+    ("imagenet-lt", 224): (60.9, 73.6, 56.4, 41.0),
+    ("imagenet-lt", 384): (63.8, 76.4, 59.7, 42.7),
+    ("inat18", 224): (76.1, 78.9, 76.5, 74.8),
+    ("inat18", 384): (81.0, 83.2, 81.5, 79.7),
+    ("places-lt", 224): (40.8, 48.1, 40.6, 27.5),
+}
+# (data set, image size) -> training loss of epoch 799 of masked pretraining.
+LIVT_PRETRAINING_LOSS = {("imagenet-lt", 224): 0.4190, ("inat18", 128): 0.5626}
+# MAE on ImageNet-1k, 224 px. (width, patch size) -> top-1 accuracy of the fine-tuned model in percent.
+MAE_ACCURACY = {(768, 16): 83.6, (1024, 16): 85.9, (1280, 14): 86.9}
+
+
+@dataclass
+class Conversion:
+    """What a conversion did.
+
+    Attributes:
+        source: one of `SOURCES`, or "timm".
+        kind: "classifier", "autoencoder" or "encoder".
+        file_name: of the source, or the name of a timm model.
+        tensors: number of tensors in the source.
+        dropped: why each tensor, or part of one, that is not used is not needed.
+        notes: what was assumed, one sentence each.
+        dataset: one of `DATA_SETS`, if it is known.
+        sha256: of the file.
+        licence: the Hub's id of the licence, if `SOURCES` does not tell it.
+    """
+
+    source: str
+    kind: str
+    file_name: str
+    tensors: int
+    dropped: dict[str, str]
+    notes: list[str] = field(default_factory=list)
+    dataset: str | None = None
+    sha256: str | None = None
+    licence: str | None = None
+
+    def __str__(self) -> str:
+        """A few lines for a terminal."""
+        lines = [f"{self.kind}: {self.tensors} tensors, each of them has its place"]
+        lines += [f"left out: {names[0]} and the like ({len(names)}): {why}" for why, names in self.reasons().items()]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def reasons(self) -> dict[str, list[str]]:
+        """Reason -> what was dropped for it."""
+        reasons: dict[str, list[str]] = {}
+        for name, reason in self.dropped.items():
+            reasons.setdefault(reason, []).append(name)
+        return reasons
+
+
+def conversion_card(conversion: Conversion, config: Any, parameters: int, name: str) -> str:
+    """The text of README.md; ``name`` is that of the folder."""
+    source = SOURCES.get(conversion.source)
+    is_classifier = conversion.kind == "classifier"
+    metadata = ModelCardData(
+        model_name=name,
+        license=source.licence if source else conversion.licence or "unknown",
+        library_name="transformers",
+        pipeline_tag="image-classification" if is_classifier else None,
+        tags=[*(["livt", "long-tailed-recognition"] if conversion.source.startswith("livt") else []), *TAGS[-2:]]
+        + ["masked-image-modeling"] * (not is_classifier),
+    )
+    body = [
+        f"# {escape_markdown(name)}",
+        _introduction(conversion, config, parameters, source),
+        "## Published figures",
+        published_figures(conversion, config),
+        "## How it was converted",
+        _account(conversion),
+        "## How to use it",
+        _usage(conversion.kind, name),
+        "## Licence",
+        _licence(conversion, source),
+        *(["## Citation", CITATION] if conversion.source.startswith("livt") else []),
+    ]
+    return str(ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(body) + "\n"))
+
+
+def _introduction(conversion: Conversion, config: Any, parameters: int, source: Source | None) -> str:
+    side = config.image_size
+    size = f"a vision transformer with {parameters:,} parameters for images of {side} x {side} pixels"
+    what = {
+        "classifier": f"An image classifier for {getattr(config, 'num_labels', 0):,} classes: {size}",
+        "autoencoder": f"A masked autoencoder: {size} and patches of {config.patch_size} x {config.patch_size}",
+        "encoder": f"The encoder of a masked autoencoder: {size}",
+    }[conversion.kind]
+    origin = f"in the format of [{source.title}]({source.url})" if source else "of timm"
+    return (
+        f"{what}. Its weights were not trained with this package: they were converted from "
+        f"`{_code(conversion.file_name)}`, a checkpoint {origin}. Plain `transformers` loads it."
+    )
+
+
+def published_figures(conversion: Conversion, config: Any) -> str:
+    """Markdown: the source's figures for such a model, or that none are known. Nothing here was measured by us."""
+    key, size = (conversion.dataset, config.image_size), (config.hidden_size, config.patch_size)
+    ours = "They are the source's, not ours: this file was converted, not evaluated."
+    is_base = size == (768, 16)
+    if conversion.source == "livt-finetune" and is_base and config.loss == "bal_bce" and key in LIVT_ACCURACY:
+        header = ("", *(f"{group} (%)" for group in ("All", "Many-shot", "Medium-shot", "Few-shot")))
+        row = ("Top-1 accuracy", *map(percent, LIVT_ACCURACY[key]))
+        title = f"LiVT's authors published for ViT-B/16 at {key[1]} px on {DATA_SETS[str(key[0])].official}"
+        return f"{title}:\n\n{markdown_table(header, [row], 'lrrrr')}\n\n{ours}"
+    if conversion.source == "livt-pretrain" and is_base and key in LIVT_PRETRAINING_LOSS:
+        title = f"LiVT's log for ViT-B/16 at {key[1]} px on {DATA_SETS[str(key[0])].official}"
+        return f"{title} ends, after 800 epochs, with a training loss of {LIVT_PRETRAINING_LOSS[key]:.4f}. {ours}"
+    if conversion.source == "mae" and key == ("imagenet", 224) and size in MAE_ACCURACY:
+        title = "MAE's authors published for a model of this size, after supervised fine-tuning on ImageNet-1k"
+        return f"{title}, a top-1 accuracy of {percent(MAE_ACCURACY[size])} %. {ours}"
+    return "None are known for this kind of checkpoint, size and data set; this file was converted, not evaluated."
+
+
+def _account(conversion: Conversion) -> str:
+    """Every tensor: used, or dropped for a reason; and what was assumed."""
+    lines = [f"- {conversion.tensors} tensors were read, each of them has its place, and none is missing."]
+    lines += [
+        f"- {len(names)} parts of tensors are left out, such as `{names[0]}`: {reason}."
+        for reason, names in conversion.reasons().items()
+    ]
+    lines += [f"- {escape_markdown(note)}" for note in conversion.notes]
+    if conversion.sha256:
+        lines.append(f"- SHA-256 of the file: `{conversion.sha256}`.")
+    return "\n".join(lines)
+
+
+def _usage(kind: str, name: str) -> str:
+    code = {
+        "classifier": """\
+from transformers import pipeline
+
+classify = pipeline("image-classification", NAME)
+print(classify("photo.jpg"))""",
+        "autoencoder": """\
+from livt_hf import ViTForBalancedClassification
+from transformers import ViTMAEForPreTraining
+
+autoencoder = ViTMAEForPreTraining.from_pretrained(NAME)
+classifier = ViTForBalancedClassification.from_mae(NAME, class_counts={"cat": 5000, "lynx": 12})  # to be fine-tuned""",
+        "encoder": """\
+from livt_hf import ViTForBalancedClassification
+from transformers import ViTMAEModel
+
+encoder = ViTMAEModel.from_pretrained(NAME)
+classifier = ViTForBalancedClassification.from_mae(NAME, class_counts={"cat": 5000, "lynx": 12})  # to be fine-tuned""",
+    }[kind]
+    return f"```python\n{code.replace('NAME', json.dumps(name))}\n```"
+
+
+def _licence(conversion: Conversion, source: Source | None) -> str:
+    if source is None:
+        known = f"the licence `{_code(conversion.licence)}`" if conversion.licence else "no licence"
+        return f"timm states {known} for these weights; look at their page before you use them."
+    advice = " It forbids commercial use." if source.licence == "cc-by-nc-4.0" else ""
+    return (
+        f"[{source.title}]({source.url}) is under {source.licence_title}.{advice} A checkpoint that somebody else "
+        "trained with that code may have other terms."
+    )
+
+
+def _code(text: Any) -> str:
+    """Text that cannot end the code span or the line it stands in."""
+    return "".join(character if character.isprintable() and character != "`" else " " for character in str(text))

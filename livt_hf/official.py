@@ -1,0 +1,254 @@
+"""Checkpoints of the official code (LiVT and MAE, both on timm's ViT): reading them safely, and one two-way key map.
+
+An official file is a dict with `model` (the weights), and, as training saves it, `optimizer`, `epoch`, `scaler` and
+`args` (an `argparse.Namespace`). Names of tensors: `models_vit.py` and `models_mae.py` of MAE; timm's own ViT has those
+of the former.
+
+Legend: B batch, D width, G patches a side, T = G * G patches, P = patch size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from .configuration_livt import VIT_SIZES, check_patch_grid
+from .modeling_livt import NO_KEY_BIAS
+
+LAYER_NORM_EPS = 1e-6  # of both official codes and of timm's ViT
+# Weights do not tell the number of heads; the width does for the known sizes (VIT_SIZES, MAE's decoder).
+HEADS_OF_WIDTH = {size["hidden_size"]: size["num_attention_heads"] for size in VIT_SIZES.values()}
+HEADS_OF_DECODER_WIDTH = {512: 16}
+
+# Official module or parameter -> native one. A fused layer goes to three.
+_QKV = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
+_BLOCK = {
+    "norm1": ("layernorm_before",),
+    "attn.qkv": _QKV,
+    "attn.proj": ("attention.o_proj",),
+    "norm2": ("layernorm_after",),
+    "mlp.fc1": ("mlp.fc1",),
+    "mlp.fc2": ("mlp.fc2",),
+}
+_EMBEDDINGS = {
+    "cls_token": "embeddings.cls_token",
+    "pos_embed": "embeddings.position_embeddings",
+    "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
+    "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
+}
+_DECODER_TOKENS = {"mask_token": "decoder.mask_token", "decoder_pos_embed": "decoder.decoder_pos_embed"}
+_DECODER_MODULES = {name: (f"decoder.{name}",) for name in ("decoder_embed", "decoder_norm", "decoder_pred")}
+
+KeyMap = dict[str, tuple[str | None, ...]]
+
+
+def key_map(config: PreTrainedConfig, encoder_only: bool = False) -> KeyMap:
+    """Every official tensor of a model -> the native tensors that its equal parts along dimension 0 go to.
+
+    None stands for a part that the native model does not have: the key third of a classifier's `attn.qkv.bias`
+    (`NO_KEY_BIAS`).
+
+    Args:
+        config: of a `BeitForImageClassification` that is a plain ViT, or of a `ViTMAEForPreTraining`.
+        encoder_only: for a `vit_mae` config: a `ViTMAEModel`, without decoder.
+    """
+    if config.model_type == "beit":
+        keys = _encoder_keys("beit.", config.num_hidden_layers)
+        for block in range(config.num_hidden_layers):
+            query, _, value = keys[f"blocks.{block}.attn.qkv.bias"]
+            keys[f"blocks.{block}.attn.qkv.bias"] = (query, None, value)
+        norm = {"fc_norm": ("beit.pooler.layernorm",)} if config.use_mean_pooling else {"norm": ("beit.layernorm",)}
+        return keys | _parameters({**norm, "head": ("classifier",)})
+    if encoder_only:
+        return _encoder_keys("", config.num_hidden_layers) | _parameters({"norm": ("layernorm",)})
+    return {
+        **_encoder_keys("vit.", config.num_hidden_layers),
+        **_parameters({"norm": ("vit.layernorm",)}),
+        **{name: (native,) for name, native in _DECODER_TOKENS.items()},
+        **_parameters(_DECODER_MODULES),
+        **_block_keys("decoder_blocks", "decoder.decoder_layers", config.decoder_num_hidden_layers),
+    }
+
+
+def _encoder_keys(prefix: str, depth: int) -> KeyMap:
+    embeddings: KeyMap = {name: (prefix + native,) for name, native in _EMBEDDINGS.items()}
+    return embeddings | _block_keys("blocks", f"{prefix}layers", depth)
+
+
+def _block_keys(official: str, native: str, depth: int) -> KeyMap:
+    return _parameters(
+        {
+            f"{official}.{block}.{module}": tuple(f"{native}.{block}.{part}" for part in parts)
+            for block in range(depth)
+            for module, parts in _BLOCK.items()
+        }
+    )
+
+
+def _parameters(modules: Mapping[str, tuple[str, ...]]) -> KeyMap:
+    return {
+        f"{name}.{kind}": tuple(f"{part}.{kind}" for part in parts)
+        for name, parts in modules.items()
+        for kind in ("weight", "bias")
+    }
+
+
+def to_native(weights: Mapping[str, Tensor], keys: KeyMap) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Native tensors (views of the official ones), and why each part that is not used is dropped.
+
+    Raises:
+        ValueError: tensors that are missing, or that have no place in such a model.
+    """
+    missing, unknown = sorted(set(keys) - set(weights)), sorted(set(weights) - set(keys))
+    if missing or unknown:
+        parts = [f"missing: {_some(missing)}"] * bool(missing) + [f"without a place: {_some(unknown)}"] * bool(unknown)
+        raise ValueError(f"its tensors are not those of such a model; {'; '.join(parts)}")
+    native, dropped = {}, {}
+    for name, targets in keys.items():
+        for part, target, tensor in zip("qkv", targets, _split(name, weights[name], len(targets)), strict=False):
+            if target is None:
+                dropped[f"{name} ({part})"] = NO_KEY_BIAS
+            else:
+                native[target] = tensor
+    return native, dropped
+
+
+def to_official(native: Mapping[str, Tensor], keys: KeyMap) -> dict[str, Tensor]:
+    """The official `model` dict: the inverse of `to_native`, a part that was dropped being zero.
+
+    Raises:
+        ValueError: native tensors that are missing or have no place.
+    """
+    expected = {target for targets in keys.values() for target in targets if target is not None}
+    if expected != set(native):
+        raise ValueError(f"its tensors are not those of a plain ViT; see {_some(sorted(expected ^ set(native)))}")
+    official = {}
+    for name, targets in keys.items():
+        present = next(native[target] for target in targets if target is not None)
+        parts = [torch.zeros_like(present) if target is None else native[target] for target in targets]
+        official[name] = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return official
+
+
+def _split(name: str, tensor: Tensor, parts: int) -> tuple[Tensor, ...]:
+    if tensor.ndim and tensor.shape[0] % parts:
+        raise ValueError(f"{name}: {tuple(tensor.shape)} does not split into {parts} equal parts")
+    return tensor.chunk(parts) if parts > 1 else (tensor,)
+
+
+def _some(names: list[str], limit: int = 3) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+# Reading
+
+
+def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights (mapped from the file, not copied) and training arguments of an official checkpoint.
+
+    Nothing in the file is run: beside tensors and plain values only an `argparse.Namespace` is let in.
+
+    Raises:
+        ValueError: no such file, not a checkpoint, or one that holds another class (which is named).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file; give an official checkpoint (.pth)")
+    if not path.stat().st_size:
+        raise ValueError(f"{path}: is empty; download it again")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            # Files of before torch 1.6 are no zip archives and cannot be mapped.
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"it holds {found[1]}" if found else "it holds more than tensors and plain values"
+        raise ValueError(
+            f"{path}: refused, nothing in it was run: {what}; only argparse.Namespace is allowed"
+        ) from None
+    except Exception as error:  # whatever a damaged file makes the unpickler raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0]
+        raise ValueError(f"{path}: is no complete PyTorch checkpoint ({reason}); download it again") from None
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        found_keys = f" (it holds {_some([str(key) for key in content])})" if isinstance(content, dict) else ""
+        raise ValueError(f"{path}: has no 'model'{found_keys}; give a checkpoint as the official code saves it")
+    weights = content["model"]
+    for name, tensor in weights.items():
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            raise ValueError(f"{path}: {name!r} in 'model' is no tensor of floating-point numbers")
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{path}: tensor {name} holds values that are not finite")
+    dtypes = {str(tensor.dtype) for tensor in weights.values()}
+    if len(dtypes) > 1:
+        raise ValueError(f"{path}: its tensors are of several types, {', '.join(sorted(dtypes))}; make them the same")
+    args = content.get("args")
+    return weights, vars(args) if isinstance(args, argparse.Namespace) else {}
+
+
+def kind_of(weights: Mapping[str, Tensor]) -> str:
+    """What the weights are, told by their names: "classifier", "autoencoder", "encoder" or "unknown"."""
+    if not {"cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"} <= set(weights):
+        return "unknown"
+    if "head.weight" in weights:
+        return "classifier"
+    return "autoencoder" if {"decoder_embed.weight", "decoder_blocks.0.mlp.fc1.weight"} <= set(weights) else "encoder"
+
+
+def encoder_fields(weights: Mapping[str, Tensor], num_attention_heads: int | None = None) -> dict[str, Any]:
+    """Config fields of the encoder, from the shapes of its tensors.
+
+    Raises:
+        ValueError: the number of heads cannot be told, or a shape is not that of a plain ViT.
+    """
+    projection, positions = weights["patch_embed.proj.weight"], weights["pos_embed"]
+    if projection.ndim != 4 or projection.shape[1] != 3 or projection.shape[2] != projection.shape[3]:
+        raise ValueError(f"patch_embed.proj.weight: {tuple(projection.shape)}; (D, 3, P, P) is needed")
+    width, patch_size = projection.shape[0], projection.shape[3]
+    grid = round((positions.shape[1] - 1) ** 0.5) if positions.ndim == 3 else 0
+    if positions.shape != (1, grid * grid + 1, width):
+        raise ValueError(f"pos_embed: {tuple(positions.shape)} is no square grid and CLS of width {width}")
+    check_patch_grid(grid * patch_size, patch_size)
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": _depth(weights, "blocks"),
+        "num_attention_heads": _heads(width, num_attention_heads, HEADS_OF_WIDTH, "num_attention_heads"),
+        "intermediate_size": weights["blocks.0.mlp.fc1.weight"].shape[0],
+        "image_size": grid * patch_size,
+        "patch_size": patch_size,
+        "layer_norm_eps": LAYER_NORM_EPS,
+    }
+
+
+def decoder_fields(weights: Mapping[str, Tensor], num_attention_heads: int | None = None) -> dict[str, Any]:
+    """Config fields of a masked autoencoder's decoder."""
+    width = weights["decoder_embed.weight"].shape[0]
+    option = "decoder_num_attention_heads"
+    return {
+        "decoder_hidden_size": width,
+        "decoder_num_hidden_layers": _depth(weights, "decoder_blocks"),
+        option: _heads(width, num_attention_heads, HEADS_OF_DECODER_WIDTH, option),
+        "decoder_intermediate_size": weights["decoder_blocks.0.mlp.fc1.weight"].shape[0],
+    }
+
+
+def _depth(weights: Mapping[str, Tensor], blocks: str) -> int:
+    found = (re.match(rf"{blocks}\.(\d+)\.", name) for name in weights)
+    return 1 + max(int(match[1]) for match in found if match)
+
+
+def _heads(width: int, given: int | None, known: Mapping[int, int], option: str) -> int:
+    heads = known.get(width) if given is None else given
+    if heads is None:
+        raise ValueError(f"{option}: weights of width {width} do not tell it; give --{option}")
+    if heads < 1 or width % heads:
+        raise ValueError(f"{option}: {heads} does not divide the width {width}; give the number used in training")
+    return heads
