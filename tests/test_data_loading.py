@@ -1,7 +1,12 @@
 """Order from (seed, epoch), samples from (seed, epoch, index), for any number of workers and processes; bad images."""
 
 import itertools
+import multiprocessing
+import multiprocessing.reduction
+import os
+import pickle
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -204,16 +209,13 @@ def test_up_to_the_limit_bad_images_are_counted_across_workers(digits, num_worke
     assert not {10, 11, 12, 13, 14, 15} & set(torch.cat([batch["index"] for batch in batches]).tolist())
 
 
-def test_a_spawned_worker_counts_too(digits):
+def test_a_spawned_worker_shares_the_count(digits):
+    """What a worker that is not forked receives: a pickled copy, in which only the marks of bad images are shared."""
     dataset = ImageDataset(with_bad_images(digits, [2, 7]), PretrainTransform(8, 1))
-    loader = torch.utils.data.DataLoader(
-        dataset,
-        batch_sampler=TrainingBatches(20, 10, stop_step=2),
-        num_workers=1,
-        multiprocessing_context="spawn",
-    )
-    assert len(list(loader)) == 2
-    assert dataset.num_bad_images == 2
+    copy = pickle.loads(multiprocessing.reduction.ForkingPickler.dumps(dataset))
+    assert copy[(0, 2)]["index"] == 3
+    assert torch.equal(copy[(0, 5)]["pixel_values"], dataset[(0, 5)]["pixel_values"])
+    assert dataset.num_bad_images == 1
 
 
 def test_no_good_image_at_all_is_an_error(digits):
@@ -228,3 +230,14 @@ def test_a_bad_image_in_evaluation_is_named(digits, num_workers):
     with pytest.raises(BadImageError) as caught:
         list(evaluation_loader(dataset, 5, num_workers))
     assert str(caught.value) == "row 3: not an image"
+
+
+def test_workers_outlive_the_signals_of_a_scheduler(digits):
+    """SIGTERM and SIGUSR1 go to all processes of a job; the training still gets the data of the step it finishes."""
+    dataset = ImageDataset(digits, PretrainTransform(8, 1))
+    batches = iter(training_loader(dataset, TrainingBatches(331, 4, stop_step=40), num_workers=1))
+    next(batches)
+    worker = max(multiprocessing.active_children(), key=lambda process: process.pid)  # the latest
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        os.kill(worker.pid, number)
+    assert len(list(batches)) == 39

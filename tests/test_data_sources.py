@@ -274,6 +274,13 @@ def test_broken_and_incomplete_parquet_folders_are_named(tmp_path):
         load_long_tailed(tmp_path)
 
 
+def test_missing_parquet_files_of_a_split_are_noticed(tmp_path):
+    features = {"image": Image(), "label": ClassLabel(names=["a", "b"])}
+    write_parquet(tmp_path / "train-00000-of-00002.parquet", {"image": IMAGES, "label": [0, 1, 0]}, features)
+    with pytest.raises(ValueError, match="holds 1 of the 2 files that train-00000-of-00002.parquet belongs to"):
+        load_long_tailed(tmp_path)
+
+
 @needs_shared
 def test_the_real_parquet_folders_have_the_published_counts():
     for name in ("grocery", "grocery_fine"):

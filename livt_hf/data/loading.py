@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
+import signal
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -18,18 +20,12 @@ from datasets import Dataset
 from numpy.random import mtrand
 from torch.utils.data import DataLoader, default_collate
 
+from .bad_images import BadImageError, log_bad_image, stop_if_too_many
 from .decoded import decode_if_small
 from .decoding import decode_image
 from .rows import Rows
 
 ORDER_STREAM = 1  # keeps the order's draws apart from others of the same seed
-
-
-class BadImageError(ValueError):
-    """An image that cannot be read where that cannot be helped. Its message is one line, also out of a worker."""
-
-    def __init__(self, message: str):
-        super().__init__(message.strip().splitlines()[-1].removeprefix(f"{__name__}.{type(self).__name__}: "))
 
 
 class ImageDataset(torch.utils.data.Dataset):
@@ -111,18 +107,8 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def _record(self, index: int, reason: str) -> None:
         self.is_bad[index] = 1
-        if self.bad_images_log is not None:
-            self.bad_images_log.parent.mkdir(parents=True, exist_ok=True)
-            with self.bad_images_log.open("a+", encoding="utf-8") as log:
-                log.seek(0)
-                if reason not in log.read().splitlines():
-                    log.write(reason + "\n")
-        if self.num_bad_images > self.max_bad_images:
-            where = f"see {self.bad_images_log}" if self.bad_images_log else f"the last is {reason}"
-            raise BadImageError(
-                f"{self.num_bad_images} training images cannot be read, more than --max_bad_images "
-                f"{self.max_bad_images}; {where}; repair them or raise the limit"
-            )
+        log_bad_image(reason, self.bad_images_log)
+        stop_if_too_many(self.num_bad_images, self.max_bad_images, self.bad_images_log, reason)
 
 
 def sample_seed(seed: int, epoch: int, index: int) -> int:
@@ -243,8 +229,17 @@ class ImageLoader(DataLoader):
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:  # type: ignore[override]
         try:
             yield from super().__iter__()
+            return
         except BadImageError as error:
-            raise BadImageError(str(error)) from None
+            message = str(error)
+            traceback.clear_frames(error.__traceback__)  # they hold the workers, which would be ended 5 seconds each
+        raise BadImageError(message)
+
+
+def outlive_signals(worker: int) -> None:
+    """A scheduler signals all processes of a job; the training then finishes its step, for which it needs its data."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(10))  # seconds left after the end was announced
 
 
 def training_loader(
@@ -258,6 +253,7 @@ def training_loader(
         pin_memory=pin_memory,
         collate_fn=collate,
         prefetch_factor=4 if num_workers else None,
+        worker_init_fn=outlive_signals,
         generator=torch.Generator(),  # otherwise starting the workers draws from the training's generator
     )
 

@@ -8,6 +8,7 @@ fast: `livt dataset prepare` writes groups of 8 images.
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def load_parquet_folder(
     names: list[str] = []
     datasets = {}
     for split, files in splits.items():
+        _check_complete(files)
         labels = _read(files, label_column)
         names = names or class_names(features[label_column], labels)
         in_files = sum(_image_bytes(_open(file), image_column) for file in files) > MAX_BYTES_IN_MEMORY
@@ -64,6 +66,16 @@ def load_parquet_folder(
         identity = [(str(file), file.stat().st_mtime_ns, file.stat().st_size, label_column) for file in files]
         datasets[split] = image_dataset(images, checked_labels(labels, names, split, files[0].parent), names, identity)
     return DatasetDict(datasets)
+
+
+def _check_complete(files: list[Path]) -> None:
+    """``train-00000-of-00003.parquet`` says how many files there must be."""
+    for file in files:
+        if (of := re.search(r"-of-(\d+)$", file.stem)) and int(of[1]) != len(files):
+            raise ValueError(
+                f"{file.parent}: holds {len(files)} of the {int(of[1])} files that {file.name} belongs to; fetch or "
+                "prepare the others"
+            )
 
 
 def _open(file: Path) -> pq.ParquetFile:

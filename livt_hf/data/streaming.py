@@ -1,0 +1,202 @@
+"""Training on a set that does not fit on the disk: images are read from the Hub, or from Parquet files, as they pass.
+
+The order comes from shuffled shards and a shuffle buffer, so it depends on the number of processes and workers, and a
+resumed run sees another order: streaming is exempt from that part of the determinism that `loading` promises. The
+class counts, which the balanced losses need, are given by the user or counted once and kept in a file.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import torch
+from datasets import Image, IterableDataset
+from datasets.distributed import split_dataset_by_node
+from datasets.fingerprint import Hasher
+
+from .bad_images import log_bad_image, stop_if_too_many
+from .columns import choose_columns
+from .decoding import decode_image
+from .hub import HUB_ID, SPLITS
+from .loading import ImageLoader, collate, generators_kept, outlive_signals, sample_seed, seed_generators
+from .parquet_folder import find_parquet
+
+COUNTS_FOLDER = Path(datasets.config.HF_CACHE_HOME) / "livt_hf" / "class_counts"
+
+
+@dataclass(frozen=True)
+class ImageStream:
+    """The training images of a streamed set.
+
+    Attributes:
+        images: rows with the two columns named next, images not decoded, labels as they are stored.
+        class_counts: images of each class, in label order.
+        names: class name of each stored label.
+    """
+
+    images: IterableDataset
+    image_column: str
+    label_column: str
+    class_counts: dict[str, int]
+    names: dict[int | str, str]
+
+    def __len__(self) -> int:
+        return sum(self.class_counts.values())
+
+
+def load_stream(
+    source: str | Path,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    class_counts: Mapping[str, int] | None = None,
+    counts_folder: str | Path = COUNTS_FOLDER,
+) -> ImageStream:
+    """Open the training split of a Hub data set or a folder of Parquet files without downloading or copying it.
+
+    Args:
+        class_counts: ``{name: count}``, if known. Otherwise the labels are counted, which reads through the set once;
+            the result is kept in ``counts_folder`` for the next time.
+    """
+    images = _open(source)
+    features = images.features or images._resolve_features().features
+    image_column, label_column = choose_columns(features, image_column, label_column, source)
+    names_in_order = getattr(features[label_column], "names", None)
+    images = images.cast_column(image_column, Image(decode=False)).select_columns([image_column, label_column])
+
+    if class_counts is None:
+        key = Hasher.hash((str(source), label_column))
+        class_counts = _counted_once(
+            images.select_columns(label_column), names_in_order, Path(counts_folder) / f"{key}.json", source
+        )
+    if names_in_order is None:
+        stored = {_stored(name, features[label_column]): name for name in class_counts}
+        return ImageStream(images, image_column, label_column, dict(class_counts), stored)
+    if set(class_counts) != set(names_in_order):
+        unknown = sorted(set(class_counts) ^ set(names_in_order))
+        raise ValueError(
+            f"class_counts: do not name the classes of {source}; only on one side: {', '.join(unknown[:20])}"
+        )
+    in_order = {name: class_counts[name] for name in names_in_order}
+    return ImageStream(images, image_column, label_column, in_order, dict(enumerate(names_in_order)))
+
+
+def _open(source: str | Path) -> IterableDataset:
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        files = [str(file) for file in find_parquet(folder).get("train", [])]
+        if not files:
+            raise ValueError(f"--streaming --dataset {source}: no train-*.parquet there; only Parquet can be streamed")
+        return datasets.load_dataset("parquet", data_files={"train": files}, split="train", streaming=True)
+    if not HUB_ID.fullmatch(str(source)):
+        raise ValueError(
+            f"--streaming --dataset {source}: neither a folder nor a Hub id; other sources are not streamed"
+        )
+    try:
+        splits = datasets.load_dataset(str(source), streaming=True)
+    except Exception as error:  # many kinds, from `datasets`, the client and the network
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        offline = "; HF_HUB_OFFLINE forbids to reach it" if datasets.config.HF_HUB_OFFLINE else ""
+        message = f"--streaming --dataset {source}: cannot be streamed from the Hub{offline} ({reason})"
+        raise ValueError(message) from error
+    return next(splits[name] for name in SPLITS["train"])
+
+
+def _counted_once(labels: IterableDataset, names: list[str] | None, file: Path, source: object) -> dict[str, int]:
+    if file.is_file():
+        return json.loads(file.read_text())
+    found = Counter(label for row in labels for label in row.values())
+    if None in found or (names is not None and not set(found) <= set(range(len(names)))):
+        raise ValueError(f"{source}: has rows without a label or with one outside 0 to {len(names or found) - 1}")
+    if names is None:
+        counts = {str(value): found[value] for value in sorted(found)}
+    else:
+        counts = {name: found[label] for label, name in enumerate(names)}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(f".{os.getpid()}")
+    unfinished.write_text(json.dumps(counts))
+    unfinished.replace(file)
+    return counts
+
+
+def _stored(name: str, feature: object) -> int | str:
+    return name if getattr(feature, "dtype", "") in ("string", "large_string") else int(name)
+
+
+class StreamedSamples(torch.utils.data.IterableDataset):
+    """Endless samples of one training process, as `ImageDataset` makes them; workers share its shards.
+
+    Bad images are left out, and in the first pass counted and logged.
+    """
+
+    def __init__(
+        self,
+        stream: ImageStream,
+        transform: Callable[[torch.Tensor], dict[str, torch.Tensor]],
+        num_processes: int = 1,
+        process_index: int = 0,
+        seed: int = 0,
+        start_step: int = 0,
+        shuffle_buffer: int = 1000,
+        max_bad_images: int = 100,
+        bad_images_log: str | Path | None = None,
+    ):
+        self.stream = stream
+        self.transform = transform
+        self.process_index = process_index
+        self.seed = seed
+        self.max_bad_images = max_bad_images
+        self.bad_images_log = None if bad_images_log is None else Path(bad_images_log)
+        self.num_bad_images = torch.zeros((), dtype=torch.int64).share_memory_()  # of all workers
+        shuffled = stream.images.shuffle(seed=sample_seed(seed, start_step, 0) % 2**32, buffer_size=shuffle_buffer)
+        self.images = split_dataset_by_node(shuffled, process_index, num_processes)
+        self.label_of = {stored: label for label, stored in enumerate(stream.names)}
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor | int]]:
+        info = torch.utils.data.get_worker_info()
+        worker = self.process_index * 1024 + (info.id if info else 0)  # apart from all other workers' draws
+        drawn = itertools.count()
+        for epoch in itertools.count():
+            self.images.set_epoch(epoch)
+            empty = True
+            for row in self.images:
+                number = next(drawn)
+                try:
+                    image = decode_image(row[self.stream.image_column], name=f"image {number} of the stream")
+                except ValueError as error:
+                    if epoch == 0:
+                        self.num_bad_images += 1
+                        log_bad_image(str(error), self.bad_images_log)
+                        stop_if_too_many(int(self.num_bad_images), self.max_bad_images, self.bad_images_log, str(error))
+                    continue
+                empty = False
+                with generators_kept():
+                    seed_generators(sample_seed(self.seed, worker, number))
+                    sample = self.transform(image)
+                yield {**sample, "labels": self.label_of[row[self.stream.label_column]], "index": number}
+            if empty:  # more workers than shards, or nothing can be read
+                return
+
+
+def streaming_loader(
+    samples: StreamedSamples, batch_size: int, num_workers: int, pin_memory: bool = False
+) -> ImageLoader:
+    """Endless micro-batches of one process."""
+    return ImageLoader(
+        samples,
+        batch_size=batch_size,
+        drop_last=True,
+        num_workers=min(num_workers, samples.images.num_shards),
+        pin_memory=pin_memory,
+        prefetch_factor=4 if num_workers else None,
+        worker_init_fn=outlive_signals,
+        collate_fn=collate,
+        generator=torch.Generator(),
+    )

@@ -1,0 +1,150 @@
+"""Streamed sets: every image once an epoch over all processes and workers, counts kept, bad images left out."""
+
+import gc
+import io
+import itertools
+import json
+from collections import Counter
+
+import datasets
+import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import ClassLabel, Features, Image
+
+from livt_hf.data import BadImageError, EvalTransform, PretrainTransform
+from livt_hf.data.streaming import StreamedSamples, load_stream, streaming_loader
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch):
+    """`datasets` sleeps 5 seconds whenever it closes a stream."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+    yield
+    gc.collect()
+
+
+def encoded(color):
+    buffer = io.BytesIO()
+    PIL.Image.new("RGB", (8, 8), color).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_shards(folder, label_feature, labels, shards=4, bad=()):
+    """Images whose red value is their number, so that each can be recognised."""
+    folder.mkdir(exist_ok=True)
+    features = Features({"image": Image(), "label": label_feature})
+    rows = [
+        {"image": {"bytes": b"bad" if number in bad else encoded((number, 0, 0)), "path": None}, "label": label}
+        for number, label in enumerate(labels)
+    ]
+    for shard in range(shards):
+        table = pa.Table.from_pylist(rows[shard::shards], schema=features.arrow_schema)
+        pq.write_table(table, folder / f"train-{shard:05d}-of-{shards:05d}.parquet")
+    return folder
+
+
+LABELS = [number % 3 for number in range(40)]
+NAMES = ClassLabel(names=["b", "a", "c"])
+
+
+def numbers(batches):
+    return [int(pixels[0, 0, 0]) for batch in batches for pixels in batch["pixel_values"]]
+
+
+@pytest.mark.parametrize(("num_processes", "num_workers"), [(1, 0), (2, 0), (1, 2), (2, 1)])
+def test_processes_and_workers_share_the_images_of_an_epoch(tmp_path, num_processes, num_workers):
+    stream = load_stream(write_shards(tmp_path / "set", NAMES, LABELS), counts_folder=tmp_path)
+    assert stream.class_counts == {"b": 14, "a": 13, "c": 13}
+    assert len(stream) == 40
+    seen = Counter()
+    for rank in range(num_processes):
+        samples = StreamedSamples(stream, EvalTransform(8, 1.0), num_processes, rank, shuffle_buffer=10)
+        loader = streaming_loader(samples, batch_size=5, num_workers=num_workers)
+        batches = list(itertools.islice(loader, 8 // num_processes))
+        seen.update(numbers(batches))
+        for batch in batches:
+            assert batch["labels"].tolist() == [number % 3 for number in numbers([batch])]
+    assert seen == Counter(range(40))
+
+
+def test_the_order_changes_with_epoch_seed_and_start(tmp_path):
+    stream = load_stream(write_shards(tmp_path / "set", NAMES, LABELS), counts_folder=tmp_path)
+
+    def order(**options):
+        samples = StreamedSamples(stream, EvalTransform(8, 1.0), shuffle_buffer=10, **options)
+        return numbers(itertools.islice(streaming_loader(samples, 40, 0), 2))
+
+    whole = order(seed=1)
+    assert sorted(whole[:40]) == sorted(whole[40:]) == list(range(40))
+    assert whole[:40] != whole[40:]
+    assert whole == order(seed=1)
+    assert whole != order(seed=2)
+    assert whole != order(seed=1, start_step=7)
+
+
+def test_augmentations_do_not_repeat_between_processes(tmp_path):
+    stream = load_stream(write_shards(tmp_path / "set", NAMES, LABELS), counts_folder=tmp_path)
+    state = torch.get_rng_state()
+    noise = [next(iter(StreamedSamples(stream, PretrainTransform(8, 4), 2, rank)))["noise"].tolist() for rank in (0, 1)]
+    assert noise[0] != noise[1]
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_labels_are_counted_once_and_kept(tmp_path, monkeypatch):
+    folder = write_shards(tmp_path / "set", NAMES, LABELS)
+    counts = load_stream(folder, counts_folder=tmp_path / "counts").class_counts
+    (file,) = (tmp_path / "counts").iterdir()
+    assert json.loads(file.read_text()) == counts
+    monkeypatch.setattr("livt_hf.data.streaming.Counter", None)
+    assert load_stream(folder, counts_folder=tmp_path / "counts").class_counts == counts
+    given = load_stream(folder, class_counts={"a": 1, "b": 2, "c": 3}, counts_folder=tmp_path / "none")
+    assert list(given.class_counts.items()) == [("b", 2), ("a", 1), ("c", 3)]  # in label order
+    with pytest.raises(ValueError, match="class_counts: do not name the classes of .*; only on one side: c, d"):
+        load_stream(folder, class_counts={"a": 1, "b": 2, "d": 3})
+
+
+@pytest.mark.parametrize(
+    ("feature", "labels", "counts"),
+    [
+        (datasets.Value("string"), ["y", "x", "y", "z"], {"x": 1, "y": 2, "z": 1}),
+        (datasets.Value("int64"), [10, 9, 10, 2], {"2": 1, "9": 1, "10": 2}),
+    ],
+)
+def test_labels_without_class_names(tmp_path, feature, labels, counts):
+    folder = write_shards(tmp_path / "set", feature, labels, shards=1)
+    stream = load_stream(folder, label_column="label", counts_folder=tmp_path)
+    assert list(stream.class_counts.items()) == list(counts.items())
+    batch = next(iter(streaming_loader(StreamedSamples(stream, EvalTransform(8, 1.0)), 4, 0)))
+    names = list(counts)
+    assert [names[label] for label in batch["labels"]] == [str(labels[number]) for number in numbers([batch])]
+
+
+def test_bad_images_are_left_out_counted_once_and_limited(tmp_path):
+    stream = load_stream(write_shards(tmp_path / "set", NAMES, LABELS, bad=(3, 8)), counts_folder=tmp_path)
+    log = tmp_path / "bad_images.log"
+    samples = StreamedSamples(stream, EvalTransform(8, 1.0), bad_images_log=log)
+    seen = numbers(itertools.islice(streaming_loader(samples, 19, num_workers=1), 4))
+    assert Counter(seen) == Counter({number: 2 for number in range(40) if number not in (3, 8)})
+    assert int(samples.num_bad_images) == 2
+    assert len(log.read_text().splitlines()) == 2
+    strict = StreamedSamples(stream, EvalTransform(8, 1.0), max_bad_images=1)
+    with pytest.raises(
+        BadImageError, match="^2 training images cannot be read, more than --max_bad_images 1; the last"
+    ):
+        list(itertools.islice(streaming_loader(strict, 19, num_workers=1), 4))
+
+
+def test_what_cannot_be_streamed_is_named(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="no train-.*parquet there; only Parquet can be streamed"):
+        load_stream(tmp_path)
+    with pytest.raises(ValueError, match="--streaming --dataset digits: neither a folder nor a Hub id"):
+        load_stream("digits")
+    for module in ("huggingface_hub.constants", "datasets.config"):
+        monkeypatch.setattr(f"{module}.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        ValueError, match="someone/pets: cannot be streamed from the Hub; HF_HUB_OFFLINE forbids to reach"
+    ):
+        load_stream("someone/pets")
