@@ -59,6 +59,9 @@ def finetune(args: FinetuneArguments, more: dict[str, Any] | None = None) -> dic
         ValueError: options or data that cannot work, or a loss that is not finite.
     """
     args.require("dataset", "output_dir")
+    mixes = args.mixup_prob > 0 and (args.mixup > 0 or args.cutmix > 0)
+    if args.loss == "lade" and mixes:
+        raise ValueError("loss: lade needs hard labels; train it with --mixup 0 --cutmix 0")
     output_dir = Path(args.output_dir)
     set_seed(args.seed)
     splits = load_long_tailed(args.dataset, **args.data_options())
@@ -126,7 +129,9 @@ def finetune(args: FinetuneArguments, more: dict[str, Any] | None = None) -> dic
             switch_prob=args.mixup_switch_prob,
             label_smoothing=args.label_smoothing,
             seed=args.seed,
-        ),
+        )
+        if mixes
+        else None,
     )
     say = trainer.accelerator.print
     if finished_steps(output_dir, args) == steps:

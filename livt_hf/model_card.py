@@ -15,6 +15,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .checkpoints import write_text
+from .losses import BALANCED_LOSSES
 from .prior import ClassPrior
 from .report import accuracy_table, escape_markdown, markdown_table, measurement, percent
 
@@ -33,6 +34,12 @@ LOSS_NAMES = {
     "bce": "binary cross-entropy (BCE)",
     "bal_ce": "balanced cross-entropy (Bal-CE)",
     "bal_bce": "balanced binary cross-entropy (Bal-BCE)",
+    "cb_ce": "class-balanced cross-entropy (CB-CE)",
+    "cb_bce": "class-balanced binary cross-entropy (CB-BCE)",
+    "focal": "focal loss",
+    "ldam": "label-distribution-aware margin loss (LDAM)",
+    "las": "label-aware smoothing (LAS, MiSLAS)",
+    "lade": "label distribution disentangling loss (LADE)",
 }
 PICTURES = {  # those that `write_report` draws
     "class_frequency.png": "Training images and accuracy of each class, largest class first",
@@ -245,12 +252,15 @@ def _assumed_frequencies(results: Mapping[str, Any]) -> str:
             "the logarithm of each class's expected share to its logit."
         )
     if tau < 1.0:
-        return "It leans towards the classes that were frequent in training: rare ones are predicted too seldom."
+        return (
+            "Its loss does not undo the class frequencies of the training images, at most part of them: expect it to "
+            "predict rare classes too seldom."
+        )
     return "It leans towards the classes that were rare in training: frequent ones are predicted too seldom."
 
 
 def _is_balanced(results: Mapping[str, Any]) -> bool:
-    return str(results["loss"]).startswith("bal_")
+    return results["loss"] in BALANCED_LOSSES
 
 
 def _data_name(results: Mapping[str, Any]) -> str:

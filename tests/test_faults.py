@@ -1,0 +1,120 @@
+"""kill -9 at random moments, also while a checkpoint is being written: the result is bit-identical to a run left alone.
+
+Each run is a forked copy of the test process, so that a kill costs no new start of Python.
+"""
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from livt_hf.arguments import FinetuneArguments, PretrainArguments
+from livt_hf.checkpoints import incompleteness, list_checkpoints
+from livt_hf.finetuning import finetune
+from livt_hf.pretraining import pretrain
+
+TINY = {
+    "dataset": "digits",
+    "image_size": 8,
+    "patch_size": 2,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "batch_size": 32,
+    "max_steps": 40,
+    "epochs": 100,
+    "warmup_epochs": 10,
+    "num_workers": 0,
+    "save_every": 3,
+    "logging_steps": 4,
+}
+
+
+def run_pretraining(output_dir: Path) -> None:
+    decoder = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
+    pretrain(PretrainArguments(**TINY, **decoder, output_dir=str(output_dir)))
+
+
+def run_finetuning(output_dir: Path) -> None:
+    finetune(FinetuneArguments(**TINY, drop_path=0.3, output_dir=str(output_dir)), {"disable_tqdm": True})
+
+
+def start(run: Callable[[Path], None], output_dir: Path) -> int:
+    """Process id of a forked child that runs to its end and leaves with status 0."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            silence = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(silence, 1)
+            os.dup2(silence, 2)
+            run(output_dir)
+            status = 0
+        finally:
+            os._exit(status)
+    return child
+
+
+def wait_or_kill(child: int, seconds: float) -> int | None:
+    """Exit status of a child that ended by itself, None if it had to be killed."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
+
+
+def log_lines(output_dir: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+
+
+def survive(run: Callable[[Path], None], folder: Path, kills: int, seed: int) -> tuple[int, int]:
+    """Kill runs until there were so many kills; how many came while a checkpoint was being written, and resumes."""
+    left_alone = folder / "alone"
+    begin = time.monotonic()
+    assert wait_or_kill(start(run, left_alone), 300) == 0
+    duration = time.monotonic() - begin
+    generator = random.Random(seed)
+    killed = while_writing = resumes = 0
+    for attempt in range(50):
+        output_dir = folder / f"killed-{attempt}"
+        ended = False
+        while not ended:
+            wants_kill = killed < kills
+            status = wait_or_kill(start(run, output_dir), generator.uniform(0.1, 0.9) * duration if wants_kill else 300)
+            ended = status is not None
+            if ended:
+                assert status == 0
+            else:
+                killed += 1
+                while_writing += any(path.name.startswith(".") for path in output_dir.glob(".*"))
+                resumes += any(incompleteness(path) is None for _, path in list_checkpoints(output_dir))
+        same = (output_dir / "model.safetensors").read_bytes() == (left_alone / "model.safetensors").read_bytes()
+        assert same, f"attempt {attempt} gave other weights"
+        assert log_lines(output_dir) == log_lines(left_alone)
+        if killed >= kills:
+            return while_writing, resumes
+    raise AssertionError(f"only {killed} of {kills} runs were killed before their end")
+
+
+@pytest.mark.parametrize("run", [run_pretraining, run_finetuning])
+def test_three_kills_change_nothing(run, tmp_path):
+    _, resumes = survive(run, tmp_path, kills=3, seed=0)
+    assert resumes > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", [run_pretraining, run_finetuning])
+def test_twenty_kills_change_nothing(run, tmp_path):
+    while_writing, resumes = survive(run, tmp_path, kills=24, seed=1)
+    print(f"\n{run.__name__}: 24 kills, {while_writing} while a checkpoint was being written, {resumes} resumed")
+    assert resumes >= 10
