@@ -7,7 +7,6 @@ import argparse
 import functools
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -66,7 +65,7 @@ def benchmark_loader(args: argparse.Namespace) -> None:
         }
         speeds = measure(sides, args.repeats)
 
-    base = None
+    base = 1.0
     for name, speed in speeds.items():
         base = base if "ours" in name else speed
         print(f"{name:<29}{speed:7.0f} images/s per core {speed / base:6.2f} x")
@@ -176,4 +175,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
