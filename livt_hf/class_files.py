@@ -10,10 +10,10 @@ from typing import Any
 from .configuration_livt import check_same_names, label_names
 from .modeling_livt import config_for_classes
 
-FOLDER_ORDER = (
-    "The class counts are the list cls_num of the file itself. Label i is there the i-th class folder in the order of "
-    'strings, where "10" stands before "2": with folders named by category numbers, as for iNaturalist 2018, label i '
-    "is not category i."
+LABEL_ORDER = (
+    "The class counts are the list cls_num of the file itself. Where the data set is a folder, label i is the i-th class "
+    'folder in the order of strings, in which "10" stands before "2": with folders named by category numbers, as for '
+    "iNaturalist 2018, label i is not category i."
 )
 
 
@@ -41,7 +41,7 @@ def class_fields(
         return config_for_classes(_read_counts(class_counts, names))
     if own_counts is not None:
         if isinstance(own_counts, Sequence) and len(own_counts) == num_classes:
-            notes.append(FOLDER_ORDER)
+            notes.append(LABEL_ORDER)
             return config_for_classes(dict(zip(names, own_counts, strict=True)))
         notes.append("The list cls_num of the file does not have one count for each class; it is not used.")
     return label_names(names)

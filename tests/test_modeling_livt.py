@@ -3,10 +3,10 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from official import REFERENCE, load_official, needs_reference, to_encoder
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForImageClassification,
@@ -27,7 +27,9 @@ from livt_hf.modeling_livt import (
     interpolate_position_embeddings,
     map_encoder,
 )
+from livt_hf.official import key_map, read_checkpoint, to_native
 
+FIXTURES = Path(__file__).parent / "fixtures"  # numbers of the official code
 COUNTS = {"zebra": 50, "ant": 5, "mule": 20}
 TINY = {
     "hidden_size": 48,
@@ -55,15 +57,12 @@ def tiny_classifier(**fields) -> ViTForBalancedClassification:
     return ViTForBalancedClassification(LivtConfig(**{**TINY, **config_for_classes(COUNTS), **fields}))
 
 
-@needs_reference
 @pytest.mark.parametrize(("pooling", "mean_pooling"), [("global_pool", True), ("cls_token", False)])
 def test_features_and_logits_equal_the_official_classifier(pooling, mean_pooling):
-    official = load_official(f"livt_finetune_{pooling}.pth")
-    outputs = load_file(REFERENCE / "outputs.safetensors")
+    official, _ = read_checkpoint(FIXTURES / f"livt_finetune_{pooling}.pth")
+    outputs = load_file(FIXTURES / "official_outputs.safetensors")
     model = ViTForBalancedClassification(LivtConfig(**TINY, num_labels=12, use_mean_pooling=mean_pooling)).eval()
-    weights = to_encoder(official, "beit.")
-    weights = {name: tensor for name, tensor in weights.items() if not name.endswith("k_proj.bias")}
-    weights |= {f"classifier.{kind}": official[f"head.{kind}"] for kind in ("weight", "bias")}
+    weights, _ = to_native(official, key_map(model.config))
     model.load_state_dict(weights)  # strict: nothing is missing and nothing is left over
     with torch.no_grad():
         features = model.beit(outputs["pixel_values"]).pooler_output
@@ -72,11 +71,12 @@ def test_features_and_logits_equal_the_official_classifier(pooling, mean_pooling
     torch.testing.assert_close(logits, outputs[f"logits_{pooling}"], rtol=1e-5, atol=1e-5)
 
 
-@needs_reference
 def test_position_embeddings_are_interpolated_as_officially():
-    official = load_official("livt_finetune_global_pool.pth")["pos_embed"]
-    expected = load_file(REFERENCE / "outputs.safetensors")["pos_embed_8to12"]
-    torch.testing.assert_close(interpolate_position_embeddings(official, 144), expected, rtol=1e-5, atol=1e-6)
+    official, _ = read_checkpoint(FIXTURES / "livt_finetune_global_pool.pth")
+    expected = load_file(FIXTURES / "official_outputs.safetensors")["pos_embed_8to12"]
+    torch.testing.assert_close(
+        interpolate_position_embeddings(official["pos_embed"], 144), expected, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_interpolation_keeps_the_cls_token_and_the_axes():
