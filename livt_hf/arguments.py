@@ -43,6 +43,8 @@ class StageArguments:
     train_list: str | None = option(None, "Training images, lines `path label`, for data sets that are lists.")
     val_list: str | None = option(None, "The same for validation.")
     test_list: str | None = option(None, "The same for testing.")
+    streaming: bool = option(False, "Read the training images from Parquet files or the Hub as they pass.")
+    class_counts: str | None = option(None, "JSON file {name: count}, so that a stream need not be counted first.")
     imbalance_factor: float | None = option(None, "Make the training split long-tailed: largest / smallest class.")
     imbalance_profile: Literal["exp", "step"] = option("exp", "Shape of the long tail made by --imbalance_factor.")
     output_dir: str = option("", "Where the model, checkpoints and logs go.")

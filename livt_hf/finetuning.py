@@ -39,7 +39,7 @@ from .evaluation import evaluate_model
 from .model_card import write_model_card
 from .modeling_livt import ViTForBalancedClassification, config_for_classes
 from .optimization import schedule_length
-from .pretraining import encoder_sizes
+from .pretraining import encoder_sizes, open_stream, training_dataset
 from .report import write_report
 from .runs import RUN_FILE, check_continues, describe_world, finished_steps, read_record, run_record
 from .trainer import BalancedTrainer
@@ -64,26 +64,27 @@ def finetune(args: FinetuneArguments, more: dict[str, Any] | None = None) -> dic
         raise ValueError("loss: lade needs hard labels; train it with --mixup 0 --cutmix 0")
     output_dir = Path(args.output_dir)
     set_seed(args.seed)
-    splits = load_long_tailed(args.dataset, **args.data_options())
-    model = build_classifier(args, class_counts(splits["train"]))
+    if args.streaming:
+        splits, images = DatasetDict(), open_stream(args)
+        counts = images.class_counts
+    else:
+        splits = load_long_tailed(args.dataset, **args.data_options())
+        images = splits["train"]
+        counts = class_counts(images)
+    model = build_classifier(args, counts)
     model.config.prior().groups(**args.shot_groups())  # an impossible definition is told now, not after the training
     size = model.config.image_size
-    train_set = ImageDataset(
-        splits["train"],
-        FinetuneTransform(
-            size,
-            min_crop_scale=args.min_crop_scale,
-            horizontal_flip=args.horizontal_flip,
-            rand_augment=None if args.rand_augment == "none" else args.rand_augment,
-            random_erasing=args.random_erasing,
-            mean=tuple(args.mean),
-        ),
-        seed=args.seed,
-        max_bad_images=args.max_bad_images,
-        bad_images_log=output_dir / "bad_images.log",
+    transform = FinetuneTransform(
+        size,
+        min_crop_scale=args.min_crop_scale,
+        horizontal_flip=args.horizontal_flip,
+        rand_augment=None if args.rand_augment == "none" else args.rand_augment,
+        random_erasing=args.random_erasing,
+        mean=tuple(args.mean),
     )
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    batches = TrainingBatches(len(train_set), args.batch_size, args.gradient_accumulation_steps, world)
+    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    train_set = training_dataset(args, images, transform, world, rank)
+    batches = TrainingBatches(len(images), args.batch_size, args.gradient_accumulation_steps, world)
     steps, _, warmup_epochs = schedule_length(batches.steps_per_epoch, args.epochs, args.warmup_epochs, args.max_steps)
     validation = splits.get("validation")
     training_args = TrainingArguments(
@@ -146,7 +147,7 @@ def finetune(args: FinetuneArguments, more: dict[str, Any] | None = None) -> dic
             say(f"resuming with another {line}")
     say(
         f"fine-tuning {model.num_parameters() / 1e6:.2f} M parameters with {args.loss} (tau {args.tau}) on "
-        f"{len(train_set)} images of {model.config.num_labels} classes at {size} px: {steps} steps of "
+        f"{len(images)} images of {model.config.num_labels} classes at {size} px: {steps} steps of "
         f"{batches.global_batch_size} images ({steps / batches.steps_per_epoch:.4g} epochs), peak learning rate "
         f"{training_args.learning_rate:.3g}; {describe_world(trainer.accelerator)}"
         + (f"; resumed from {checkpoint}" if checkpoint else "")

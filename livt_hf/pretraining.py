@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from datasets import Dataset
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -31,6 +32,7 @@ from .checkpoints import (
 )
 from .configuration_livt import VIT_SIZES, LivtMAEConfig
 from .data import ImageDataset, PretrainTransform, TrainingBatches, load_long_tailed, normalize, training_loader
+from .data.streaming import ImageStream, StreamedSamples, load_stream, streaming_loader
 from .data.transforms import image_processor
 from .modeling_mae import LivtMAEForPreTraining
 from .optimization import adamw, parameter_groups, schedule_length, warmup_cosine
@@ -63,25 +65,20 @@ def pretrain(args: PretrainArguments) -> Path | None:
     say = accelerator.print
     set_seed(args.seed)
     config = mae_config(args)
-    images = load_long_tailed(args.dataset, **args.data_options())["train"]
-    dataset = ImageDataset(
-        images,
-        PretrainTransform(
-            config.image_size,
-            num_patches=(config.image_size // config.patch_size) ** 2,
-            min_crop_scale=args.min_crop_scale,
-            horizontal_flip=args.horizontal_flip,
-        ),
-        seed=args.seed,
-        max_bad_images=args.max_bad_images,
-        bad_images_log=output_dir / "bad_images.log",
+    transform = PretrainTransform(
+        config.image_size,
+        num_patches=(config.image_size // config.patch_size) ** 2,
+        min_crop_scale=args.min_crop_scale,
+        horizontal_flip=args.horizontal_flip,
     )
+    images = open_stream(args) if args.streaming else load_long_tailed(args.dataset, **args.data_options())["train"]
+    world = accelerator.num_processes, accelerator.process_index
+    dataset = training_dataset(args, images, transform, *world)
     batches = TrainingBatches(
-        len(dataset),
+        len(images),
         args.batch_size,
         args.gradient_accumulation_steps,
-        accelerator.num_processes,
-        accelerator.process_index,
+        *world,
         seed=args.seed,
     )
     steps, epochs, warmup_epochs = schedule_length(
@@ -110,11 +107,16 @@ def pretrain(args: PretrainArguments) -> Path | None:
         run.load(checkpoint, state)
     batches.start_step, batches.stop_step = run.step, steps
     say(
-        f"pretraining {_millions(model)} M parameters on {len(dataset)} images at {config.image_size} px: "
+        f"pretraining {_millions(model)} M parameters on {len(images)} images at {config.image_size} px: "
         f"{steps} steps of {batches.global_batch_size} images ({epochs:.4g} epochs), peak learning rate {peak_lr:.3g}; "
         f"{describe_world(accelerator)}" + (f"; resumed from {checkpoint}" if checkpoint else "")
     )
-    loader = training_loader(dataset, batches, args.num_workers, pin_memory=accelerator.device.type == "cuda")
+    pin_memory = accelerator.device.type == "cuda"
+    loader = (
+        streaming_loader(dataset, args.batch_size, args.num_workers, pin_memory, start_step=run.step)
+        if isinstance(dataset, StreamedSamples)
+        else training_loader(dataset, batches, args.num_workers, pin_memory)
+    )
     stopped_by = run.train(iter(loader), batches, steps)
     if stopped_by:
         say(f"stopped by {stopped_by} after step {run.step} of {steps}; the same command continues the run")
@@ -127,6 +129,39 @@ def pretrain(args: PretrainArguments) -> Path | None:
     accelerator.wait_for_everyone()
     say(f"saved the pretrained model in {output_dir}")
     return output_dir
+
+
+def open_stream(args: StageArguments) -> ImageStream:
+    """The training split of ``--streaming``; its class counts are read from ``--class_counts`` or counted once."""
+    counts = None
+    if args.class_counts is not None:
+        try:
+            counts = json.loads(Path(args.class_counts).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"class_counts: cannot read {args.class_counts!r} as JSON: {error}") from None
+    if args.imbalance_factor is not None:
+        raise ValueError("imbalance_factor: a stream is taken as it is; leave out --streaming to cut a long tail")
+    return load_stream(
+        args.dataset, image_column=args.image_column, label_column=args.label_column, class_counts=counts
+    )
+
+
+def training_dataset(
+    args: StageArguments,
+    images: Dataset | ImageStream,
+    transform: Callable[..., Any],
+    num_processes: int,
+    process_index: int,
+) -> ImageDataset | StreamedSamples:
+    """Transformed training images, from a data set or a stream."""
+    options: dict[str, Any] = {
+        "seed": args.seed,
+        "max_bad_images": args.max_bad_images,
+        "bad_images_log": Path(args.output_dir) / "bad_images.log",
+    }
+    if isinstance(images, ImageStream):
+        return StreamedSamples(images, transform, num_processes, process_index, **options)
+    return ImageDataset(images, transform, **options)
 
 
 class _Run:

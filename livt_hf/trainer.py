@@ -30,6 +30,7 @@ from transformers import (
 
 from .checkpoints import MetricsLog, StopSignal, publish, remove_old_checkpoints, write_text
 from .data import ImageDataset, Mixup, TrainingBatches, erase, evaluation_loader, normalize, training_loader
+from .data.streaming import StreamedSamples, streaming_loader
 from .evaluation import predict_split
 from .metrics import calibration_error, long_tail_accuracy
 from .optimization import adamw, parameter_groups, warmup_cosine
@@ -48,7 +49,7 @@ class BalancedTrainer(Trainer):
         model: an image classifier whose ``forward(pixel_values, labels)`` returns the loss for soft labels; its config
             holds ``class_counts`` by name, ``id2label`` and ``shot_groups``.
         args: ``learning_rate`` is the peak rate; ``max_steps`` or ``num_train_epochs`` set the length.
-        train_dataset: `ImageDataset` with a `FinetuneTransform`.
+        train_dataset: `ImageDataset` or `StreamedSamples` with a `FinetuneTransform`.
         eval_dataset: `ImageDataset` with an `EvalTransform`.
         mean, std: normalisation of pixels in 0..1, per channel.
         layer_decay: see `parameter_groups`.
@@ -61,7 +62,7 @@ class BalancedTrainer(Trainer):
         model: PreTrainedModel,
         args: TrainingArguments,
         *,
-        train_dataset: ImageDataset,
+        train_dataset: ImageDataset | StreamedSamples,
         eval_dataset: ImageDataset | None = None,
         mean: Sequence[float],
         std: Sequence[float],
@@ -103,8 +104,9 @@ class BalancedTrainer(Trainer):
             raise ValueError(
                 f"batch_size: {args.per_device_train_batch_size} is odd, and mixup mixes neighbours; use an even one"
             )
+        streamed = isinstance(self.train_dataset, StreamedSamples)
         return TrainingBatches(
-            len(self.train_dataset),
+            len(self.train_dataset.stream if streamed else self.train_dataset),
             args.per_device_train_batch_size,
             args.gradient_accumulation_steps,
             args.world_size,
@@ -317,7 +319,7 @@ class _EpochLoader:
 
     def __init__(self, trainer: BalancedTrainer):
         self.trainer = trainer
-        self.dataset = trainer.train_dataset
+        self.dataset = trainer.train_dataset  # read by Trainer
         self.micro_batches: Iterator[dict[str, Tensor]] | None = None
 
     def __len__(self) -> int:
@@ -326,9 +328,13 @@ class _EpochLoader:
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         state, args = self.trainer.state, self.trainer.args
         if self.micro_batches is None:
-            batches = self.trainer.training_batches(state.global_step, state.max_steps)
-            pin_memory = args.device.type == "cuda"
-            loader = training_loader(self.dataset, batches, args.dataloader_num_workers, pin_memory)
+            options = {"num_workers": args.dataloader_num_workers, "pin_memory": args.device.type == "cuda"}
+            if isinstance(self.dataset, StreamedSamples):
+                batch_size = args.per_device_train_batch_size
+                loader = streaming_loader(self.dataset, batch_size, start_step=state.global_step, **options)
+            else:
+                batches = self.trainer.training_batches(state.global_step, state.max_steps)
+                loader = training_loader(self.dataset, batches, **options)
             self.micro_batches = iter(loader)
         done = state.global_step * args.gradient_accumulation_steps % len(self)
         for _ in range(len(self) - done):

@@ -73,9 +73,9 @@ def test_processes_and_workers_share_the_images_of_an_epoch(tmp_path, num_proces
 def test_the_order_changes_with_epoch_seed_and_start(tmp_path):
     stream = load_stream(write_shards(tmp_path / "set", NAMES, LABELS), counts_folder=tmp_path)
 
-    def order(**options):
-        samples = StreamedSamples(stream, EvalTransform(8, 1.0), shuffle_buffer=10, **options)
-        return numbers(itertools.islice(streaming_loader(samples, 40, 0), 2))
+    def order(seed, start_step=0):
+        samples = StreamedSamples(stream, EvalTransform(8, 1.0), shuffle_buffer=10, seed=seed)
+        return numbers(itertools.islice(streaming_loader(samples, 40, 0, start_step=start_step), 2))
 
     whole = order(seed=1)
     assert sorted(whole[:40]) == sorted(whole[40:]) == list(range(40))

@@ -300,6 +300,21 @@ def test_an_odd_batch_with_mixup_is_named(tmp_path):
         trainer(tmp_path, 7, 1, mixup=Mixup(10)).train()
 
 
+def test_it_trains_on_a_stream(tmp_path, mae_dir):
+    digits = load_long_tailed("digits")["train"]
+    for shard in range(2):
+        digits.shard(2, shard).to_parquet(tmp_path / "set" / f"train-{shard:05}-of-00002.parquet")
+    options = {"dataset": str(tmp_path / "set"), "streaming": True, "pretrained": str(mae_dir), "base_lr": 2e-2}
+    options |= {"mixup": 0.0, "cutmix": 0.0, "rand_augment": "none", "random_erasing": 0.0, "label_smoothing": 0.0}
+    counts = tmp_path / "counts.json"
+    counts.write_text(json.dumps(class_counts(digits)))
+    assert finetune(arguments(tmp_path / "out", class_counts=str(counts), **options), QUIET) is None
+    model = ViTForBalancedClassification.from_pretrained(tmp_path / "out")
+    assert model.config.ordered_class_counts() == class_counts(digits)
+    losses = [line["loss"] for line in log_lines(tmp_path / "out")]
+    assert losses[-1] < 0.9 * losses[0]
+
+
 def test_without_a_validation_or_test_split_it_trains_and_says_so(tmp_path, capsys, mae_dir):
     from PIL import Image
 

@@ -14,7 +14,15 @@ from safetensors.torch import load_file
 from livt_hf import LivtMAEForPreTraining
 from livt_hf.arguments import PretrainArguments
 from livt_hf.checkpoints import StopSignal
-from livt_hf.data import ImageDataset, PretrainTransform, TrainingBatches, load_long_tailed, normalize, training_loader
+from livt_hf.data import (
+    ImageDataset,
+    PretrainTransform,
+    TrainingBatches,
+    class_counts,
+    load_long_tailed,
+    normalize,
+    training_loader,
+)
 from livt_hf.optimization import learning_rate
 from livt_hf.pretraining import pretrain
 
@@ -201,6 +209,24 @@ def test_a_bad_step_is_found_at_the_next_logged_step_and_changes_nothing(tmp_pat
     assert len(calls) == 5  # the logged step
     assert all(torch.equal(calls[2][name], calls[3][name]) for name in calls[2])
     assert not all(torch.equal(calls[3][name], calls[4][name]) for name in calls[3])
+
+
+def test_it_trains_on_a_stream_of_parquet_files_and_resumes(tmp_path, capsys):
+    digits = load_long_tailed("digits")["train"]
+    for shard in range(3):
+        digits.shard(3, shard).to_parquet(tmp_path / "set" / f"train-{shard:05}-of-00003.parquet")
+    counts = tmp_path / "counts.json"
+    counts.write_text(json.dumps(class_counts(digits)))
+    options = {"dataset": str(tmp_path / "set"), "streaming": True, "class_counts": str(counts)}
+    pretrain(arguments(tmp_path / "out", **options))
+    assert "on 331 images" in capsys.readouterr().out
+    losses = [line["loss"] for line in log_lines(tmp_path / "out")]
+    assert losses[-1] < 0.9 * losses[0]
+    for name in ("model.safetensors", "run.json"):
+        (tmp_path / "out" / name).unlink()
+    pretrain(arguments(tmp_path / "out", **options))
+    assert "resumed from" in capsys.readouterr().out
+    assert [line["step"] for line in log_lines(tmp_path / "out")] == [5, 10, 15, 20, 24]
 
 
 def test_the_signal_handlers_are_restored():

@@ -143,30 +143,37 @@ class StreamedSamples(torch.utils.data.IterableDataset):
         num_processes: int = 1,
         process_index: int = 0,
         seed: int = 0,
-        start_step: int = 0,
         shuffle_buffer: int = 1000,
         max_bad_images: int = 100,
         bad_images_log: str | Path | None = None,
     ):
         self.stream = stream
         self.transform = transform
+        self.num_processes = num_processes
         self.process_index = process_index
         self.seed = seed
+        self.start_step = 0  # a resumed run does not begin with the images that it has just seen
+        self.shuffle_buffer = shuffle_buffer
         self.max_bad_images = max_bad_images
         self.bad_images_log = None if bad_images_log is None else Path(bad_images_log)
         self.num_bad_images = torch.zeros((), dtype=torch.int64).share_memory_()  # of all workers
-        shuffled = stream.images.shuffle(seed=sample_seed(seed, start_step, 0) % 2**32, buffer_size=shuffle_buffer)
-        self.images = split_dataset_by_node(shuffled, process_index, num_processes)
         self.label_of = {stored: label for label, stored in enumerate(stream.names)}
 
+    def images(self) -> IterableDataset:
+        """Shuffled rows of this process."""
+        seed = sample_seed(self.seed, self.start_step, 0) % 2**32
+        shuffled = self.stream.images.shuffle(seed=seed, buffer_size=self.shuffle_buffer)
+        return split_dataset_by_node(shuffled, self.process_index, self.num_processes)
+
     def __iter__(self) -> Iterator[dict[str, torch.Tensor | int]]:
+        images = self.images()
         info = torch.utils.data.get_worker_info()
         worker = self.process_index * 1024 + (info.id if info else 0)  # apart from all other workers' draws
         drawn = itertools.count()
         for epoch in itertools.count():
-            self.images.set_epoch(epoch)
+            images.set_epoch(epoch)
             empty = True
-            for row in self.images:
+            for row in images:
                 number = next(drawn)
                 try:
                     image = decode_image(row[self.stream.image_column], name=f"image {number} of the stream")
@@ -186,14 +193,15 @@ class StreamedSamples(torch.utils.data.IterableDataset):
 
 
 def streaming_loader(
-    samples: StreamedSamples, batch_size: int, num_workers: int, pin_memory: bool = False
+    samples: StreamedSamples, batch_size: int, num_workers: int, pin_memory: bool = False, start_step: int = 0
 ) -> ImageLoader:
-    """Endless micro-batches of one process."""
+    """Endless micro-batches of one process, for a run that (re)starts at ``start_step``."""
+    samples.start_step = start_step
     return ImageLoader(
         samples,
         batch_size=batch_size,
         drop_last=True,
-        num_workers=min(num_workers, samples.images.num_shards),
+        num_workers=min(num_workers, samples.images().num_shards),
         pin_memory=pin_memory,
         prefetch_factor=4 if num_workers else None,
         worker_init_fn=outlive_signals,
