@@ -144,7 +144,7 @@ def test_every_command_suggests_the_nearest_option(capsys, command):
         "dataset": "dataset",
         "convert": "labels",
     }.get(command, "model")
-    argv = [command, f"--{required}", "x", f"--{required[:-1]}", "y"]
+    argv = [command, f"--{required}", "x", f"--{required[:-1]}=y"]
     argv += {
         "evaluate": ["--dataset", "x"],
         "predict": ["image.png"],
