@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import set_seed
 from datasets import Dataset, DatasetDict
 from transformers import (
@@ -108,7 +109,7 @@ def finetune(args: FinetuneArguments, more: dict[str, Any] | None = None) -> dic
             "dataloader_num_workers": args.num_workers,
             "ddp_find_unused_parameters": False,
             "report_to": "none",
-            **_precision(args.mixed_precision),
+            **_device_options(args.mixed_precision),
             **(more or {}),
         }
     )
@@ -204,9 +205,15 @@ def check_pretrained(pretrained: str) -> None:
         ) from None
 
 
-def _precision(mixed_precision: str | None) -> dict[str, bool]:
+def _device_options(mixed_precision: str | None) -> dict[str, bool]:
+    """What Trainer has to be told of the device: it takes bf16 on a CPU for a mistake unless the CPU was asked for."""
     mixed_precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    return {"bf16": mixed_precision == "bf16", "fp16": mixed_precision == "fp16"}
+    wants_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    return {
+        "use_cpu": wants_cpu or not torch.accelerator.is_available(),
+        "bf16": mixed_precision == "bf16",
+        "fp16": mixed_precision == "fp16",
+    }
 
 
 def _save_model(

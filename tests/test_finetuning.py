@@ -300,6 +300,15 @@ def test_an_odd_batch_with_mixup_is_named(tmp_path):
         trainer(tmp_path, 7, 1, mixup=Mixup(10)).train()
 
 
+def test_bf16_trains_on_a_cpu_as_float32_does_up_to_its_rounding(tmp_path):
+    losses = []
+    for precision in ("no", "bf16"):
+        finetune(arguments(tmp_path / precision, max_steps=10, mixed_precision=precision), QUIET)
+        losses.append([line["loss"] for line in log_lines(tmp_path / precision) if "loss" in line])
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
 def test_it_trains_on_a_stream(tmp_path):
     digits = load_long_tailed("digits")["train"]
     for shard in range(2):
