@@ -11,9 +11,9 @@ from .configuration_livt import check_same_names, label_names
 from .modeling_livt import config_for_classes
 
 LABEL_ORDER = (
-    "The class counts are the list cls_num of the file itself. Where the data set is a folder, label i is the i-th class "
-    'folder in the order of strings, in which "10" stands before "2": with folders named by category numbers, as for '
-    "iNaturalist 2018, label i is not category i."
+    "The class counts are the list cls_num of the file itself. Where the data set is a folder, label i is the i-th "
+    'class folder in the order of strings, in which "10" stands before "2": with folders named by category numbers, as '
+    "for iNaturalist 2018, label i is not category i."
 )
 
 

@@ -187,6 +187,9 @@ def _account(conversion: Conversion) -> str:
         f"- {len(names)} parts of tensors are left out, such as `{names[0]}`: {reason}."
         for reason, names in conversion.reasons().items()
     ]
+    if conversion.dataset:
+        title = DATA_SETS[conversion.dataset].official
+        lines.append(f"- It was trained on {title}, as the file or whoever converted it says.")
     lines += [f"- {escape_markdown(note)}" for note in conversion.notes]
     if conversion.sha256:
         lines.append(f"- SHA-256 of the file: `{conversion.sha256}`.")

@@ -234,7 +234,6 @@ def onnx_metadata(config: Any, processor: Any) -> dict[str, str]:
     preprocessing = {
         "convert": "RGB",
         "resize_shortest_edge": processor.size.get("shortest_edge"),
-        "resize": None if processor.size.get("shortest_edge") else dict(processor.size),
         "interpolation": PIL.Image.Resampling(processor.resample).name.lower(),
         "center_crop": dict(processor.crop_size) if processor.do_center_crop else None,
         "rescale": processor.rescale_factor if processor.do_rescale else 1,

@@ -169,15 +169,16 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
         with torch.serialization.safe_globals([argparse.Namespace]):
             # Files of before torch 1.6 are no zip archives and cannot be mapped.
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"it holds {found[1]}" if found else "it holds more than tensors and plain values"
-        raise ValueError(
-            f"{path}: refused, nothing in it was run: {what}; only argparse.Namespace is allowed"
-        ) from None
-    except Exception as error:  # whatever a damaged file makes the unpickler raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0]
-        raise ValueError(f"{path}: is no complete PyTorch checkpoint ({reason}); download it again") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+    except Exception as error:  # a damaged file makes the unpickler raise anything
+        foreign = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if foreign:
+            raise ValueError(
+                f"{path}: refused, nothing in it was run: it holds {foreign[1]}; only tensors, plain values "
+                "and argparse.Namespace are let in"
+            ) from None
+        raise ValueError(f"{path}: is damaged, or no checkpoint of torch.save; download it again") from None
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         found_keys = f" (it holds {_some([str(key) for key in content])})" if isinstance(content, dict) else ""
         raise ValueError(f"{path}: has no 'model'{found_keys}; give a checkpoint as the official code saves it")

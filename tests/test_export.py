@@ -1,0 +1,309 @@
+"""To timm and back, and to ONNX: the same logits, the same preparation of images."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoImageProcessor, AutoModelForImageClassification, BeitConfig, BeitForImageClassification
+from transformers.utils.logging import disable_progress_bar
+
+from livt_hf import LivtConfig, ViTForBalancedClassification
+from livt_hf.cli import main
+from livt_hf.conversion import convert_checkpoint, convert_timm
+from livt_hf.data import load_long_tailed
+from livt_hf.data.transforms import image_processor
+from livt_hf.export import ONNX_PACKAGES, crop_ratio, export_onnx, export_timm
+
+FIXTURES = Path(__file__).parent / "fixtures"
+POOLINGS = ("global_pool", "cls_token")
+NAMES = ["n01 <cat>", "dög", *(f"class {label}" for label in range(10))]
+needs_onnx = pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ONNX_PACKAGES), reason="the extra `export` is not installed"
+)
+disable_progress_bar()
+
+
+@pytest.fixture(scope="module")
+def classifiers(tmp_path_factory):
+    """Pooling -> folder of a converted official classifier with 12 named classes."""
+    folder = tmp_path_factory.mktemp("classifiers")
+    (folder / "names.json").write_text(json.dumps(NAMES))
+    for pooling in POOLINGS:
+        convert_checkpoint(
+            FIXTURES / f"livt_finetune_{pooling}.pth",
+            folder / pooling,
+            "livt-finetune",
+            num_attention_heads=3,
+            dataset="inat18",
+            labels=folder / "names.json",
+        )
+    return {pooling: folder / pooling for pooling in POOLINGS}
+
+
+@pytest.fixture(scope="module")
+def outputs():
+    return load_file(FIXTURES / "official_outputs.safetensors")
+
+
+@pytest.fixture(scope="module")
+def photo():
+    """A colour image that is not square."""
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    return PIL.Image.fromarray(pixels).resize((70, 90), PIL.Image.Resampling.BICUBIC)
+
+
+# timm
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_timm_gives_the_same_logits_for_images_that_it_prepares_itself(tmp_path, outputs, photo, classifiers, pooling):
+    assert export_timm(classifiers[pooling], tmp_path / "timm") <= 1e-5
+    vit = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+    assert type(vit).__name__ == "VisionTransformer"
+    assert vit.global_pool == ("avg" if pooling == "global_pool" else "token")
+    assert vit.num_classes == 12
+    assert vit.pretrained_cfg["label_names"] == NAMES
+    with torch.no_grad():
+        torch.testing.assert_close(vit(outputs["pixel_values"]), outputs[f"logits_{pooling}"], rtol=1e-5, atol=1e-5)
+    for name, tensor in vit.state_dict().items():
+        if name.endswith("qkv.bias"):
+            assert not tensor.chunk(3)[1].any()
+    preparation = timm.data.create_transform(**timm.data.resolve_model_data_config(vit), is_training=False)
+    expected = AutoImageProcessor.from_pretrained(classifiers[pooling])(photo, return_tensors="pt").pixel_values[0]
+    # PIL and torch round differently after each of the two passes of a resize: 2 of 255 levels, 1 / (255 std) each
+    torch.testing.assert_close(preparation(photo), expected, rtol=0, atol=2 / 255 / 0.192 + 1e-4)
+
+
+def test_config_json_says_to_timm_what_it_needs(tmp_path, classifiers):
+    export_timm(classifiers["global_pool"], tmp_path / "timm")
+    assert sorted(file.name for file in (tmp_path / "timm").iterdir()) == ["config.json", "model.safetensors"]
+    config = json.loads((tmp_path / "timm" / "config.json").read_text())
+    assert config["model_args"] == {
+        "img_size": 32,
+        "patch_size": 4,
+        "embed_dim": 48,
+        "depth": 3,
+        "num_heads": 3,
+        "mlp_ratio": 4.0,
+        "num_classes": 12,
+        "global_pool": "avg",
+    }
+    assert config["pretrained_cfg"] == {
+        "tag": "livt",
+        "input_size": [3, 32, 32],
+        "fixed_input_size": True,
+        "interpolation": "bicubic",
+        "crop_pct": 32 / 36,
+        "crop_mode": "center",
+        "mean": [0.466, 0.471, 0.380],
+        "std": [0.195, 0.194, 0.192],
+        "num_classes": 12,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+    }
+
+
+def test_timm_resizes_to_the_same_shorter_side_at_every_size():
+    for size in range(8, 600, 4):
+        processor = image_processor(size, 0.875, (0.5,) * 3, (0.5,) * 3)
+        assert int(size / crop_ratio(processor)) == processor.size["shortest_edge"]
+    assert crop_ratio(image_processor(224, 0.875, (0.5,) * 3, (0.5,) * 3)) == 0.875
+    assert crop_ratio(image_processor(384, 0.875, (0.5,) * 3, (0.5,) * 3)) == 1.0
+
+
+def test_what_timm_has_no_vit_for_is_named(tmp_path, capsys, classifiers):
+    def error(model):
+        assert main(["export", "--format", "timm", "--model", str(model), "--output_dir", str(tmp_path / "out")]) == 2
+        assert not (tmp_path / "out").exists()
+        return capsys.readouterr().err.removeprefix("error: ").rstrip("\n")
+
+    config = BeitConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4)
+    BeitForImageClassification(config).save_pretrained(tmp_path / "beit")
+    image_processor(8, 0.875, (0.5,) * 3, (0.5,) * 3).save_pretrained(tmp_path / "beit")
+    assert error(tmp_path / "beit") == (
+        f"{tmp_path / 'beit'}: use_absolute_position_embeddings is False; this needs a plain ViT, with True"
+    )
+    assert error(tmp_path / "none").startswith("model: there is no folder")
+
+
+# From timm
+
+
+def timm_folder(folder, **model_args):
+    """A folder as timm saves it, of a tiny ViT with random weights."""
+    args = {
+        "img_size": 16,
+        "patch_size": 4,
+        "embed_dim": 48,
+        "depth": 2,
+        "num_heads": 4,
+        "num_classes": 5,
+        **model_args,
+    }
+    torch.manual_seed(0)
+    vit = timm.create_model("vit_base_patch16_224", **args).eval()
+    with torch.no_grad():
+        for parameter in vit.parameters():
+            parameter.normal_(std=0.3)  # also key biases and norms
+    folder.mkdir()
+    save_file(vit.state_dict(), folder / "model.safetensors")
+    cfg = {"input_size": [3, 16, 16], "fixed_input_size": True, "interpolation": "bilinear", "crop_pct": 0.9}
+    cfg |= {"mean": [0.5] * 3, "std": [0.25] * 3, "license": "apache-2.0"}
+    config = {"architecture": "vit_base_patch16_224", "num_classes": 5, "model_args": args, "pretrained_cfg": cfg}
+    (folder / "config.json").write_text(json.dumps(config))
+    return vit
+
+
+@pytest.mark.parametrize("pooling", ["avg", "token"])
+def test_a_vit_of_timm_becomes_a_native_classifier(tmp_path, capsys, photo, pooling):
+    vit = timm_folder(tmp_path / "vit", global_pool=pooling)
+    argv = ["convert", "--source", "timm", str(tmp_path / "vit"), str(tmp_path / "model")]
+    assert main(argv) == 0
+    assert "left out: blocks.0.attn.qkv.bias (k) and the like (2)" in capsys.readouterr().out
+    model, info = AutoModelForImageClassification.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not any(info.values())
+    pixels = torch.randn(3, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(model(pixels).logits, vit(pixels), rtol=1e-5, atol=1e-4)
+    config = LivtConfig.from_pretrained(tmp_path / "model")
+    assert (config.num_attention_heads, config.use_mean_pooling) == (4, pooling == "avg")
+    assert (config.loss, config.pretrained, config.class_counts) == ("ce", "timm vit", None)
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "model")
+    assert processor.size["shortest_edge"] == 17  # floor(16 / 0.9)
+    assert processor.resample == PIL.Image.Resampling.BILINEAR
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "\nlicense: apache-2.0\n" in card
+    assert "`vit`, a checkpoint of timm" in card
+    assert "timm states the licence `apache-2.0`" in card
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_to_timm_and_back_gives_the_same_model(tmp_path, classifiers, pooling):
+    export_timm(classifiers[pooling], tmp_path / "timm")
+    convert_timm(str(tmp_path / "timm"), tmp_path / "back")
+    before = ViTForBalancedClassification.from_pretrained(classifiers[pooling])
+    after = ViTForBalancedClassification.from_pretrained(tmp_path / "back")
+    assert set(before.state_dict()) == set(after.state_dict())
+    assert all(torch.equal(tensor, after.state_dict()[name]) for name, tensor in before.state_dict().items())
+    assert after.config.id2label == before.config.id2label
+    old, new = (AutoImageProcessor.from_pretrained(path) for path in (classifiers[pooling], tmp_path / "back"))
+    assert old.to_dict() == new.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("model_args", "message"),
+    [
+        ({"init_values": 0.1}, "without a place: blocks.0.ls1.gamma, blocks.0.ls2.gamma"),
+        ({"reg_tokens": 2}, "pos_embed: (1, 19, 48) is no square grid and CLS of width 48"),
+        ({"qk_norm": True}, "without a place: blocks.0.attn.k_norm.bias"),
+        ({"qkv_bias": False}, "missing: blocks.0.attn.qkv.bias, blocks.1.attn.qkv.bias"),
+        ({"class_token": False, "global_pool": "avg"}, "a plain VisionTransformer with a classifier is needed"),
+        ({"num_classes": 0}, "is a VisionTransformer; a plain VisionTransformer with a classifier is needed"),
+        # What the names of the tensors do not tell
+        ({"global_pool": "avg", "fc_norm": False}, "is no plain ViT: converted, its logits would differ by"),
+        ({"global_pool": "max"}, "is no plain ViT: converted, its logits would differ by"),
+        ({"act_layer": "quick_gelu"}, "is no plain ViT: converted, its logits would differ by"),
+    ],
+)
+def test_other_vits_of_timm_are_refused(tmp_path, capsys, model_args, message):
+    timm_folder(tmp_path / "vit", **model_args)
+    assert main(["convert", "--source", "timm", str(tmp_path / "vit"), str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path / 'vit'}: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_timm_cannot_load_gets_one_line(tmp_path, capsys):
+    for model in ("no_such_model", str(tmp_path)):
+        assert main(["convert", "--source", "timm", model, str(tmp_path / "out")]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {model}: timm cannot load it: ")
+        assert error.count("\n") == 1
+
+
+# ONNX
+
+
+@needs_onnx
+def test_onnx_gives_the_same_logits_for_any_batch_of_real_images(tmp_path, capsys, classifiers):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    folder, model = tmp_path / "onnx", classifiers["global_pool"]
+    assert main(["export", "--format", "onnx", "--model", str(model), "--output_dir", str(folder)]) == 0
+    assert "64 images of digits: logits differ by at most" in capsys.readouterr().out
+    check = json.loads((folder / "check.json").read_text())
+    assert (check["images"], check["dataset"], check["split"], check["top1_agreement"]) == (64, "digits", "test", 100.0)
+    assert check["largest_difference"] <= 1e-5
+    times = check["milliseconds_per_image"]
+    assert check["speed_ratio"] == pytest.approx(times["torch"] / times["onnxruntime"])
+
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    assert [given.shape for given in session.get_inputs()] == [["batch", 3, 32, 32]]
+    classifier = AutoModelForImageClassification.from_pretrained(model)
+    processor = AutoImageProcessor.from_pretrained(folder)
+    images = [row["bytes"] for row in load_long_tailed("digits")["test"].with_format(None)[:5]["image"]]
+    pixels = processor([_open(content) for content in images], return_tensors="pt").pixel_values
+    for batch in (pixels[:1], pixels[:2], pixels):
+        with torch.no_grad():
+            expected = classifier(batch).logits.numpy()
+        (logits,) = session.run(None, {"pixel_values": batch.numpy()})
+        np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
+
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["labels"]) == NAMES
+    assert json.loads(metadata["preprocessing"]) == {
+        "convert": "RGB",
+        "resize_shortest_edge": 36,
+        "interpolation": "bicubic",
+        "center_crop": {"height": 32, "width": 32},
+        "rescale": pytest.approx(1 / 255),
+        "mean": [0.466, 0.471, 0.380],
+        "std": [0.195, 0.194, 0.192],
+        "layout": "NCHW",
+    }
+    assert AutoImageProcessor.from_pretrained(model).to_dict() == processor.to_dict()
+
+
+def _open(content):
+    import io
+
+    return PIL.Image.open(io.BytesIO(content))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--num_images", "2"], "num_images: 2; at least 8 are needed"),
+        (["--split", "dev"], "split: the data set has no split 'dev'; choose one of train, validation, test"),
+        (["--dataset", "nowhere"], "--dataset nowhere: "),
+    ],
+)
+@needs_onnx
+def test_what_cannot_be_compared_is_named(tmp_path, capsys, classifiers, options, message):
+    argv = [
+        "export",
+        "--format",
+        "onnx",
+        "--model",
+        str(classifiers["cls_token"]),
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
+    assert main([*argv, *options]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_its_packages_onnx_says_how_to_install_them(tmp_path, monkeypatch, classifiers):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else object())
+    with pytest.raises(
+        ValueError, match=r"^format: onnx needs onnxscript; install .* pip install 'livt-hf\[export\]'$"
+    ):
+        export_onnx(classifiers["global_pool"], tmp_path / "out")
