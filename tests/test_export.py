@@ -277,6 +277,14 @@ def _open(content):
     return PIL.Image.open(io.BytesIO(content))
 
 
+@needs_onnx
+def test_weights_too_large_for_one_onnx_file_lie_beside_it(tmp_path, monkeypatch, classifiers):
+    monkeypatch.setattr("livt_hf.export.ONE_FILE_LIMIT", 0)
+    check = export_onnx(classifiers["cls_token"], tmp_path / "onnx", num_images=8)
+    assert (tmp_path / "onnx" / "model.onnx.data").stat().st_size > 300_000
+    assert check["largest_difference"] <= 1e-5
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
