@@ -243,15 +243,14 @@ def evaluate_model(
     config: Any = model.config
     names = [config.id2label[label] for label in range(config.num_labels)]
     data_names = split.features["label"].names
-    check_same_names(names, data_names, "the checkpoint", "the data set")
+    label_of = data.match_labels(data_names, names, "the data set")
     check_same_names(names, config.class_counts, "the checkpoint", "the class counts")
     counts = {name: int(config.class_counts[name]) for name in names}
 
     images = data.ImageDataset(split, ProcessorTransform(image_processor))
     loader = data.evaluation_loader(images, batch_size, num_workers)
     predicted = predict_split(model, loader, *mean_and_std(image_processor), device)
-    label_of = {name: label for label, name in enumerate(names)}
-    labels = np.array([label_of[name] for name in data_names])[predicted["labels"]]
+    labels = label_of[predicted["labels"]]
     outcome = (labels, predicted["predictions"])
     accuracy = long_tail_accuracy(*outcome, counts, getattr(config, "shot_groups", None))
     return {

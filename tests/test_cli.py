@@ -482,8 +482,7 @@ def test_class_names_that_differ_are_listed(capsys, tmp_path, data, classifier):
         shutil.copytree(data / split / "bee", tmp_path / "data" / split / "wasp")
     error = the_error(capsys, evaluate(tmp_path / "data", classifier, tmp_path))
     assert error == (
-        "class names of the checkpoint and the data set differ; only in the checkpoint: 'bee'; only in the data set: "
-        "'wasp'"
+        "the data set: the model does not know 1 of its classes: wasp; the model's classes without counterpart: bee"
     )
     assert not (tmp_path / "out").exists()
 

@@ -217,7 +217,7 @@ def test_labels_are_matched_by_wordnet_id_and_number():
 
 
 def test_names_that_do_not_match_are_listed_on_both_sides():
-    message = "photos: 2 classes are unknown to the model: fox, owl; the model's classes without counterpart: emu"
+    message = "photos: the model does not know 2 of its classes: fox, owl; the model's classes without counterpart: emu"
     with pytest.raises(ValueError, match=f"^{message}$"):
         match_labels(["cat", "fox", "owl"], ["cat", "emu"], where="photos")
     with pytest.raises(ValueError, match="25 classes are unknown .* and 5 more; .* and 10 more"):

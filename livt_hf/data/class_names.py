@@ -41,8 +41,8 @@ def match_labels(data_names: Sequence[str], model_names: Sequence[str], where: s
     if unknown:
         unused = sorted(set(label_of) - set(data_names))
         raise ValueError(
-            f"{where}: {len(unknown)} classes are unknown to the model: {_some(unknown)}; the model's classes without "
-            f"counterpart: {_some(unused) or 'none'}"
+            f"{where}: the model does not know {len(unknown)} of its classes: {_some(unknown)}; the model's classes "
+            f"without counterpart: {_some(unused) or 'none'}"
         )
     return np.array([label_of[name] for name in data_names], dtype=np.int64)
 
