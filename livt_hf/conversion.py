@@ -212,7 +212,7 @@ def fill(model: PreTrainedModel, native: Mapping[str, Tensor]) -> None:
 
 
 def save_native(
-    model: PreTrainedModel, native: dict[str, Tensor], processor: Any, conversion: Conversion, output_dir: Path
+    model: Any, native: dict[str, Tensor], processor: Any, conversion: Conversion, output_dir: Path
 ) -> None:
     """Save model, image processor and card, then load the model natively and compare every weight.
 
@@ -234,7 +234,7 @@ def save_native(
 
 
 def _checksum(tensor: Tensor) -> int:
-    return zlib.crc32(tensor.detach().reshape(-1).view(torch.uint8).numpy())
+    return zlib.crc32(tensor.detach().reshape(-1).view(torch.uint8).numpy().data)
 
 
 # What the config is told

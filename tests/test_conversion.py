@@ -606,7 +606,7 @@ def test_the_licence_is_the_sources(source, licence):
 
 
 def test_a_conversion_needs_less_than_twice_the_file_in_memory(tmp_path):
-    """In a process of its own, after a small conversion that imports everything; 6 blocks of ViT-B's width, 172 MB."""
+    """In a process of its own, after a small conversion that imports everything; 4 blocks of ViT-B's width, 116 MB."""
     code = """
 import resource, sys, torch
 from pathlib import Path
@@ -619,7 +619,7 @@ before = peak()
 convert_checkpoint(folder / "large.pth", folder / "large", "livt-finetune")
 print((peak() - before) / (folder / "large.pth").stat().st_size)
 """
-    fields = {"hidden_size": 768, "num_hidden_layers": 6, "num_attention_heads": 12, "num_labels": 10}
+    fields = {"hidden_size": 768, "num_hidden_layers": 4, "num_attention_heads": 12, "num_labels": 10}
     with torch.device("meta"):
         model = ViTForBalancedClassification(LivtConfig(**fields))
     weights = to_official({name: torch.ones(t.shape) for name, t in model.state_dict().items()}, key_map(model.config))
@@ -627,4 +627,4 @@ print((peak() - before) / (folder / "large.pth").stat().st_size)
     argv = [sys.executable, "-c", code, str(FINETUNED), str(tmp_path)]
     run = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    assert float(run.stdout.splitlines()[-1]) < 2
+    assert float(run.stdout.splitlines()[-1]) < 1.7  # 1.3 for ViT-B and ViT-L, whose fixed share is smaller
