@@ -220,7 +220,7 @@ def test_names_that_do_not_match_are_listed_on_both_sides():
     message = "photos: the model does not know 2 of its classes: fox, owl; the model's classes without counterpart: emu"
     with pytest.raises(ValueError, match=f"^{message}$"):
         match_labels(["cat", "fox", "owl"], ["cat", "emu"], where="photos")
-    with pytest.raises(ValueError, match="25 classes are unknown .* and 5 more; .* and 10 more"):
+    with pytest.raises(ValueError, match="does not know 25 of its classes: .* and 5 more; .* and 10 more"):
         match_labels([f"a{index}" for index in range(25)], [f"b{index}" for index in range(30)])
 
 

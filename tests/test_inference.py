@@ -86,7 +86,7 @@ def test_scores_are_those_of_a_pipeline_without_this_package(folder, images):
         assert len(ours["predictions"]) == len(scores) == 7
         for prediction in ours["predictions"]:
             assert prediction["score"] == pytest.approx(scores[prediction["label"]], abs=1e-5)
-    distinct = {result["predictions"][0]["score"] for result in results}
+    distinct = {tuple(prediction["score"] for prediction in result["predictions"]) for result in results}
     assert len(distinct) == len(images)
 
 
