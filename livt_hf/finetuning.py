@@ -163,7 +163,9 @@ def finetune(args: FinetuneArguments, more: dict[str, Any] | None = None) -> dic
         return None
     results = None
     if trainer.is_world_process_zero():
-        results = _save_model(trainer.accelerator.unwrap_model(trainer.model), args, splits, steps)
+        # As it will be loaded: without the mixed precision of the training.
+        trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        results = _save_model(trained, args, splits, steps)
     trainer.accelerator.wait_for_everyone()
     say(f"saved the fine-tuned model in {output_dir}")
     return results
