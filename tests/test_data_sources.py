@@ -311,6 +311,23 @@ def test_a_folder_saved_by_datasets_stays_on_disk(tmp_path):
     assert list(load_long_tailed(tmp_path / "single")) == ["train"]
 
 
+def test_arrow_files_alone_are_opened_where_they_lie(tmp_path):
+    """As the cache of `datasets` names them, without the files that describe them."""
+    saved_columns().save_to_disk(tmp_path / "saved")
+    (source,) = (tmp_path / "saved").glob("*.arrow")
+    for name in ("parquet-train-00000-of-00002.arrow", "parquet-train-00001-of-00002.arrow", "parquet-test.arrow"):
+        (tmp_path / "bare").mkdir(exist_ok=True)
+        (tmp_path / "bare" / name).write_bytes(source.read_bytes())
+    splits = load_long_tailed(tmp_path / "bare")
+    assert {split: len(rows) for split, rows in splits.items()} == {"train": 6, "test": 3}
+    assert class_counts(splits) == {"cat": 2, "ant": 4}
+    assert splits["train"][1] == {"image": IMAGES[1], "label": 0}
+    assert splits["train"].cache_files
+    (tmp_path / "bare" / "parquet-train-00001-of-00002.arrow").write_bytes(b"no arrow")
+    with pytest.raises(ValueError, match="cannot be read as Arrow files"):
+        load_long_tailed(tmp_path / "bare")
+
+
 def test_a_hub_data_set_is_opened_by_its_id(monkeypatch):
     asked = []
 

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face Hub, and Arrow folders written by `save_to_disk`. Both stay memory-mapped on disk."""
+"""Data sets of the Hugging Face Hub, and folders of Arrow files. Both stay memory-mapped on disk."""
 
 from __future__ import annotations
 
@@ -39,6 +39,30 @@ def load_arrow_folder(folder: Path, image_column: str | None = None, label_colum
         raise ValueError(f"{folder}: cannot be read as a saved data set ({str(error).splitlines()[0]})") from error
     splits = loaded if isinstance(loaded, DatasetDict) else DatasetDict({"train": loaded})
     return as_image_splits(splits, folder, image_column, label_column)
+
+
+def find_arrow(folder: Path) -> dict[str, list[Path]]:
+    """``{split: its files in order}`` of Arrow files whose names hold the split, as in the cache of `datasets`."""
+    splits = {}
+    for split, names in SPLITS.items():
+        pattern = re.compile(rf"(.*[-_])?({'|'.join(names)})([-_.].*)?\.arrow")
+        if files := sorted(file for file in folder.glob("*.arrow") if pattern.fullmatch(file.name)):
+            splits[split] = files
+    return splits
+
+
+def load_arrow_files(
+    files: dict[str, list[Path]], where: Path, image_column: str | None = None, label_column: str | None = None
+) -> DatasetDict:
+    """Arrow files of each split."""
+    try:
+        splits = {
+            split: datasets.concatenate_datasets([Dataset.from_file(str(file)) for file in paths])
+            for split, paths in files.items()
+        }
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{where}: cannot be read as Arrow files ({str(error).splitlines()[0]})") from error
+    return as_image_splits(DatasetDict(splits), where, image_column, label_column)
 
 
 def as_image_splits(

@@ -11,7 +11,7 @@ from datasets import DatasetDict
 from .class_names import with_imagenet_names
 from .digits import IMBALANCE_FACTOR as DIGITS_IMBALANCE_FACTOR
 from .digits import load_digits_dataset
-from .hub import HUB_ID, is_arrow_folder, load_arrow_folder, load_hub
+from .hub import HUB_ID, find_arrow, is_arrow_folder, load_arrow_files, load_arrow_folder, load_hub
 from .image_folder import load_image_folder
 from .known_sets import (
     CIFAR_IMBALANCE_FACTOR,
@@ -48,7 +48,7 @@ def load_long_tailed(
             - "cifar10-lt", "cifar100-lt": from the Hub, or a folder ``data_dir`` (Parquet or images);
             - "imagenet-lt", "places-lt", "inat18": images under ``data_dir``, the official lists there or as named;
             - "imagenet-bal": 160 images a class of ImageNet's folders ``data_dir/train`` (and ``data_dir/val``);
-            - a folder of images (``train/CLASS/*.jpg`` or ``CLASS/*.jpg``), of Parquet files, or saved by `datasets`;
+            - a folder of images (``train/CLASS/*.jpg`` or ``CLASS/*.jpg``), of Parquet or Arrow files;
             - a CSV file of ``path,label``, which is the training list;
             - the id of a data set on the Hub.
         imbalance_factor: cut a long tail into the training split (`long_tailed_indices`); None keeps the data as they
@@ -93,9 +93,11 @@ def load_long_tailed(
 
 
 def load_folder(folder: Path, image_column: str | None = None, label_column: str | None = None) -> DatasetDict:
-    """A local folder of Parquet files, saved by `datasets`, or of images."""
+    """A local folder of Arrow or Parquet files, or of images."""
     if is_arrow_folder(folder):
         return load_arrow_folder(folder, image_column, label_column)
+    if arrow := find_arrow(folder):
+        return load_arrow_files(arrow, folder, image_column, label_column)
     if parquet := find_parquet(folder):
         return load_parquet_folder(parquet, image_column, label_column)
     return load_image_folder(folder)
