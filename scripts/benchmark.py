@@ -1,5 +1,8 @@
 #!/usr/bin/env python
-"""Speed measurements. `python scripts/benchmark.py loader` compares our image loading with the usual pipelines."""
+"""Speed measurements, each against what people use otherwise, both sides in one run.
+
+`python scripts/benchmark.py loader` compares image loading, `python scripts/benchmark.py mae` a pretraining step.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,13 @@ import torch
 from datasets import disable_progress_bars
 from timm.data import create_transform
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
+from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
+from livt_hf import LivtMAEForPreTraining
+from livt_hf.arguments import PretrainArguments
+from livt_hf.configuration_livt import VIT_SIZES, LivtMAEConfig
 from livt_hf.data import (
     FinetuneTransform,
     ImageDataset,
@@ -32,6 +40,8 @@ from livt_hf.data import (
 )
 from livt_hf.data.prepare import prepare_dataset
 from livt_hf.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from livt_hf.optimization import adamw, parameter_groups
+from livt_hf.pretraining import encoder_sizes
 
 IMAGE_SIZE = 224
 
@@ -141,6 +151,77 @@ def timm_finetune_transform():
     return transform
 
 
+def benchmark_mae(args: argparse.Namespace) -> None:
+    """Images per second of a pretraining step: ours, ours predicting a quarter of the masked patches, and upstream's
+    `ViTMAEForPreTraining` with torch's fused attention; same sizes, type and optimiser, taking turns."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(os.cpu_count() or 1)
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[args.dtype]
+    sizes = encoder_sizes(PretrainArguments(model_size=args.model_size))
+    sizes |= {"image_size": args.image_size, "patch_size": args.patch_size}
+    models = {
+        "upstream": ViTMAEForPreTraining(ViTMAEConfig(**sizes, norm_pix_loss=True)),
+        "ours": LivtMAEForPreTraining(LivtMAEConfig(**sizes)),
+        "ours, R = 0.25": LivtMAEForPreTraining(LivtMAEConfig(**sizes, partial_reconstruction=0.25)),
+    }
+    pixels = torch.randn(args.batch_size, 3, args.image_size, args.image_size, device=device)
+    noise = torch.rand(args.batch_size, (args.image_size // args.patch_size) ** 2, device=device)
+    steps = {
+        name: functools.partial(train_step, model.to(device), pretraining_optimizer(model), pixels, noise, dtype)
+        for name, model in models.items()
+    }
+    peak = matmul_peak(device, dtype)
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for repeat in range(args.repeats + 1):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            for _ in range(args.steps):
+                step()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            if repeat:  # the first turn warms up
+                seconds[name].append((time.perf_counter() - start) / args.steps)
+    print(
+        f"ViT-{args.model_size}/{args.patch_size}, {args.image_size} px, batch {args.batch_size}, {args.dtype}, "
+        f"{device}, {torch.get_num_threads()} threads; matmul peak {peak / 1e12:.2f} TFLOP/s; "
+        f"{args.repeats} repeats of {args.steps} steps"
+    )
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    for name, step in steps.items():
+        with FlopCounterMode(display=False) as counter:
+            step()
+        flops = counter.get_total_flops()
+        print(
+            f"{name:<16}{args.batch_size / median[name]:8.1f} images/s {median['upstream'] / median[name]:6.2f} x "
+            f"{flops / args.batch_size / 1e9:7.1f} GFLOP an image, {flops / median[name] / peak:5.0%} of the peak"
+        )
+
+
+def pretraining_optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
+    return adamw(parameter_groups(model, weight_decay=0.05), 1.5e-4, (0.9, 0.95))
+
+
+def train_step(model, optimizer, pixels: torch.Tensor, noise: torch.Tensor, dtype: torch.dtype) -> None:
+    with torch.autocast(pixels.device.type, dtype, enabled=dtype != torch.float32):
+        loss = model(pixels, noise=noise).loss
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def matmul_peak(device: str, dtype: torch.dtype, size: int = 2048) -> float:
+    """Best FLOP/s of a few square matrix products."""
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(8):
+        start = time.perf_counter()
+        left @ right
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
 def write_photos(folder: Path, count: int, quality: int) -> list[Path]:
     """JPEGs with the amplitude spectrum of photographs, 1 / frequency ** 1.4, in correlated colours: 0.34 bytes a pixel
     at quality 90, the same as real photographs of that size (Grocery Store Dataset)."""
@@ -169,6 +250,15 @@ def main() -> None:
     loader.add_argument("--jpeg_quality", type=int, default=90, help="default: %(default)s")
     loader.add_argument("--repeats", type=int, default=3, help="the median counts (default: %(default)s)")
     loader.set_defaults(run=benchmark_loader)
+    mae = commands.add_parser("mae", help="a pretraining step against upstream's", description=benchmark_mae.__doc__)
+    mae.add_argument("--model_size", default="ti", choices=list(VIT_SIZES), help="default: %(default)s")
+    mae.add_argument("--image_size", type=int, default=224, help="default: %(default)s")
+    mae.add_argument("--patch_size", type=int, default=16, help="default: %(default)s")
+    mae.add_argument("--batch_size", type=int, default=32, help="default: %(default)s")
+    mae.add_argument("--dtype", default="bf16", choices=("bf16", "fp32"), help="default: %(default)s")
+    mae.add_argument("--steps", type=int, default=3, help="steps of a turn (default: %(default)s)")
+    mae.add_argument("--repeats", type=int, default=3, help="the median counts (default: %(default)s)")
+    mae.set_defaults(run=benchmark_mae)
     args = parser.parse_args()
     disable_progress_bars()
     args.run(args)
