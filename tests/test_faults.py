@@ -3,6 +3,7 @@
 Each run is a forked copy of the test process, so that a kill costs no new start of Python.
 """
 
+import functools
 import json
 import os
 import random
@@ -60,16 +61,22 @@ def start(run: Callable[[Path], None], output_dir: Path) -> int:
     return child
 
 
-def wait_or_kill(child: int, seconds: float) -> int | None:
-    """Exit status of a child that ended by itself, None if it had to be killed."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+def wait_or_kill(child: int, seconds: float, begin: Callable[[], bool] = lambda: True) -> int | None:
+    """Exit status of a child that ended by itself, None if it had to be killed, so long after ``begin`` came true."""
+    deadline = None
+    while deadline is None or time.monotonic() < deadline:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             return os.waitstatus_to_exitcode(status)
+        if deadline is None and begin():
+            deadline = time.monotonic() + seconds
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return None
+
+
+def has_checkpoint(output_dir: Path) -> bool:
+    return any(incompleteness(path) is None for _, path in list_checkpoints(output_dir))
 
 
 def log_lines(output_dir: Path) -> list[dict]:
@@ -89,15 +96,17 @@ def survive(run: Callable[[Path], None], folder: Path, kills: int, seed: int) ->
         output_dir = folder / f"killed-{attempt}"
         ended = False
         while not ended:
-            wants_kill = killed < kills
-            status = wait_or_kill(start(run, output_dir), generator.uniform(0.1, 0.9) * duration if wants_kill else 300)
+            # Every other kill waits for a checkpoint, however busy the machine is; the rest come at any moment.
+            begin = functools.partial(has_checkpoint, output_dir) if killed % 2 == 0 else (lambda: True)
+            seconds = generator.uniform(0.0, 0.7) * duration if killed < kills else 300
+            status = wait_or_kill(start(run, output_dir), seconds, begin)
             ended = status is not None
             if ended:
                 assert status == 0
             else:
                 killed += 1
                 while_writing += any(path.name.startswith(".") for path in output_dir.glob(".*"))
-                resumes += any(incompleteness(path) is None for _, path in list_checkpoints(output_dir))
+                resumes += has_checkpoint(output_dir)
         same = (output_dir / "model.safetensors").read_bytes() == (left_alone / "model.safetensors").read_bytes()
         assert same, f"attempt {attempt} gave other weights"
         assert log_lines(output_dir) == log_lines(left_alone)
