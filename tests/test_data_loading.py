@@ -23,7 +23,7 @@ from livt_hf.data import (
     load_long_tailed,
     training_loader,
 )
-from livt_hf.data.loading import epoch_order, sample_seed
+from livt_hf.data.loading import epoch_order, sample_seed, usable_workers
 from livt_hf.data.tables import image_column, image_dataset
 
 
@@ -241,3 +241,8 @@ def test_workers_outlive_the_signals_of_a_scheduler(digits):
     for number in (signal.SIGUSR1, signal.SIGTERM):
         os.kill(worker.pid, number)
     assert len(list(batches)) == 39
+
+
+def test_there_are_no_more_workers_than_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    assert [usable_workers(number) for number in (0, 2, 3, 64)] == [0, 2, 3, 3]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import random
 import signal
 import traceback
@@ -242,6 +243,12 @@ def outlive_signals(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(10))  # seconds left after the end was announced
 
 
+def usable_workers(num_workers: int) -> int:
+    """No more loading processes than cores: more would only slow each other down, and torch warns of them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(num_workers, cores)
+
+
 def training_loader(
     dataset: ImageDataset, batches: TrainingBatches, num_workers: int, pin_memory: bool = False
 ) -> ImageLoader:
@@ -249,7 +256,7 @@ def training_loader(
     return ImageLoader(
         dataset,
         batch_sampler=batches,
-        num_workers=num_workers,
+        num_workers=usable_workers(num_workers),
         pin_memory=pin_memory,
         collate_fn=collate,
         prefetch_factor=4 if num_workers else None,
@@ -265,7 +272,7 @@ def evaluation_loader(
     return ImageLoader(
         dataset,
         batch_size=batch_size,
-        num_workers=num_workers,
+        num_workers=usable_workers(num_workers),
         pin_memory=pin_memory,
         collate_fn=collate,
         generator=torch.Generator(),

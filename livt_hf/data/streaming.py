@@ -25,7 +25,15 @@ from .bad_images import log_bad_image, stop_if_too_many
 from .columns import choose_columns
 from .decoding import decode_image
 from .hub import HUB_ID, SPLITS
-from .loading import ImageLoader, collate, generators_kept, outlive_signals, sample_seed, seed_generators
+from .loading import (
+    ImageLoader,
+    collate,
+    generators_kept,
+    outlive_signals,
+    sample_seed,
+    seed_generators,
+    usable_workers,
+)
 from .parquet_folder import find_parquet
 
 COUNTS_FOLDER = Path(datasets.config.HF_CACHE_HOME) / "livt_hf" / "class_counts"
@@ -201,7 +209,7 @@ def streaming_loader(
         samples,
         batch_size=batch_size,
         drop_last=True,
-        num_workers=min(num_workers, samples.images().num_shards),
+        num_workers=min(usable_workers(num_workers), samples.images().num_shards),
         pin_memory=pin_memory,
         prefetch_factor=4 if num_workers else None,
         worker_init_fn=outlive_signals,
