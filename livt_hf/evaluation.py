@@ -2,8 +2,8 @@
 
 Probabilities are a softmax of the unadjusted logits, also for models trained with a binary cross-entropy, as in LiVT's
 official evaluation. Models are loaded natively, and images go through the checkpoint's own image processor: what is
-measured here is what `pipeline("image-classification", DIR)` gives. Only a label, a prediction and a confidence are
-kept of each image, so memory does not grow with the number of classes.
+measured here is what `pipeline("image-classification", DIR)` gives. Only a few numbers are kept of each image, so
+memory does not grow with the product of images and classes.
 
 Legend: B batch, C classes, H, W image size, G patches a side, T = G * G patches.
 """
@@ -30,7 +30,15 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pr
 
 from . import __version__, data
 from .configuration_livt import check_same_names
-from .metrics import calibration_error, long_tail_accuracy, reliability_bins
+from .metrics import (
+    calibration_error,
+    confused_pairs,
+    group_confusion,
+    hardest_images,
+    long_tail_accuracy,
+    prediction_calibration,
+    reliability_bins,
+)
 from .modeling_mae import LivtMAEForPreTraining
 from .plots import plot_reconstructions
 from .report import write_report
@@ -184,32 +192,45 @@ def predict_split(
     mean: Statistics,
     std: Statistics,
     device: str | torch.device = "cpu",
+    label_of: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Run the model over a split and keep three numbers of each image.
+    """Run the model over a split and keep five numbers of each image.
 
     Args:
         model: image classifier; is put on ``device`` and into evaluation mode.
         loader: yields ``pixel_values``, uint8 (B, 3, H, W), and ``labels``, int64 (B,).
         mean, std: of the pixels in 0 .. 1, per channel.
+        label_of: int64 (classes of the data,), the model's label of each of the data's; by default they are the same.
 
     Returns:
-        ``labels`` and ``predictions``, int64 (N,), and ``confidences``, float64 (N,): the softmax probability of the
-        prediction.
+        The model's ``labels`` and ``predictions``, int64 (N,); ``confidences`` and ``true_probabilities``, float64
+        (N,): the softmax probabilities of the prediction and of the true class; ``in_top5``, bool (N,): whether the
+        true class is among the five most probable ones.
 
     Raises:
         ValueError: a logit is not finite.
     """
     model.to(device).eval()  # type: ignore[arg-type]
-    parts: dict[str, list[np.ndarray]] = {"labels": [], "predictions": [], "confidences": []}
+    mapping = None if label_of is None else torch.from_numpy(label_of)
+    parts: dict[str, list[np.ndarray]] = {}
     for batch in tqdm(loader, desc="evaluate", unit="batch", disable=None):
         pixel_values = data.normalize(batch["pixel_values"].to(device, non_blocking=True), mean, std)
         logits = model(pixel_values.to(model.dtype)).logits.float()  # (B, C)
         if not torch.isfinite(logits).all():
             raise ValueError("model: its logits are not finite; the checkpoint is damaged, or its training diverged")
-        confidences, predictions = logits.softmax(dim=-1).max(dim=-1)
-        parts["labels"].append(batch["labels"].numpy())
-        parts["predictions"].append(predictions.cpu().numpy())
-        parts["confidences"].append(confidences.cpu().numpy().astype(np.float64))
+        labels = (batch["labels"] if mapping is None else mapping[batch["labels"]]).to(device)  # (B,)
+        probabilities = logits.softmax(dim=-1)
+        confidences, predictions = probabilities.max(dim=-1)
+        best = logits.topk(min(5, logits.shape[1])).indices  # (B, 5)
+        kept = {
+            "labels": labels,
+            "predictions": predictions,
+            "confidences": confidences.double(),
+            "true_probabilities": probabilities.gather(1, labels[:, None])[:, 0].double(),
+            "in_top5": (best == labels[:, None]).any(dim=1),
+        }
+        for name, values in kept.items():
+            parts.setdefault(name, []).append(values.cpu().numpy())
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 
@@ -234,7 +255,8 @@ def evaluate_model(
         description: what else results.json shall say: ``model``, ``dataset``, ``seed``, ``command``, ...
 
     Returns:
-        The dict of results.json: all accuracies and calibration errors in percent.
+        The dict of results.json: all accuracies and calibration errors in percent. ``top5`` is None where there are at
+        most five classes.
 
     Raises:
         ValueError: the class names of model and data differ.
@@ -249,10 +271,10 @@ def evaluate_model(
 
     images = data.ImageDataset(split, ProcessorTransform(image_processor))
     loader = data.evaluation_loader(images, batch_size, num_workers)
-    predicted = predict_split(model, loader, *mean_and_std(image_processor), device)
-    labels = label_of[predicted["labels"]]
-    outcome = (labels, predicted["predictions"])
-    accuracy = long_tail_accuracy(*outcome, counts, getattr(config, "shot_groups", None))
+    predicted = predict_split(model, loader, *mean_and_std(image_processor), device, label_of)
+    outcome = (predicted["labels"], predicted["predictions"])
+    groups = getattr(config, "shot_groups", None)
+    accuracy = long_tail_accuracy(*outcome, counts, groups)
     return {
         "model": None,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -263,16 +285,31 @@ def evaluate_model(
         "seed": None,
         "command": command_line(),
         **(description or {}),
-        "images": len(labels),
+        "images": len(split),
         **{measure: accuracy[measure] for measure in ("accuracy", "many", "medium", "few")},
         **calibration_error(*outcome, predicted["confidences"]),
+        "top5": 100.0 * float(predicted["in_top5"].mean()) if len(names) > 5 else None,
+        **{measure: accuracy[measure] for measure in ("macro_accuracy", "worst_class", "harmonic_mean")},
+        "pdc": prediction_calibration(*outcome, counts),
         "groups": accuracy["groups"],
+        "group_confusion": group_confusion(*outcome, counts, groups),
+        "confused_pairs": confused_pairs(*outcome, counts),
+        "hardest_images": hardest_images(
+            *outcome, predicted["confidences"], predicted["true_probabilities"], counts, groups
+        ),
         "per_class": accuracy["per_class"],
         "class_counts": counts,
+        "test_counts": _count(predicted["labels"], names),
+        "predicted_counts": _count(predicted["predictions"], names),
         "reliability": reliability_bins(*outcome, predicted["confidences"]),
         "versions": versions(),
         "hardware": hardware(device),
     }
+
+
+def _count(labels: np.ndarray, names: Sequence[str]) -> dict[str, int]:
+    """How often each class occurs: ``{name: images}``."""
+    return dict(zip(names, np.bincount(labels, minlength=len(names)).tolist(), strict=True))
 
 
 def command_line() -> str:

@@ -107,12 +107,18 @@ def test_results_have_the_schema(folder, split, tmp_path):
         "medium",
         "few",
     }
+    schema |= {"top5", "macro_accuracy", "worst_class", "harmonic_mean", "pdc", "group_confusion", "confused_pairs"}
+    schema |= {"hardest_images", "test_counts", "predicted_counts"}
     schema |= {"ece", "mce", "groups", "per_class", "command", "versions", "hardware"}
     assert schema <= set(results)
     assert results["groups"] == {"definition": GROUPS, "sizes": {"many": 1, "medium": 1, "few": 1}}
     assert list(results["per_class"]) == list(results["class_counts"]) == list(COUNTS)
     assert (results["loss"], results["tau"], results["images"]) == ("bal_bce", 1.0, 7)
     assert results["many"] == results["per_class"]["cat"]
+    assert results["top5"] is None  # three classes
+    assert results["test_counts"] == {"cat": 2, "dog": 2, "emu": 3}
+    assert sum(results["predicted_counts"].values()) == 7
+    assert sum(sum(row.values()) for row in results["group_confusion"].values()) == 7
     for name in ("class_frequency.png", "reliability.png"):
         with PILImage.open(tmp_path / name) as picture:
             assert picture.width > 600
@@ -186,6 +192,20 @@ def test_probabilities_are_a_softmax_of_float32_logits():
     predicted = predict_split(Half(), loader, (0.5,) * 3, (0.5,) * 3)
     assert predicted["predictions"].tolist() == [0, 0]
     assert predicted["confidences"] == pytest.approx(1 / (1 + np.exp(-1.0)), rel=1e-6)
+    assert predicted["true_probabilities"] == pytest.approx([1 / (1 + np.exp(-1.0)), 0.0], rel=1e-6)
+
+
+def test_the_five_best_classes_are_counted_in_the_models_labels():
+    class Ranking(torch.nn.Module):
+        dtype = torch.float32
+
+        def forward(self, pixel_values):
+            return type("Output", (), {"logits": -torch.arange(7.0).repeat(len(pixel_values), 1)})
+
+    loader = [{"pixel_values": torch.zeros(7, 3, 4, 4, dtype=torch.uint8), "labels": torch.arange(7)}]
+    predicted = predict_split(Ranking(), loader, (0.5,) * 3, (0.5,) * 3, label_of=np.arange(6, -1, -1))
+    assert predicted["labels"].tolist() == [6, 5, 4, 3, 2, 1, 0]
+    assert predicted["in_top5"].tolist() == [False, False, True, True, True, True, True]
 
 
 def test_logits_that_are_not_finite_are_an_error(model, processor, split):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .accuracy import describe_groups, long_tail_accuracy
 from .calibration import calibration_error, error_of_bins, reliability_bins
+from .confusion import confused_pairs, group_confusion, hardest_images, prediction_calibration
 
 if TYPE_CHECKING:
     from .modules.calibration_error.calibration_error import CalibrationError
@@ -20,9 +21,13 @@ __all__ = [
     "CalibrationError",
     "LongTailAccuracy",
     "calibration_error",
+    "confused_pairs",
     "describe_groups",
     "error_of_bins",
+    "group_confusion",
+    "hardest_images",
     "long_tail_accuracy",
+    "prediction_calibration",
     "reliability_bins",
 ]
 

@@ -37,6 +37,9 @@ def long_tail_accuracy(
         ``accuracy``: percent of all images.
         ``many``, ``medium``, ``few``: mean of the accuracies of the group's classes that have test images, in percent;
         None if there is no such class.
+        ``macro_accuracy``, ``worst_class``, ``harmonic_mean``: arithmetic mean, minimum and harmonic mean of the
+        accuracies of all classes that have test images, in percent. The harmonic mean is 0 as soon as one class's
+        accuracy is, which is its limit.
         ``per_class``: ``{name: percent}`` in label order, None for a class without test images.
         ``groups``: ``definition`` (the arguments used) and ``sizes`` (number of classes in each group).
 
@@ -61,6 +64,10 @@ def long_tail_accuracy(
     for group, classes in members.items():
         classes = classes[tested[classes]]
         result[group] = float(percent[classes].mean()) if len(classes) else None
+    of_tested = percent[tested]
+    result["macro_accuracy"] = float(of_tested.mean())
+    result["worst_class"] = float(of_tested.min())
+    result["harmonic_mean"] = float(len(of_tested) / (1 / of_tested).sum()) if of_tested.all() else 0.0
     result["per_class"] = {
         name: float(value) if known else None for name, value, known in zip(prior.names, percent, tested, strict=True)
     }

@@ -1,0 +1,141 @@
+"""What a classifier takes for what: between shot groups, between classes, and as a whole against the class prior.
+
+Nothing here is larger than the number of images or of classes: with 8,142 classes a full confusion matrix would have
+66 million cells, of which 24,426 test images fill a few thousand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..prior import GROUP_NAMES, ClassPrior
+from .accuracy import DEFAULT_GROUPS, as_labels, check_range, check_same_length
+
+ClassCounts = Mapping[str, int] | Sequence[int]
+
+
+def prediction_calibration(labels: Any, predictions: Any, class_counts: ClassCounts) -> float | None:
+    """How far the predicted classes are from the true ones, relative to how far the training classes are (PDC).
+
+    KL(test labels || predictions) / KL(test labels || training prior) over class frequencies, with 1e-6 inside the
+    logarithms, as in LiVT's official `engine_finetune.py`; Xu et al., "Rethink Long-tailed Recognition with Vision
+    Transformers" (ICASSP 2023). 0: classes are predicted as often as they occur; 1: as in a model that follows the
+    training frequencies.
+
+    Args:
+        labels, predictions: integers of shape (N,).
+        class_counts: training images of each class, ``{name: count}`` or a sequence, in label order.
+
+    Returns:
+        The quotient; None where the test labels are distributed like the training images, so that it has no meaning.
+    """
+    prior, labels, predictions = _checked(labels, predictions, class_counts)
+    test = np.bincount(labels, minlength=len(prior)) / len(labels)  # (C,)
+    predicted = np.bincount(predictions, minlength=len(prior)) / len(predictions)  # (C,)
+    to_prior = _divergence(test, prior.pi)
+    return _divergence(test, predicted) / to_prior if to_prior > 1e-9 else None
+
+
+def _divergence(p: np.ndarray, q: np.ndarray) -> float:
+    return float(np.sum(p * (np.log(p + 1e-6) - np.log(q + 1e-6))))
+
+
+def group_confusion(
+    labels: Any, predictions: Any, class_counts: ClassCounts, groups: Mapping[str, Any] | None = None
+) -> dict[str, dict[str, int]]:
+    """Test images by the shot group of their class (outer key) and that of their prediction (inner key).
+
+    Arguments as in `long_tail_accuracy`. An image of a many-shot class counts under ``["many"]["many"]`` also where
+    another many-shot class was predicted.
+    """
+    prior, labels, predictions = _checked(labels, predictions, class_counts)
+    group_of = np.zeros(len(prior), dtype=np.int64)  # (C,)
+    for group, members in enumerate(prior.groups(**{**DEFAULT_GROUPS, **(groups or {})}).values()):
+        group_of[members] = group
+    size = len(GROUP_NAMES)
+    table = np.bincount(group_of[labels] * size + group_of[predictions], minlength=size * size).reshape(size, size)
+    return {
+        name: dict(zip(GROUP_NAMES, map(int, row), strict=True)) for name, row in zip(GROUP_NAMES, table, strict=True)
+    }
+
+
+def confused_pairs(labels: Any, predictions: Any, class_counts: ClassCounts, limit: int = 20) -> list[dict[str, Any]]:
+    """The commonest mistakes: ``{"true", "predicted", "images", "share"}``, most images first.
+
+    ``share`` is the percentage of the true class's test images; of pairs with equally many images the one with the
+    larger share comes first, then label order decides.
+    """
+    prior, labels, predictions = _checked(labels, predictions, class_counts)
+    tested = np.bincount(labels, minlength=len(prior))  # (C,)
+    wrong = labels != predictions
+    pairs, images = np.unique(labels[wrong] * len(prior) + predictions[wrong], return_counts=True)
+    true, predicted = np.divmod(pairs, len(prior))
+    share = 100.0 * images / tested[true]
+    order = np.lexsort((pairs, -share, -images))[:limit]
+    return [
+        {
+            "true": prior.names[true[pair]],
+            "predicted": prior.names[predicted[pair]],
+            "images": int(images[pair]),
+            "share": float(share[pair]),
+        }
+        for pair in order
+    ]
+
+
+def hardest_images(
+    labels: Any,
+    predictions: Any,
+    confidences: Any,
+    true_probabilities: Any,
+    class_counts: ClassCounts,
+    groups: Mapping[str, Any] | None = None,
+    limit: int = 24,
+) -> list[dict[str, Any]]:
+    """The most confident mistakes on few-shot classes; without such a tested class, on the next larger group's.
+
+    A confident mistake tells most: a rare class that looks like a common one, or a wrong label.
+
+    Args:
+        labels, predictions: integers of shape (N,).
+        confidences: probability of each prediction, 0 to 1, shape (N,).
+        true_probabilities: probability of each true class, 0 to 1, shape (N,).
+        class_counts, groups: as in `long_tail_accuracy`.
+
+    Returns:
+        ``{"index", "group", "true", "predicted", "confidence", "true_probability"}`` (position in the split;
+        probabilities in percent), the most confident mistake first.
+    """
+    prior, labels, predictions = _checked(labels, predictions, class_counts)
+    confidences, true_probabilities = np.asarray(confidences), np.asarray(true_probabilities)
+    check_same_length(labels=labels, confidences=confidences, true_probabilities=true_probabilities)
+    members = prior.groups(**{**DEFAULT_GROUPS, **(groups or {})})
+    for group in reversed(GROUP_NAMES):
+        of_group = np.isin(labels, members[group])  # (N,)
+        if of_group.any():
+            break
+    wrong = np.flatnonzero(of_group & (labels != predictions))
+    order = wrong[np.argsort(-confidences[wrong], kind="stable")][:limit]
+    return [
+        {
+            "index": int(index),
+            "group": group,
+            "true": prior.names[labels[index]],
+            "predicted": prior.names[predictions[index]],
+            "confidence": 100.0 * float(confidences[index]),
+            "true_probability": 100.0 * float(true_probabilities[index]),
+        }
+        for index in order
+    ]
+
+
+def _checked(labels: Any, predictions: Any, class_counts: ClassCounts) -> tuple[ClassPrior, np.ndarray, np.ndarray]:
+    prior = ClassPrior(class_counts)
+    labels, predictions = as_labels("labels", labels), as_labels("predictions", predictions)
+    check_same_length(labels=labels, predictions=predictions)
+    for name, values in (("labels", labels), ("predictions", predictions)):
+        check_range(name, values, len(prior))
+    return prior, labels, predictions
