@@ -47,6 +47,7 @@ class StageArguments:
     class_counts: str | None = option(None, "JSON file {name: count}, so that a stream need not be counted first.")
     imbalance_factor: float | None = option(None, "Make the training split long-tailed: largest / smallest class.")
     imbalance_profile: Literal["exp", "step"] = option("exp", "Shape of the long tail made by --imbalance_factor.")
+    imbalance_seed: int | None = option(None, "Seed of which images that tail keeps, instead of --seed.")
     output_dir: str = option("", "Where the model, checkpoints and logs go.")
     seed: int = option(0, "Seed of weights, sample order and augmentation.")
 
@@ -112,13 +113,15 @@ class StageArguments:
     def data_options(self) -> dict[str, Any]:
         """Keyword arguments of `load_long_tailed`, beside the source."""
         names = ("data_dir", "image_column", "label_column", "train_list", "val_list", "test_list")
-        return {name: getattr(self, name) for name in (*names, "imbalance_factor", "imbalance_profile", "seed")}
+        options = {name: getattr(self, name) for name in (*names, "imbalance_factor", "imbalance_profile")}
+        return {**options, "seed": self.seed if self.imbalance_seed is None else self.imbalance_seed}
 
 
 _Limit = tuple[Callable[[float], bool], str]
 _AT_LEAST_1: _Limit = (lambda value: value >= 1, "at least 1")
 _POSITIVE: _Limit = (lambda value: 0 < value < math.inf, "above 0")
 _NOT_NEGATIVE: _Limit = (lambda value: 0 <= value < math.inf, "at least 0")
+_SEED: _Limit = (lambda value: 0 <= value < 2**32, "at least 0 and below 2**32")
 # option -> what its value must satisfy (NaN satisfies nothing), and how an error says it
 _LIMITS: dict[str, _Limit] = {
     "batch_size": _AT_LEAST_1,
@@ -145,7 +148,8 @@ _LIMITS: dict[str, _Limit] = {
     "max_bad_images": _NOT_NEGATIVE,
     "many": _NOT_NEGATIVE,
     "few": _NOT_NEGATIVE,
-    "seed": (lambda value: 0 <= value < 2**32, "at least 0 and below 2**32"),
+    "seed": _SEED,
+    "imbalance_seed": _SEED,
     "layer_decay": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
     "drop_path": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
     "crop_ratio": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
@@ -194,7 +198,10 @@ class FinetuneArguments(StageArguments):
     mixup_prob: float = option(1.0, "Probability that a step mixes at all.")
     mixup_switch_prob: float = option(0.5, "Probability of cutmix where both are on.")
     crop_ratio: float = option(0.875, "Evaluation crop over resized image (1 is used above 224 px).")
-    eval_every: int = option(1, "Epochs between evaluations on the validation split.")
+    eval_every: int = option(1, "Epochs between evaluations on --eval_split.")
+    eval_split: Literal["validation", "test"] = option(
+        "validation", "Split of the curve in metrics.jsonl, if it exists."
+    )
     many: int = option(100, "Many-shot classes have more training images (or, by rank: this many largest classes).")
     few: int = option(20, "Few-shot classes have fewer training images (or, by rank: this many smallest classes).")
     group_by: Literal["count", "rank"] = option("count", "What --many and --few count.")
@@ -202,6 +209,13 @@ class FinetuneArguments(StageArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_loss_name(self.loss)
+        if self.loss == "lade" and self.mixes:
+            raise ValueError("loss: lade needs hard labels; train it with --mixup 0 --cutmix 0")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether any step mixes its images and labels."""
+        return self.mixup_prob > 0 and (self.mixup > 0 or self.cutmix > 0)
 
     def shot_groups(self) -> dict[str, Any]:
         return {"many": self.many, "few": self.few, "by": self.group_by}

@@ -60,6 +60,38 @@ def run_finetune(argv: list[str]) -> int:
     return 0
 
 
+def run_compare(argv: list[str]) -> int:
+    """the paper's ablation: losses, seeds, pretraining and sizes compared in one table"""
+    parser = _Parser(
+        prog="livt compare",
+        description=run_compare.__doc__,
+        allow_abbrev=False,
+        epilog="Further options are those of `livt finetune`, the same for every run.",
+    )
+    parser.add_argument("--losses", required=True, type=_values, metavar="A,B", help="losses to compare")
+    parser.add_argument("--seeds", default=["0"], type=_values, metavar="0,1", help="a run each (default: 0)")
+    parser.add_argument(
+        "--pretrained", default=[], type=_values, metavar="A,none", help="where to start: models, or none for scratch"
+    )
+    parser.add_argument("--model_sizes", default=[], type=_values, metavar="ti,s", help="sizes, without --pretrained")
+    parser.add_argument("--output_dir", required=True, help="a folder for each run, tables, pictures and the report")
+    args, options = parser.parse_known_args(argv)
+    for single, several in (("loss", "losses"), ("seed", "seeds"), ("model_size", "model_sizes")):
+        if any(word.split("=")[0] == f"--{single}" for word in options):
+            raise ValueError(f"{single}: the runs differ in it; give all of them with --{several}")
+    from .comparison import compare
+    from .comparison_report import comparison_table
+
+    comparison = compare(options, args.output_dir, args.losses, args.seeds, args.pretrained, args.model_sizes)
+    if comparison is not None and int(os.environ.get("RANK", 0)) == 0:
+        print(f"\n{comparison_table(comparison['rows'])}\n\nreport: {args.output_dir}/report.md")
+    return 0
+
+
+def _values(text: str) -> list[str]:
+    return [value.strip() for value in text.split(",")]
+
+
 def run_evaluate(argv: list[str]) -> int:
     """accuracy of head and tail, calibration, report and pictures of a trained model"""
     parser = _Parser(prog="livt evaluate", description=run_evaluate.__doc__, allow_abbrev=False)
@@ -258,6 +290,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "quickstart": run_quickstart,
     "pretrain": run_pretrain,
     "finetune": run_finetune,
+    "compare": run_compare,
     "evaluate": run_evaluate,
     "predict": run_predict,
     "convert": run_convert,

@@ -60,9 +60,6 @@ def finetune(args: FinetuneArguments, more: dict[str, Any] | None = None) -> dic
         ValueError: options or data that cannot work, or a loss that is not finite.
     """
     args.require("dataset", "output_dir")
-    mixes = args.mixup_prob > 0 and (args.mixup > 0 or args.cutmix > 0)
-    if args.loss == "lade" and mixes:
-        raise ValueError("loss: lade needs hard labels; train it with --mixup 0 --cutmix 0")
     output_dir = Path(args.output_dir)
     set_seed(args.seed)
     if args.streaming:
@@ -87,7 +84,7 @@ def finetune(args: FinetuneArguments, more: dict[str, Any] | None = None) -> dic
     train_set = training_dataset(args, images, transform, world, rank)
     batches = TrainingBatches(len(images), args.batch_size, args.gradient_accumulation_steps, world)
     steps, _, warmup_epochs = schedule_length(batches.steps_per_epoch, args.epochs, args.warmup_epochs, args.max_steps)
-    validation = splits.get("validation")
+    watched = splits.get(args.eval_split)
     training_args = TrainingArguments(
         **{
             "output_dir": str(output_dir),
@@ -104,7 +101,7 @@ def finetune(args: FinetuneArguments, more: dict[str, Any] | None = None) -> dic
             "logging_nan_inf_filter": False,
             "save_steps": args.save_every,
             "save_total_limit": args.save_total_limit,
-            "eval_strategy": "no" if validation is None else "steps",
+            "eval_strategy": "no" if watched is None else "steps",
             "eval_steps": args.eval_every * batches.steps_per_epoch,
             "dataloader_num_workers": args.num_workers,
             "ddp_find_unused_parameters": False,
@@ -117,7 +114,7 @@ def finetune(args: FinetuneArguments, more: dict[str, Any] | None = None) -> dic
         model,
         training_args,
         train_dataset=train_set,
-        eval_dataset=None if validation is None else ImageDataset(validation, EvalTransform(size, args.crop_ratio)),
+        eval_dataset=None if watched is None else ImageDataset(watched, EvalTransform(size, args.crop_ratio)),
         mean=args.mean,
         std=args.std,
         layer_decay=args.layer_decay,
@@ -132,7 +129,7 @@ def finetune(args: FinetuneArguments, more: dict[str, Any] | None = None) -> dic
             label_smoothing=args.label_smoothing,
             seed=args.seed,
         )
-        if mixes
+        if args.mixes
         else None,
     )
     say = trainer.accelerator.print

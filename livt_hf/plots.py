@@ -144,7 +144,8 @@ def plot_comparison(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None
     """Grouped bars that compare runs: many, medium, few and overall accuracy of each.
 
     Args:
-        rows: one mapping a run: ``name``, and ``many``, ``medium``, ``few``, ``accuracy`` in percent or None.
+        rows: one mapping a run: ``name``, and ``many``, ``medium``, ``few``, ``accuracy`` in percent or None; if it
+            stands for several seeds also ``spread``, the half lengths of error bars for the same four.
         path: PNG file to write.
     """
     figure = Figure(figsize=(max(6.0, 1.7 + 1.5 * len(rows)), 4.0), layout="constrained")
@@ -155,9 +156,11 @@ def plot_comparison(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None
         heights = np.array([_nan(row[measure]) for row in rows])
         left = x + (place - 1.5) * width
         axes.bar(left, heights, width * 0.9, color=GROUP_COLOURS[measure], label=_measure_name(measure), linewidth=0)
-        for position, height in zip(left, heights, strict=True):
+        spread = np.array([row.get("spread", {}).get(measure) or 0.0 for row in rows])
+        axes.errorbar(left, heights, np.where(spread > 0, spread, np.nan), fmt="none", ecolor=INK, elinewidth=1)
+        for position, height, top in zip(left, heights, heights + spread, strict=True):
             text = "-" if np.isnan(height) else f"{height:.0f}"
-            axes.text(position, np.nan_to_num(height) + 1, text, ha="center", va="bottom", fontsize=8, color=INK)
+            axes.text(position, np.nan_to_num(top) + 1, text, ha="center", va="bottom", fontsize=8, color=INK)
     axes.set_xticks(x, [row["name"] for row in rows], fontsize=9, parse_math=False)
     axes.set_ylim(0, 108)
     axes.set_ylabel("test accuracy (%)")

@@ -16,6 +16,7 @@ import torch
 
 from .arguments import FinetuneArguments, PretrainArguments, parse_arguments
 from .checkpoints import write_text
+from .comparison_report import SHORT_NAMES, comparison_table, summarise
 from .data import load_long_tailed
 from .evaluation import draw_reconstructions
 from .finetuning import finetune
@@ -23,10 +24,9 @@ from .metrics import describe_groups
 from .model_card import LOSS_NAMES, write_model_card
 from .plots import plot_comparison
 from .pretraining import pretrain
-from .report import markdown_table, measurement, percent, write_report
+from .report import measurement, write_report
 
 RUNS = (("ce", True), ("bce", True), ("bal_ce", True), ("bal_bce", True), ("bal_bce", False))
-SHORT_NAMES = {"ce": "CE", "bce": "BCE", "bal_ce": "Bal-CE", "bal_bce": "Bal-BCE"}
 PUBLISHED = ("bal_bce", True)  # the run that becomes OUT/livt-digits
 MODEL_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
 
@@ -64,7 +64,7 @@ def quickstart(output_dir: Path) -> list[dict[str, Any]] | None:
         if results is None:
             return None
         rows.append(results)
-    table = comparison_table(rows)
+    table = comparison_table(summarise({**row, "pretraining": "MAE" if row["pretrained"] else "none"} for row in rows))
     _write_results(output_dir, mae_dir, rows, table)
     print(f"\n{table}\n")
     print(f"report: {output_dir}/report.md   model: {output_dir}/livt-digits")
@@ -80,36 +80,6 @@ def _finetune_arguments(output_dir: Path, loss: str, mae_dir: Path | None) -> tu
 
 def run_name(loss: str, pretrained: bool) -> str:
     return SHORT_NAMES[loss] + ("" if pretrained else ", no pretraining")
-
-
-def comparison_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The paper's table in Markdown, a row a run, the best figure of each column in bold."""
-    columns = {
-        "many": "Many ↑",
-        "medium": "Med. ↑",
-        "few": "Few ↑",
-        "accuracy": "Acc ↑",
-        "ece": "ECE ↓",
-        "mce": "MCE ↓",
-    }
-    best = {
-        key: (min if key in ("ece", "mce") else max)(row[key] for row in rows if row[key] is not None)
-        for key in columns
-    }
-
-    def cell(row: Mapping[str, Any], key: str) -> str:
-        return f"**{percent(row[key])}**" if row[key] == best[key] else percent(row[key])
-
-    cells = [
-        [
-            f"{row['parameters'] / 1e6:.2f}M",
-            "MAE" if row["pretrained"] else "none",
-            SHORT_NAMES[row["loss"]],
-            *(cell(row, key) for key in columns),
-        ]
-        for row in rows
-    ]
-    return markdown_table(("Size", "Pretraining", "Loss", *columns.values()), cells, "lll" + "r" * len(columns))
 
 
 def _write_results(output_dir: Path, mae_dir: Path, rows: Sequence[dict[str, Any]], table: str) -> None:
@@ -135,7 +105,10 @@ def _write_results(output_dir: Path, mae_dir: Path, rows: Sequence[dict[str, Any
 def _report(rows: Sequence[Mapping[str, Any]], table: str, published: Mapping[str, Any], caption: str) -> str:
     counts = published["class_counts"]
     groups = "; ".join(f"{name}: {words}" for name, words in describe_groups(published["groups"]["definition"]).items())
-    losses = "; ".join(f"{SHORT_NAMES[loss]} is {LOSS_NAMES[loss].split(' (')[0]}" for loss in SHORT_NAMES)
+    losses = "; ".join(
+        f"{SHORT_NAMES[loss]} is {LOSS_NAMES[loss].split(' (')[0]}"
+        for loss in dict.fromkeys(row["loss"] for row in rows)
+    )
     parts = [
         "# LiVT on long-tailed digits",
         f"scikit-learn's digits: {sum(counts.values())} training images of {len(counts)} classes, the largest with "

@@ -50,6 +50,7 @@ _FREE = {
     "save_every",
     "save_total_limit",
     "logging_steps",
+    "eval_split",
 }
 
 

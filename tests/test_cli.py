@@ -141,12 +141,14 @@ def test_every_command_suggests_the_nearest_option(capsys, command):
         "quickstart": "output_dir",
         "pretrain": "dataset",
         "finetune": "dataset",
+        "compare": "dataset",
         "dataset": "dataset",
         "convert": "labels",
     }.get(command, "model")
     argv = [command, f"--{required}", "x", f"--{required[:-1]}=y"]
     argv += {
         "evaluate": ["--dataset", "x"],
+        "compare": ["--losses", "ce", "--output_dir", "x"],
         "predict": ["image.png"],
         "dataset": ["inspect"],
         "convert": ["--source", "mae", "in.pth", "out"],

@@ -34,6 +34,9 @@ LAYERS = [
     "pretraining",
     "finetuning",
     "inference",
+    "comparison_plots",
+    "comparison_report",
+    "comparison",
     "quickstart",
     "cli",
 ]

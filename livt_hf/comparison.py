@@ -1,0 +1,178 @@
+"""`livt compare`: the paper's ablation of losses on any data set, with several seeds (LiVT's table of losses and model
+sizes, its figures of convergence and of accuracy over model size).
+
+Each run is a `finetune` of its own; the runs differ in the loss, the seed, the pretrained model and the size alone. All
+see the same training images: the seed changes weights, order and augmentation, not what a long tail keeps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from .arguments import FinetuneArguments, parse_arguments
+from .comparison_report import MEASURES, summarise, write_comparison
+from .data import load_long_tailed
+from .evaluation import command_line
+from .finetuning import check_pretrained, finetune
+from .losses import check_loss_name
+from .runs import RUN_FILE, finished_steps
+
+IMBALANCE_SEED = 0  # of the images that a tail keeps: for CIFAR-LT the published selection
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fine-tuning: its folder's name, what stands in the table's column of pretraining, and its options."""
+
+    name: str
+    pretraining: str
+    args: FinetuneArguments
+    more: dict[str, Any]
+
+
+def compare(
+    options: Sequence[str],
+    output_dir: str | Path,
+    losses: Sequence[str],
+    seeds: Sequence[str] = ("0",),
+    pretrained: Sequence[str] = (),
+    model_sizes: Sequence[str] = (),
+) -> dict[str, Any] | None:
+    """Fine-tune once for each loss, seed, pretrained model and size, and write table, report and pictures.
+
+    Interrupted, the same call goes on where it stopped; with more losses or seeds, it trains what is missing.
+
+    Args:
+        options: command line of `livt finetune` that all runs share, without those that the other arguments name.
+        output_dir: one folder a run, and results.json, report.md, table.md, table.tex and pictures.
+        pretrained: models to start from, "none" among them; empty: what ``options`` say.
+        model_sizes: of `--model_size`, for models that start from nothing; empty: what ``options`` say.
+
+    Returns:
+        What results.json holds, or None if a signal stopped a run (which has saved a checkpoint).
+
+    Raises:
+        ValueError: options that cannot work, before anything is trained; or a run that failed.
+    """
+    output_dir = Path(output_dir)
+    if output_dir.is_file() or (output_dir / RUN_FILE).exists():
+        raise ValueError(f"output_dir: {str(output_dir)!r} is a file or the folder of a single run; name a new folder")
+    runs = plan_runs(options, output_dir, losses, seeds, pretrained, model_sizes)
+    is_main = int(os.environ.get("RANK", 0)) == 0
+    finished = []
+    for number, run in enumerate(runs, start=1):
+        if is_main:
+            print(f"{number}/{len(runs)} {run.name}")
+        try:
+            finetune(run.args, run.more)
+        except ValueError as error:
+            raise ValueError(f"{run.name}: {error}") from error
+        run_dir = Path(run.args.output_dir)
+        if finished_steps(run_dir, run.args) is None:
+            return None
+        results = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
+        finished.append(_outcome(run, run_dir, results))
+    comparison = {
+        "command": command_line(),
+        **{key: results[key] for key in ("dataset", "split", "images", "groups", "class_counts")},
+        "rows": summarise(finished),
+        "runs": finished,
+        **{key: results[key] for key in ("versions", "hardware")},
+    }
+    if is_main:
+        write_comparison(output_dir, comparison)
+    return comparison
+
+
+def plan_runs(
+    options: Sequence[str],
+    output_dir: Path,
+    losses: Sequence[str],
+    seeds: Sequence[str],
+    pretrained: Sequence[str] = (),
+    model_sizes: Sequence[str] = (),
+) -> list[Run]:
+    """Every run with its options, checked; all losses of one seed come before the next seed."""
+    axes = {"losses": losses, "seeds": seeds, "pretrained": pretrained, "model_sizes": model_sizes}
+    for name, values in axes.items():
+        if len(set(values)) < len(values) or "" in values or (name in ("losses", "seeds") and not values):
+            raise ValueError(f"{name}: {','.join(values)!r}; give different values with commas between them")
+    for loss in losses:
+        check_loss_name(loss)
+    folder_names = [Path(start).name for start in pretrained]
+    if len(set(folder_names)) < len(folder_names):
+        raise ValueError(f"pretrained: {', '.join(pretrained)}: the runs are named by the last part; make these differ")
+    kinds: dict[str, str] = {}
+    runs: list[Run] = []
+    eval_split = None
+    for seed, start, size, loss in product(seeds, pretrained or (None,), model_sizes or (None,), losses):
+        name = f"{loss}-seed{seed}"
+        name += f"-{size}" if size else ""
+        name += f"-{Path(start).name}" if start else ""
+        own = {"loss": loss, "seed": seed, "output_dir": output_dir / name, "pretrained": start, "model_size": size}
+        words = [f"--{option}={value}" for option, value in own.items() if value is not None]
+        args, more = parse_arguments(FinetuneArguments, [*options, *words])
+        if eval_split is None:
+            eval_split = _split_to_watch(args)
+        args.eval_split = eval_split
+        args.imbalance_seed = IMBALANCE_SEED if args.imbalance_seed is None else args.imbalance_seed
+        _check_sizes(args, model_sizes)
+        if args.pretrained not in kinds:
+            kinds[args.pretrained] = _kind(args.pretrained)
+        runs.append(Run(name, kinds[args.pretrained], args, more))
+    if len(set(kinds.values())) < len(kinds):  # two models of the same kind
+        runs = [Run(run.name, Path(run.args.pretrained).name, run.args, run.more) for run in runs]
+    return runs
+
+
+def _split_to_watch(args: FinetuneArguments) -> Any:
+    """The split of the convergence curve: validation, or test where there is none."""
+    args.require("dataset", "output_dir")
+    if args.streaming:
+        raise ValueError("streaming: nothing could be evaluated; compare on a data set that is loaded")
+    splits = load_long_tailed(args.dataset, **args.data_options())
+    if not {"validation", "test"} & set(splits):
+        raise ValueError(f"dataset: {args.dataset!r} has neither a test nor a validation split to compare on")
+    return args.eval_split if args.eval_split in splits else "test"
+
+
+def _check_sizes(args: FinetuneArguments, model_sizes: Sequence[str]) -> None:
+    if model_sizes and args.pretrained != "none":
+        raise ValueError(
+            f"model_sizes: {args.pretrained!r} has its own size; give a pretrained model of each with --pretrained A,B"
+        )
+    if model_sizes and args.hidden_size:
+        raise ValueError(f"model_sizes: hidden_size {args.hidden_size} is given, too; leave one of them out")
+
+
+def _kind(pretrained: str) -> str:
+    """The name of a model's kind in the table: MAE, none, or the model type."""
+    if pretrained == "none":
+        return "none"
+    check_pretrained(pretrained)
+    model_type = AutoConfig.from_pretrained(pretrained).model_type
+    return "MAE" if model_type == "vit_mae" else model_type
+
+
+def _outcome(run: Run, run_dir: Path, results: Mapping[str, Any]) -> dict[str, Any]:
+    """What the comparison keeps of a finished run: its figures, and the curve that it logged."""
+    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    logged = [entry for entry in map(json.loads, lines) if "eval_accuracy" in entry]
+    return {
+        "name": run.name,
+        "pretraining": run.pretraining,
+        **{key: results[key] for key in ("loss", "tau", "seed", "pretrained", "parameters", *MEASURES)},
+        "curve": {
+            "split": run.args.eval_split,
+            "epoch": [entry["epoch"] for entry in logged],
+            "accuracy": [entry["eval_accuracy"] for entry in logged],
+        },
+    }

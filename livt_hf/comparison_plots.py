@@ -1,0 +1,93 @@
+"""PNG charts of `livt compare`: accuracy over epochs and over model size, a line a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from .plots import INK, _clean, _save
+
+# A colour-blind safe order (Okabe and Ito, without yellow), as many as there are losses.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5b6472", "#8c510a", "#7b3294", "#1f2933")
+PANELS_A_ROW = 3
+
+Curve = Mapping[float, float]  # accuracy in percent by epoch
+
+
+def plot_convergence(panels: Mapping[str, Mapping[str, Sequence[Curve]]], split: str, path: str | Path) -> None:
+    """Accuracy over epochs: the mean over seeds as a line, lowest to highest as a band.
+
+    Args:
+        panels: ``{title: {loss: [a curve a seed]}}``; drawn where all seeds of a loss have a value.
+        split: what the accuracies were measured on, for the axis.
+        path: PNG file to write.
+    """
+    columns = min(len(panels), PANELS_A_ROW)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(1.2 + 4.6 * columns, 0.4 + 3.6 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    colours = dict(zip(dict.fromkeys(loss for curves in panels.values() for loss in curves), COLOURS, strict=False))
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    for axes, (title, curves) in zip(grid.flat, panels.items(), strict=False):
+        for loss, of_seeds in curves.items():
+            epochs = sorted(set.intersection(*map(set, of_seeds)))
+            accuracy = np.array([[curve[epoch] for epoch in epochs] for curve in of_seeds])  # (seeds, epochs)
+            look = {"color": colours[loss], "linewidth": 1.8, "marker": "o" if len(epochs) < 30 else None}
+            axes.plot(epochs, accuracy.mean(axis=0), label=loss, markersize=3, **look)
+            if len(of_seeds) > 1:
+                axes.fill_between(
+                    epochs, accuracy.min(axis=0), accuracy.max(axis=0), color=colours[loss], alpha=0.16, linewidth=0
+                )
+        axes.set_title(title, parse_math=False)
+        axes.set_ylim(bottom=0)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(f"{split} accuracy (%)")
+        axes.label_outer()
+        _clean(axes)
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, ncols=5, loc="outside upper center", labelcolor=INK)
+    _save(figure, path)
+
+
+def plot_model_size(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Accuracy over the number of parameters, a line a loss and pretraining, with the spread over seeds.
+
+    Args:
+        rows: ``name``, ``pretraining``, ``parameters``, and ``accuracy`` as ``{"mean", "std" or None}`` in percent.
+        path: PNG file to write.
+    """
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    lines: dict[tuple[str, bool], list[Mapping[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: row["parameters"]):
+        lines.setdefault((row["name"], row["pretraining"] != "none"), []).append(row)
+    colours = dict(zip(dict.fromkeys(row["name"] for row in rows), COLOURS, strict=False))
+    both = len({pretrained for _, pretrained in lines}) > 1
+    for (name, pretrained), members in sorted(lines.items(), key=lambda line: list(colours).index(line[0][0])):
+        axes.errorbar(
+            [row["parameters"] / 1e6 for row in members],
+            [row["accuracy"]["mean"] for row in members],
+            yerr=[row["accuracy"]["std"] or 0 for row in members],
+            label=f"{name}, {'pretrained' if pretrained else 'from scratch'}" if both else name,
+            color=colours[name],
+            linestyle="-" if pretrained or not both else "--",
+            linewidth=1.8,
+            marker="o",
+            markersize=4,
+            capsize=2,
+        )
+    sizes = sorted({row["parameters"] / 1e6 for row in rows})
+    axes.set_xscale("log")
+    axes.set_xticks(sizes, [f"{size:.3g}" for size in sizes])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("parameters (millions, log scale)")
+    axes.set_ylabel("accuracy (%)")
+    axes.legend(frameon=False, labelcolor=INK)
+    _clean(axes)
+    _save(figure, path)

@@ -1,0 +1,207 @@
+"""What `livt compare` makes of its runs: mean and spread over seeds, the paper's table, pictures and the report."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .checkpoints import write_text
+from .comparison_plots import plot_convergence, plot_model_size
+from .metrics import describe_groups
+from .plots import plot_comparison
+from .report import escape_markdown, markdown_table, measurement, percent
+
+SHORT_NAMES = {
+    "ce": "CE",
+    "bce": "BCE",
+    "bal_ce": "Bal-CE",
+    "bal_bce": "Bal-BCE",
+    "cb_ce": "CB-CE",
+    "cb_bce": "CB-BCE",
+    "focal": "Focal",
+    "ldam": "LDAM",
+    "las": "LAS",
+    "lade": "LADE",
+}
+MEASURES = {"many": "Many", "medium": "Med.", "few": "Few", "accuracy": "Acc", "ece": "ECE", "mce": "MCE"}
+LOWER_IS_BETTER = ("ece", "mce")
+
+
+def summarise(runs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each pretraining, size and loss: mean and sample standard deviation (n - 1) over its runs.
+
+    Args:
+        runs: results of runs (results.json), each with "pretraining", the words for what it started from.
+
+    Returns:
+        ``{"pretraining", "parameters", "loss", "seeds": [...], "accuracy": {"mean", "std"}, ...}`` with all of
+        `MEASURES`; "std" is None for a single run, both are None where a run has no such figure.
+    """
+    rows: dict[tuple, list[Mapping[str, Any]]] = {}
+    for run in runs:
+        rows.setdefault((run["pretraining"], run["parameters"], run["loss"]), []).append(run)
+    return [
+        {
+            "pretraining": pretraining,
+            "parameters": parameters,
+            "loss": loss,
+            "seeds": [run["seed"] for run in members],
+            **{measure: _spread([run[measure] for run in members]) for measure in MEASURES},
+        }
+        for (pretraining, parameters, loss), members in rows.items()
+    ]
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return {"mean": None, "std": None}
+    return {"mean": statistics.fmean(known), "std": statistics.stdev(known) if len(known) > 1 else None}
+
+
+# Tables
+
+_MARKDOWN = {"bold": "**{}**", "pm": " ± ", "up": " ↑", "down": " ↓", "dash": "–"}
+_LATEX = {"bold": r"\textbf{{{}}}", "pm": r" $\pm$ ", "up": r" $\uparrow$", "down": r" $\downarrow$", "dash": "--"}
+
+
+def comparison_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The paper's table in Markdown, of what `summarise` returned; the best mean of each column in bold."""
+    header, cells = _table(rows, _MARKDOWN)
+    cells = [[escape_markdown(row[1]) if place == 1 else cell for place, cell in enumerate(row)] for row in cells]
+    return markdown_table(header, cells, "lll" + "r" * len(MEASURES))
+
+
+def latex_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    r"""The same for LaTeX: a tabular with the rules of booktabs, ``\midrule`` between sizes and pretrainings."""
+    header, cells = _table(rows, _LATEX)
+    lines = [r"\begin{tabular}{lll" + "r" * len(MEASURES) + "}", r"\toprule", " & ".join(header) + r" \\", r"\midrule"]
+    for place, row in enumerate(cells):
+        if place and row[:2] != cells[place - 1][:2]:
+            lines.append(r"\midrule")
+        lines.append(" & ".join([row[0], _escape_latex(row[1]), *row[2:]]) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _table(rows: Sequence[Mapping[str, Any]], marks: Mapping[str, str]) -> tuple[list[str], list[list[str]]]:
+    best = {}
+    for measure in MEASURES:
+        means = [row[measure]["mean"] for row in rows if row[measure]["mean"] is not None]
+        best[measure] = (min if measure in LOWER_IS_BETTER else max)(means, default=None)
+
+    def cell(figure: Mapping[str, float | None], measure: str) -> str:
+        if figure["mean"] is None:
+            return marks["dash"]
+        mean = percent(figure["mean"])
+        mean = marks["bold"].format(mean) if figure["mean"] == best[measure] else mean
+        return mean if figure["std"] is None else f"{mean}{marks['pm']}{percent(figure['std'])}"
+
+    arrows = {measure: marks["down" if measure in LOWER_IS_BETTER else "up"] for measure in MEASURES}
+    header = ["Size", "Pretraining", "Loss", *(name + arrows[measure] for measure, name in MEASURES.items())]
+    cells = [
+        [
+            f"{row['parameters'] / 1e6:.2f}M",
+            row["pretraining"],
+            SHORT_NAMES[row["loss"]],
+            *(cell(row[measure], measure) for measure in MEASURES),
+        ]
+        for row in rows
+    ]
+    return header, cells
+
+
+def _escape_latex(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    line = " ".join(str(text).split())
+    return "".join(
+        special.get(character, f"\\{character}" if character in "&%$#_{}" else character) for character in line
+    )
+
+
+# Report
+
+
+def write_comparison(output_dir: Path, comparison: Mapping[str, Any]) -> None:
+    """Tables, pictures and report; results.json last."""
+    rows, runs = comparison["rows"], comparison["runs"]
+    panels = {(row["pretraining"], row["parameters"]): _panel_name(row, rows) for row in rows}
+    pictures = {"accuracy.png": "Accuracy of each loss, with the spread over seeds."}
+    plot_comparison(
+        [_bar(row, panels[row["pretraining"], row["parameters"]]) for row in rows], output_dir / "accuracy.png"
+    )
+    if all(run["curve"]["epoch"] for run in runs):
+        pictures["convergence.png"] = _convergence_caption(runs)
+        curves: dict[str, dict[str, list[dict[float, float]]]] = {}
+        for run in runs:
+            curve = dict(zip(run["curve"]["epoch"], run["curve"]["accuracy"], strict=True))
+            losses = curves.setdefault(panels[run["pretraining"], run["parameters"]], {})
+            losses.setdefault(SHORT_NAMES[run["loss"]], []).append(curve)
+        plot_convergence(curves, runs[0]["curve"]["split"], output_dir / "convergence.png")
+    if len({row["parameters"] for row in rows}) > 1:
+        pictures["model_size.png"] = "Accuracy over the number of parameters."
+        plot_model_size([{**row, "name": SHORT_NAMES[row["loss"]]} for row in rows], output_dir / "model_size.png")
+    write_text(output_dir / "table.md", comparison_table(rows) + "\n")
+    write_text(output_dir / "table.tex", latex_table(rows))
+    write_text(output_dir / "report.md", _report(comparison, pictures))
+    write_text(output_dir / "results.json", json.dumps(comparison, indent=2, ensure_ascii=False) + "\n")
+
+
+def _bar(row: Mapping[str, Any], panel: str) -> dict[str, Any]:
+    measures = ("many", "medium", "few", "accuracy")
+    return {
+        "name": "\n".join(filter(None, (SHORT_NAMES[row["loss"]], *panel.split(", ")))),
+        **{measure: row[measure]["mean"] for measure in measures},
+        "spread": {measure: row[measure]["std"] for measure in measures},
+    }
+
+
+def _panel_name(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Pretraining and size of a row, as far as they differ between the rows."""
+    words = []
+    if len({other["pretraining"] for other in rows}) > 1:
+        words.append("no pretraining" if row["pretraining"] == "none" else row["pretraining"])
+    if len({other["parameters"] for other in rows}) > 1:
+        words.append(f"{row['parameters'] / 1e6:.3g}M")
+    return ", ".join(words)
+
+
+def _convergence_caption(runs: Sequence[Mapping[str, Any]]) -> str:
+    caption = f"Accuracy on the {runs[0]['curve']['split']} split while training."
+    if len({run["seed"] for run in runs}) > 1:
+        caption = f"{caption[:-1]}: the mean over seeds, and the range from the lowest to the highest."
+    if runs[0]["curve"]["split"] == "test":
+        caption += " Nothing is chosen by it: the table holds the last epoch, and all options were set before."
+    return caption
+
+
+def _report(comparison: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
+    runs, counts = comparison["runs"], comparison["class_counts"]
+    definition = describe_groups(comparison["groups"]["definition"])
+    seeds = sorted({run["seed"] for run in runs})
+    spread = f"One seed ({seeds[0]}): a difference of a few points may be chance."
+    if len(seeds) > 1:
+        names = ", ".join(map(str, seeds))
+        spread = f"Mean ± sample standard deviation (n - 1) over the seeds {names}, on the same training images."
+    parts = [
+        f"# Losses compared on {escape_markdown(comparison['dataset'])}",
+        f"{sum(counts.values()):,} training images of {len(counts)} classes, the largest with {max(counts.values()):,} "
+        f"and the smallest with {min(counts.values()):,}; tested on the {comparison['images']:,} images of the "
+        f"{comparison['split']} split. Accuracies and calibration errors in percent, of models after the last epoch, "
+        f"best in bold. {spread}",
+        comparison_table(comparison["rows"]),
+        f"Groups: {'; '.join(f'{name}: {words}' for name, words in definition.items())}. All options but the loss, the "
+        "seed and what the table names are the same for every run.",
+        *(f"![{text.split('.')[0]}]({file})\n\n*{text}*" for file, text in pictures.items()),
+        "## Every run",
+        markdown_table(
+            ("Run", *MEASURES.values()),
+            [(escape_markdown(run["name"]), *(percent(run[measure]) for measure in MEASURES)) for run in runs],
+            "l" + "r" * len(MEASURES),
+        ),
+        "## How it was measured",
+        measurement(comparison),
+    ]
+    return "\n\n".join(parts) + "\n"
