@@ -201,14 +201,23 @@ def run_predict(argv: list[str]) -> int:
     """the most probable classes of images"""
     parser = _Parser(prog="livt predict", description=run_predict.__doc__, allow_abbrev=False)
     parser.add_argument("--model", required=True, help="folder or Hub id of the classifier")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders, 'patterns/**/*.jpg'")
+    parser.add_argument("--output", help="FILE.jsonl or FILE.csv, instead of lines on the terminal")
     parser.add_argument("--top_k", type=int, default=5, help="classes to print (default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=16, help="images at a time (default: %(default)s)")
     parser.add_argument("--device", help="e.g. cpu or cuda:1 (default: the GPU if there is one)")
     args = parser.parse_args(argv)
-    from .inference import predict_images, print_predictions
+    from tqdm.auto import tqdm
 
-    return print_predictions(predict_images(args.model, args.images, args.top_k, args.batch_size, args.device))
+    from .inference import find_images, predict_images, print_predictions, write_predictions
+
+    files = find_images(args.images)
+    results = predict_images(args.model, files, args.top_k, args.batch_size, args.device)
+    if args.output is None:
+        return print_predictions(results)
+    errors = write_predictions(tqdm(results, "predict", len(files), unit="image", disable=None), args.output)
+    print(f"{len(files) - errors:,} of {len(files):,} images predicted: {args.output}")
+    return int(errors > 0)
 
 
 def run_convert(argv: list[str]) -> int:

@@ -13,7 +13,7 @@ from .plots import INK, _clean, _save
 
 # A colour-blind safe order (Okabe and Ito, without yellow), as many as there are losses.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5b6472", "#8c510a", "#7b3294", "#1f2933")
-PANELS_A_ROW = 3
+PANELS_A_ROW = 2
 
 Curve = Mapping[float, float]  # accuracy in percent by epoch
 
@@ -33,7 +33,7 @@ def plot_convergence(panels: Mapping[str, Mapping[str, Sequence[Curve]]], split:
     colours = dict(zip(dict.fromkeys(loss for curves in panels.values() for loss in curves), COLOURS, strict=False))
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
-    for axes, (title, curves) in zip(grid.flat, panels.items(), strict=False):
+    for place, (axes, (title, curves)) in enumerate(zip(grid.flat, panels.items(), strict=False)):
         for loss, of_seeds in curves.items():
             epochs = sorted(set.intersection(*map(set, of_seeds)))
             accuracy = np.array([[curve[epoch] for epoch in epochs] for curve in of_seeds])  # (seeds, epochs)
@@ -46,9 +46,11 @@ def plot_convergence(panels: Mapping[str, Mapping[str, Sequence[Curve]]], split:
         axes.set_title(title, parse_math=False)
         axes.set_ylim(bottom=0)
         axes.set_xlim(left=0)
-        axes.set_xlabel("epoch")
         axes.set_ylabel(f"{split} accuracy (%)")
         axes.label_outer()
+        if place + columns >= len(panels):  # nothing below it
+            axes.tick_params(labelbottom=True)
+            axes.set_xlabel("epoch")
         _clean(axes)
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, ncols=5, loc="outside upper center", labelcolor=INK)
@@ -62,7 +64,7 @@ def plot_model_size(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None
         rows: ``name``, ``pretraining``, ``parameters``, and ``accuracy`` as ``{"mean", "std" or None}`` in percent.
         path: PNG file to write.
     """
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = Figure(figsize=(8.6, 4.6), layout="constrained")
     axes = figure.subplots()
     lines: dict[tuple[str, bool], list[Mapping[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: row["parameters"]):
@@ -88,6 +90,6 @@ def plot_model_size(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None
     axes.set_xticks([], minor=True)
     axes.set_xlabel("parameters (millions, log scale)")
     axes.set_ylabel("accuracy (%)")
-    axes.legend(frameon=False, labelcolor=INK)
+    figure.legend(frameon=False, ncols=4, loc="outside upper center", fontsize=9, labelcolor=INK)
     _clean(axes)
     _save(figure, path)

@@ -7,16 +7,22 @@ training, where PIL (and with it the pipeline) cuts them off at 255.
 
 from __future__ import annotations
 
+import csv
+import glob
+import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
 import PIL.ImageOps
 import torch
+from tqdm.auto import tqdm
 
 from .data import decode_image
+from .data.image_folder import IMAGE_EXTENSIONS
 from .evaluation import choose_device, load_classifier
 
 
@@ -87,6 +93,76 @@ def _read_image(path: str) -> PIL.Image.Image:
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError):
         pass  # `decode_image` says in one line what is wrong
     return PIL.Image.fromarray(decode_image(path).permute(1, 2, 0).contiguous().numpy())
+
+
+def find_images(sources: Sequence[str]) -> list[str]:
+    """Image files: a file stays, a folder stands for all image files in and below it, a pattern for what it matches.
+
+    Sorted within each source; a file that does not exist is left for `predict_images` to report.
+
+    Raises:
+        ValueError: a folder without images, or a pattern (``*``, ``?``, ``[...]``, ``**``) that matches nothing.
+    """
+    files: list[str] = []
+    for source in sources:
+        path = Path(source)
+        if path.is_dir():
+            found = [str(file) for file in sorted(path.rglob("*")) if file.suffix.lower() in IMAGE_EXTENSIONS]
+            if not found:
+                raise ValueError(f"images: there is no image file in the folder {source!r} or below it")
+        elif not path.exists() and glob.has_magic(source):
+            found = sorted(match for match in glob.glob(source, recursive=True) if Path(match).is_file())
+            if not found:
+                raise ValueError(f"images: {source!r} matches no file; quote the pattern, and check the folder")
+        else:
+            found = [source]
+        files += found
+    return files
+
+
+def write_predictions(results: Iterable[dict[str, Any]], file: str | Path) -> int:
+    """Write results as they come, errors also to stderr; the number of images that could not be read.
+
+    ``.jsonl``: one result of `predict_images` a line. ``.csv``: ``image, error, label_1, score_1, ... label_k,
+    score_k``, the most probable class first.
+
+    Raises:
+        ValueError: another suffix, or a file that cannot be written.
+    """
+    file = Path(file)
+    errors = 0
+    with _open_output(file) as stream:
+        rows = iter(results)
+        first = []  # up to the first image that could be read, which tells the number of classes
+        for result in rows:
+            first.append(result)
+            if "predictions" in result:
+                break
+        table = csv.writer(stream, lineterminator="\n")
+        if file.suffix == ".csv":
+            classes = len(first[-1].get("predictions", [])) if first else 0
+            places = range(1, classes + 1)
+            table.writerow(["image", "error", *(f"{name}_{place}" for place in places for name in ("label", "score"))])
+        for result in chain(first, rows):
+            if "error" in result:
+                errors += 1
+                tqdm.write(f"error: {_printable(result['error'])}", file=sys.stderr)
+            if file.suffix == ".csv":
+                predictions = result.get("predictions", [])
+                values = [value for prediction in predictions for value in (prediction["label"], prediction["score"])]
+                table.writerow([result["image"], result.get("error", ""), *(values or [""] * 2 * len(places))])
+            else:
+                stream.write(json.dumps(result, ensure_ascii=False) + "\n")
+    return errors
+
+
+def _open_output(file: Path) -> Any:
+    if file.suffix not in (".jsonl", ".csv"):
+        raise ValueError(f"output: {str(file)!r} must end in .jsonl or .csv, which says how it is written")
+    try:
+        return file.open("w", encoding="utf-8", newline="")
+    except OSError as error:
+        raise ValueError(f"output: {str(file)!r} cannot be written: {error.strerror}") from None
 
 
 def format_predictions(result: dict[str, Any]) -> str:

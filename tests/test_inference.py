@@ -1,5 +1,6 @@
 """`livt predict` and a pipeline that cannot import livt_hf give the same probabilities."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -12,8 +13,9 @@ from PIL import Image
 from transformers import BeitImageProcessor
 
 from livt_hf import LivtConfig, ViTForBalancedClassification
+from livt_hf.cli import main
 from livt_hf.configuration_livt import label_names
-from livt_hf.inference import format_predictions, predict_images, print_predictions
+from livt_hf.inference import find_images, format_predictions, predict_images, print_predictions, write_predictions
 
 NAMES = ["cat", "dog", "emu", "fox", "gnu", "hen", "bad\x1b[31m\nname"]
 
@@ -135,3 +137,52 @@ def test_predictions_on_a_terminal_are_single_harmless_lines():
 def test_numbers_below_one_are_refused(folder, images, option):
     with pytest.raises(ValueError, match=f"{option}: 0"):
         list(predict_images(folder, images, **{option: 0}))
+
+
+def test_folders_and_patterns_stand_for_their_image_files(folder, images, tmp_path):
+    below = tmp_path / "b" / "c"
+    below.mkdir(parents=True)
+    for name in ("2.jpg", "1.PNG", "notes.txt"):
+        (below / name).write_bytes(Path(images[0]).read_bytes())
+    (tmp_path / "a.jpg").write_bytes(Path(images[0]).read_bytes())
+    inside = [str(below / name) for name in ("1.PNG", "2.jpg")]
+    assert find_images([str(tmp_path)]) == [str(tmp_path / "a.jpg"), *inside]
+    assert find_images([str(tmp_path / "**" / "*.jpg"), "no.jpg"]) == [str(tmp_path / "a.jpg"), inside[1], "no.jpg"]
+    (tmp_path / "odd[1].jpg").write_bytes(b"")
+    assert find_images([str(tmp_path / "odd[1].jpg")]) == [str(tmp_path / "odd[1].jpg")]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="there is no image file in the folder"):
+        find_images([str(tmp_path / "empty")])
+    with pytest.raises(ValueError, match=r"\*\.tiff' matches no file; quote the pattern"):
+        find_images([str(tmp_path / "*.tiff")])
+
+
+def test_json_lines_and_csv_hold_what_was_predicted(folder, images, tmp_path, capsys):
+    missing = str(tmp_path / "missing.png")
+    results = list(predict_images(folder, [missing, *images[:2]], top_k=2))
+    capsys.readouterr()
+    assert write_predictions(results, tmp_path / "out.jsonl") == 1
+    assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == results
+    assert capsys.readouterr().err == f"error: {missing}: no such file\n"
+    assert write_predictions(results, tmp_path / "out.csv") == 1
+    with (tmp_path / "out.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["image", "error", "label_1", "score_1", "label_2", "score_2"]
+    assert rows[0] == [missing, f"{missing}: no such file", "", "", "", ""]
+    for row, result in zip(rows[1:], results[1:], strict=True):
+        predictions = [{"label": row[place], "score": float(row[place + 1])} for place in (2, 4)]
+        assert {"image": row[0], "predictions": predictions} == result
+    assert write_predictions([], tmp_path / "none.jsonl") == 0
+
+
+def test_the_command_writes_a_file_and_says_what_could_not_be_read(folder, images, tmp_path, capsys):
+    (tmp_path / "a.jpg").write_bytes(Path(images[0]).read_bytes())
+    command = ["predict", "--model", str(folder), "--device", "cpu", str(tmp_path / "*.jpg")]
+    assert main([*command, "--output", str(tmp_path / "out.csv")]) == 0
+    assert capsys.readouterr().out == f"1 of 1 images predicted: {tmp_path / 'out.csv'}\n"
+    (tmp_path / "b.jpg").write_text("no image")
+    assert main([*command, "--output", str(tmp_path / "out.csv")]) == 1
+    assert capsys.readouterr().out == f"1 of 2 images predicted: {tmp_path / 'out.csv'}\n"
+    for name, message in (("out.txt", "must end in .jsonl or .csv"), ("no/out.csv", "cannot be written: No such file")):
+        assert main([*command, "--output", str(tmp_path / name)]) == 2
+        assert message in capsys.readouterr().err
