@@ -9,14 +9,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .configuration_livt import LivtConfig
+    from .configuration_livt import LivtConfig, store_class_counts
     from .modeling_livt import ViTForBalancedClassification
     from .modeling_mae import LivtMAEForPreTraining
     from .prior import ClassPrior
     from .trainer import BalancedTrainer
 
 __version__ = "0.1.0"
-__all__ = ["BalancedTrainer", "ClassPrior", "LivtConfig", "LivtMAEForPreTraining", "ViTForBalancedClassification"]
+__all__ = [
+    "BalancedTrainer",
+    "ClassPrior",
+    "LivtConfig",
+    "LivtMAEForPreTraining",
+    "ViTForBalancedClassification",
+    "store_class_counts",
+]
 
 _MODULE_OF = {
     "BalancedTrainer": "trainer",
@@ -24,6 +31,7 @@ _MODULE_OF = {
     "LivtConfig": "configuration_livt",
     "LivtMAEForPreTraining": "modeling_mae",
     "ViTForBalancedClassification": "modeling_livt",
+    "store_class_counts": "configuration_livt",
 }
 _SUBMODULES = {"data", "losses", "metrics", "optimization"}
 

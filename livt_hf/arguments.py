@@ -88,14 +88,14 @@ class StageArguments:
             if value is not None and not is_allowed(value):
                 raise ValueError(f"{name}: {value} is out of range; it must be {allowed}")
         for name in ("mean", "std"):
-            if len(getattr(self, name)) != 3:
+            if getattr(self, name) is not None and len(getattr(self, name)) != 3:
                 raise ValueError(f"{name}: give 3 numbers (red, green, blue), got {getattr(self, name)}")
         if self.max_steps is None and self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"warmup_epochs: {self.warmup_epochs} of {self.epochs} epochs would never reach the learning rate; "
                 "lower --warmup_epochs too"
             )
-        if not all(value > 0 for value in self.std):
+        if self.std is not None and not all(value > 0 for value in self.std):
             raise ValueError(f"std: must be positive, got {self.std}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas: give 2 numbers, at least 0 and below 1, got {self.betas}")
@@ -178,7 +178,14 @@ class FinetuneArguments(StageArguments):
     non-finite losses that stop the run (hidden there).
     """
 
-    pretrained: str = option("none", "Masked autoencoder to start from: a folder, a Hub id, or none.")
+    pretrained: str = option(
+        "none", "Masked autoencoder or image classifier to start from: a folder, a Hub id, or none."
+    )
+    ignore_mismatched_classifier: bool = option(
+        False, "Start from a classifier of other classes, with a new last layer."
+    )
+    mean: list[float] | None = option(None, "Channel means for normalisation, in 0..1: of --pretrained, or ImageNet's.")
+    std: list[float] | None = option(None, "Channel standard deviations, in 0..1: of --pretrained, or ImageNet's.")
     loss: str = option("bal_bce", "Training loss.")
     tau: float = option(1.0, "Scale of the loss's logit bias.")
     label_smoothing: float = option(0.1, "Smoothing of the targets, with and without mixup.")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers import BeitConfig, ViTMAEConfig
+from transformers import BeitConfig, PreTrainedConfig, ViTMAEConfig
 
 from .losses import check_loss_name
 from .prior import ClassPrior
@@ -75,15 +75,81 @@ class LivtConfig(BeitConfig):
         Raises:
             ValueError: no counts, or names that differ from those of `id2label`.
         """
-        if self.class_counts is None:
-            raise ValueError("class_counts: the config holds none; pass class_counts={name: count} of the training set")
-        names = [self.id2label[label] for label in range(self.num_labels)]
-        check_same_names(names, self.class_counts, "id2label", "class_counts")
-        return {name: self.class_counts[name] for name in names}
+        return ordered_class_counts(self)
 
     def prior(self) -> ClassPrior:
         """The `ClassPrior` of the training set, in label order."""
         return ClassPrior(self.ordered_class_counts())
+
+
+def store_class_counts(
+    config: PreTrainedConfig,
+    class_counts: Mapping[str, int] | Sequence[int],
+    *,
+    loss: str = "bal_bce",
+    tau: float = 1.0,
+    label_smoothing: float = 0.0,
+    shot_groups: Mapping[str, Any] | None = None,
+    pretrained: str | None = None,
+) -> None:
+    """Write what balanced training and its evaluation need into the config of any image classifier.
+
+    The config then has the fields that `LivtConfig` has beyond BEiT's; they are saved with the model. Class names are
+    compared with ``id2label``, or, where that holds transformers' placeholders (LABEL_0, ...), put there.
+
+    Args:
+        class_counts: training images of each class, by name, in label order; or a sequence in label order.
+
+    Raises:
+        ValueError: other classes than the model has, in number or by name; unusable counts or an unknown loss.
+    """
+    names = [config.id2label[label] for label in range(config.num_labels)]
+    if len(class_counts) != len(names):
+        raise ValueError(
+            f"class_counts: {len(class_counts)} classes, but the model has {len(names)}; load it with "
+            f"num_labels={len(class_counts)}, ignore_mismatched_sizes=True"
+        )
+    if not isinstance(class_counts, Mapping):
+        class_counts = dict(zip(names, class_counts, strict=True))
+    prior = ClassPrior(class_counts)
+    if names == placeholder_names(len(names)):
+        names = list(prior.names)
+    check_same_names(names, prior.names, "id2label", "class_counts")
+    set_class_names(config, names)
+    config.class_counts = dict(zip(prior.names, prior.counts.tolist(), strict=True))
+    config.loss, config.tau, config.label_smoothing = check_loss_name(loss), tau, label_smoothing
+    config.shot_groups = dict(shot_groups or DEFAULT_SHOT_GROUPS)
+    config.pretrained = pretrained
+
+
+def ordered_class_counts(config: PreTrainedConfig) -> dict[str, int]:
+    """The config's ``class_counts`` in label order.
+
+    Raises:
+        ValueError: no counts, or names that differ from those of ``id2label``.
+    """
+    counts = getattr(config, "class_counts", None)
+    if counts is None:
+        raise ValueError(
+            "class_counts: the config holds none; pass class_counts={name: count} of the training set, or call "
+            "store_class_counts(model.config, {name: count})"
+        )
+    names = [config.id2label[label] for label in range(config.num_labels)]
+    check_same_names(names, counts, "id2label", "class_counts")
+    return {name: counts[name] for name in names}
+
+
+def set_class_names(config: Any, names: Sequence[str]) -> None:
+    """Name the classes of any model's config, in label order."""
+    for field, value in label_names(names).items():
+        setattr(config, field, value)
+    if hasattr(config, "label_names"):  # what a timm model saves in the place of id2label
+        config.label_names = list(names)
+
+
+def placeholder_names(num_labels: int) -> list[str]:
+    """The class names of a transformers config that was given none."""
+    return [f"LABEL_{label}" for label in range(num_labels)]
 
 
 def check_same_names(expected: Sequence[str], found: Sequence[str] | Mapping[str, Any], *where: str) -> None:

@@ -1,6 +1,6 @@
 """Balanced fine-tuning (BFT; LiVT Algorithm 1, lines 10 to 20): a Trainer with the paper's recipe.
 
-Official counterparts: `main_finetune.py`, `engine_finetune.py`. The loss is the model's own, chosen by its config.
+Official counterparts: `main_finetune.py`, `engine_finetune.py`. The loss is the one that the model's config names.
 """
 
 from __future__ import annotations
@@ -13,10 +13,7 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 from datasets import Dataset, DatasetDict
-from transformers import (
-    AutoConfig,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from .arguments import FinetuneArguments
@@ -25,7 +22,8 @@ from .checkpoints import (
     publish_files,
     write_text,
 )
-from .configuration_livt import LivtConfig
+from .classifiers import has_drop_path, load_config, load_pretrained_classifier, saved_statistics
+from .configuration_livt import LivtConfig, store_class_counts
 from .data import (
     EvalTransform,
     FinetuneTransform,
@@ -35,12 +33,13 @@ from .data import (
     class_counts,
     load_long_tailed,
 )
-from .data.transforms import image_processor
+from .data.transforms import IMAGENET_MEAN, IMAGENET_STD, image_processor
 from .evaluation import evaluate_model
 from .model_card import write_model_card
 from .modeling_livt import ViTForBalancedClassification, config_for_classes
 from .optimization import schedule_length
 from .pretraining import encoder_sizes, open_stream, training_dataset
+from .prior import ClassPrior
 from .report import write_report
 from .runs import RUN_FILE, check_continues, describe_world, finished_steps, read_record, run_record
 from .trainer import BalancedTrainer
@@ -70,7 +69,8 @@ def finetune(args: FinetuneArguments, more: dict[str, Any] | None = None) -> dic
         images = splits["train"]
         counts = class_counts(images)
     model = build_classifier(args, counts)
-    model.config.prior().groups(**args.shot_groups())  # an impossible definition is told now, not after the training
+    mean, std = pixel_statistics(args)
+    ClassPrior(counts).groups(**args.shot_groups())  # an impossible definition is told now, not after the training
     size = model.config.image_size
     transform = FinetuneTransform(
         size,
@@ -78,7 +78,7 @@ def finetune(args: FinetuneArguments, more: dict[str, Any] | None = None) -> dic
         horizontal_flip=args.horizontal_flip,
         rand_augment=None if args.rand_augment == "none" else args.rand_augment,
         random_erasing=args.random_erasing,
-        mean=tuple(args.mean),
+        mean=tuple(mean),
     )
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     train_set = training_dataset(args, images, transform, world, rank)
@@ -115,8 +115,8 @@ def finetune(args: FinetuneArguments, more: dict[str, Any] | None = None) -> dic
         training_args,
         train_dataset=train_set,
         eval_dataset=None if watched is None else ImageDataset(watched, EvalTransform(size, args.crop_ratio)),
-        mean=args.mean,
-        std=args.std,
+        mean=mean,
+        std=std,
         layer_decay=args.layer_decay,
         min_lr=args.min_lr,
         warmup_epochs=warmup_epochs,
@@ -150,6 +150,8 @@ def finetune(args: FinetuneArguments, more: dict[str, Any] | None = None) -> dic
         f"{training_args.learning_rate:.3g}; {describe_world(trainer.accelerator)}"
         + (f"; resumed from {checkpoint}" if checkpoint else "")
     )
+    if args.drop_path and not has_drop_path(model.config):
+        say(f"drop_path: {type(model).__name__} has none; --drop_path {args.drop_path} has no effect")
     trainer.run_record = run_record(args, steps)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.stopped_by:
@@ -162,46 +164,53 @@ def finetune(args: FinetuneArguments, more: dict[str, Any] | None = None) -> dic
     if trainer.is_world_process_zero():
         # As it will be loaded: without the mixed precision of the training.
         trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-        results = _save_model(trained, args, splits, steps)
+        processor = image_processor(size, args.crop_ratio, mean, std)
+        results = _save_model(trained, processor, args, splits, steps)
     trainer.accelerator.wait_for_everyone()
     say(f"saved the fine-tuned model in {output_dir}")
     return results
 
 
-def build_classifier(args: FinetuneArguments, counts: dict[str, int]) -> ViTForBalancedClassification:
-    """The model that the options describe, with a pretrained encoder or from scratch."""
+def build_classifier(args: FinetuneArguments, counts: dict[str, int]) -> PreTrainedModel:
+    """The model that the options describe: from scratch, on a masked autoencoder, or on any image classifier."""
     settings: dict[str, Any] = {
         "loss": args.loss,
         "tau": args.tau,
         "label_smoothing": args.label_smoothing,
         "shot_groups": args.shot_groups(),
-        "drop_path_rate": args.drop_path,
-        "use_mean_pooling": args.pooling == "mean",
     }
     if args.pretrained == "none":
         config = LivtConfig(
             **encoder_sizes(args),
             **config_for_classes(counts),
             **settings,
+            drop_path_rate=args.drop_path,
+            use_mean_pooling=args.pooling == "mean",
             image_size=args.image_size or 224,
             patch_size=args.patch_size,
         )
         return ViTForBalancedClassification(config)
-    if args.image_size is not None:
-        settings["image_size"] = args.image_size
-    check_pretrained(args.pretrained)
-    return ViTForBalancedClassification.from_mae(args.pretrained, counts, **settings)
+    if load_config(args.pretrained).model_type == "vit_mae":
+        settings |= {"drop_path_rate": args.drop_path, "use_mean_pooling": args.pooling == "mean"}
+        if args.image_size is not None:
+            settings["image_size"] = args.image_size
+        return ViTForBalancedClassification.from_mae(args.pretrained, counts, **settings)
+    model = load_pretrained_classifier(
+        args.pretrained,
+        counts,
+        image_size=args.image_size,
+        drop_path=args.drop_path,
+        ignore_mismatched_classifier=args.ignore_mismatched_classifier,
+    )
+    store_class_counts(model.config, counts, **settings, pretrained=args.pretrained)
+    return model
 
 
-def check_pretrained(pretrained: str) -> None:
-    """ValueError, in one line, if there is no model of that name."""
-    try:
-        AutoConfig.from_pretrained(pretrained)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"pretrained: {pretrained!r} is neither a folder with a model nor one on the Hub "
-            f"({str(error).strip().splitlines()[0]}); give the output folder of `livt pretrain`, a Hub id, or none"
-        ) from None
+def pixel_statistics(args: FinetuneArguments) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation for normalisation: those asked for, of the pretrained model, or ImageNet's."""
+    saved = None if args.pretrained == "none" else saved_statistics(args.pretrained)
+    mean, std = saved or (list(IMAGENET_MEAN), list(IMAGENET_STD))
+    return args.mean or mean, args.std or std
 
 
 def _device_options(mixed_precision: str | None) -> dict[str, bool]:
@@ -216,11 +225,10 @@ def _device_options(mixed_precision: str | None) -> dict[str, bool]:
 
 
 def _save_model(
-    model: ViTForBalancedClassification, args: FinetuneArguments, splits: DatasetDict, steps: int
+    model: PreTrainedModel, processor: Any, args: FinetuneArguments, splits: DatasetDict, steps: int
 ) -> dict[str, Any] | None:
     """Model, image processor, results, report and card in the output folder."""
     output_dir = Path(args.output_dir)
-    processor = image_processor(model.config.image_size, args.crop_ratio, args.mean, args.std)
     with publish_files(output_dir) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)

@@ -136,7 +136,7 @@ def card_body(
         "## Training data",
         _training_data(results),
         "## How to use it",
-        _usage(name),
+        _usage(name, config),
         "## Training",
         _training(results, config),
         "## Limits",
@@ -151,14 +151,14 @@ def card_body(
 
 def _introduction(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     size = config["image_size"]
-    if _is_balanced(results) and results["pretrained"]:
+    if _is_balanced(results) and results["pretrained"] and _is_livt(config):
         method = "trained with the LiVT method (Xu et al., CVPR 2023): masked pretraining, then balanced fine-tuning"
     else:
         method = "trained as a point of comparison for the LiVT method (Xu et al., CVPR 2023)"
     return (
-        f"An image classifier for {len(results['class_counts']):,} classes that are very unequal in size: a vision "
-        f"transformer with {results['parameters']:,} parameters for images of {size} x {size} pixels, {method}. Plain "
-        "`transformers` loads it; nothing else needs to be installed."
+        f"An image classifier for {len(results['class_counts']):,} classes that are very unequal in size: "
+        f"{_kind(config)} with {results['parameters']:,} parameters for images of {size} x {size} pixels, {method}. "
+        "Plain `transformers` loads it; nothing else needs to be installed."
     )
 
 
@@ -183,7 +183,29 @@ def _training_data(results: Mapping[str, Any]) -> str:
     )
 
 
-def _usage(name: str) -> str:
+def _is_livt(config: Mapping[str, Any]) -> bool:
+    """A plain ViT of LiVT's, as opposed to a classifier of another kind that was fine-tuned with its losses."""
+    return config.get("model_type", "beit") == "beit" and config.get("use_absolute_position_embeddings", True)
+
+
+def _kind(config: Mapping[str, Any]) -> str:
+    if _is_livt(config):
+        return "a vision transformer"
+    timm_name = f" (timm's {config['architecture']})" if "architecture" in config else ""
+    return f"a `{config['architectures'][0]}`{timm_name}"
+
+
+def _usage(name: str, config: Mapping[str, Any]) -> str:
+    if not _is_livt(config):
+        return f"""\
+With plain transformers:
+
+```python
+from transformers import pipeline
+
+classify = pipeline("image-classification", {json.dumps(name)})
+print(classify("photo.jpg"))
+```"""
     return f"""\
 With plain transformers:
 
@@ -205,7 +227,9 @@ print(model.config.loss, model.config.tau, model.config.ordered_class_counts())
 
 
 def _training(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    if results["pretrained"]:
+    if results["pretrained"] and not _is_livt(config):
+        start = f"the weights of {escape_markdown(_public_name(results['pretrained']))}"
+    elif results["pretrained"]:
         source = escape_markdown(_public_name(results["pretrained"]))
         start = f"the encoder of the masked autoencoder {source}, which learns from images without their labels"
     else:
@@ -217,6 +241,8 @@ def _training(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
             "class's share of the training images, so that the classifier need not learn that share itself. The bias "
             "is not part of the saved model"
         )
+    if not _is_livt(config):
+        return f"- Start: {start}.\n- Loss: {loss}.\n- Architecture: {_kind(config)}."
     pooling = "the mean of the patch tokens" if config.get("use_mean_pooling", True) else "the CLS token"
     return (
         f"- Start: {start}.\n"

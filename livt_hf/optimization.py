@@ -1,7 +1,8 @@
 """Parameter groups with layer-wise learning-rate decay, and the warm-up + cosine schedule.
 
 Official counterparts: `util/lr_decay.py` (fine-tuning), timm's `add_weight_decay` (pretraining), `util/lr_sched.py`.
-No architecture is known here: a model declares `no_weight_decay()`, `layer_id(name)` and `num_layer_ids()`.
+No architecture is known here: a model may declare `no_weight_decay()` and `layer_id(name)`; for one that does not, both
+follow from how its modules are built and named (`layer_ids`, `names_without_weight_decay`).
 """
 
 from __future__ import annotations
@@ -18,24 +19,95 @@ from torch.optim.lr_scheduler import LambdaLR
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
     """Trainable parameters in groups ``{"params", "lr_scale", "weight_decay"}``, each parameter in exactly one.
 
-    Parameters with one dimension, and those in ``model.no_weight_decay()``, go without weight decay. With a layer decay
-    d below 1, layer i of L layer ids learns at ``d ** (L - 1 - i)`` times the learning rate (head: 1).
+    Parameters with one dimension, and those of `names_without_weight_decay`, go without weight decay. With a layer
+    decay d below 1, a parameter of layer i of `layer_ids` learns at ``d ** (largest layer - i)`` times the learning
+    rate (head: 1).
 
     Raises:
-        ValueError: a layer decay for a model that does not declare its layer ids.
+        ValueError: a layer decay for a model in which no blocks are found.
     """
-    if layer_decay != 1.0 and not hasattr(model, "layer_id"):
-        raise ValueError(f"layer_decay: {type(model).__name__} declares no layer ids; use --layer_decay 1.0")
-    without_decay = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
+    without_decay = names_without_weight_decay(model)
+    layers = layer_ids(model) if layer_decay != 1.0 else {}
+    top = max(layers.values(), default=0)
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         decay = 0.0 if parameter.ndim <= 1 or name in without_decay else weight_decay
-        scale = layer_decay ** (model.num_layer_ids() - 1 - model.layer_id(name)) if layer_decay != 1.0 else 1.0
+        scale = layer_decay ** (top - layers.get(name, top))
         group = groups.setdefault((scale, decay), {"params": [], "lr_scale": scale, "weight_decay": decay})
         group["params"].append(parameter)
     return list(groups.values())
+
+
+def layer_ids(model: nn.Module) -> dict[str, int]:
+    """``{parameter name: layer id}``: what the model declares, or one rule for any image model.
+
+    The rule: the blocks of `block_names`, over all stages, are layers 1 to n. What is registered before the first block
+    (patches, tokens, positions) is layer 0, what comes after the last (final norm, pooler, classifier) n + 1, and what
+    lies between two blocks (a downsampling) belongs to the block that follows it.
+
+    That is BEiT's and MAE's convention for ViTs (`get_num_layer_for_vit`, with the position bias that BEiT's blocks may
+    share on top). timm's (`param_groups_layer_decay`) is the same, stages included, except that it counts the final
+    norm to the last block.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    if hasattr(model, "layer_id"):
+        return {name: model.layer_id(name) for name in names}
+    blocks = [f"{block}." for block in block_names(model)]
+    if not blocks:
+        raise ValueError(f"layer_decay: no blocks were found in {type(model).__name__}; use --layer_decay 1.0")
+    layers, seen = {}, 0
+    for name in names:
+        if seen < len(blocks) and name.startswith(blocks[seen]):
+            seen += 1
+        inside = seen > 0 and name.startswith(blocks[seen - 1])
+        layers[name] = seen if inside or seen == 0 else seen + 1
+        if "shared_position_bias" in name:
+            layers[name] = len(blocks) + 1
+    return layers
+
+
+def block_names(module: nn.Module, path: str = "", depth: int = 2) -> list[str]:
+    """Names of the residual blocks in order: the members of numbered lists, or of the lists inside these (stages).
+
+    A list is a ModuleList or Sequential whose members are all of one class, and not of torch's own layers.
+    """
+    members = list(module.named_children())
+    if not _is_list_of_blocks(module):
+        return [name for child, part in members for name in block_names(part, f"{path}.{child}".lstrip("."), depth)]
+    found = []
+    for number, member in members:
+        name = f"{path}.{number}".lstrip(".")
+        found += (block_names(member, name, depth - 1) if depth > 1 else []) or [name]
+    return found
+
+
+def _is_list_of_blocks(module: nn.Module) -> bool:
+    if not isinstance(module, nn.ModuleList | nn.Sequential):
+        return False
+    classes = {type(member) for member in module.children()}
+    own = [kind for kind in classes if kind in (nn.ModuleList, nn.Sequential) or "torch.nn" not in kind.__module__]
+    return len(classes) == len(own) == 1
+
+
+# Tokens and positions, by the names that transformers gives them; timm and the official code do not decay them either.
+_WITHOUT_DECAY = {
+    "cls_token",
+    "distillation_token",
+    "mask_token",
+    "register_tokens",
+    "position_embeddings",
+    "relative_position_bias_table",
+}
+
+
+def names_without_weight_decay(model: nn.Module) -> set[str]:
+    """What the model, or a model inside it, declares by `no_weight_decay()`; otherwise tokens and positions."""
+    declaring = [(path, module) for path, module in model.named_modules() if hasattr(module, "no_weight_decay")]
+    if declaring:
+        return {f"{path}.{name}".lstrip(".") for path, module in declaring for name in module.no_weight_decay()}
+    return {name for name, _ in model.named_parameters() if name.rpartition(".")[2] in _WITHOUT_DECAY}
 
 
 def adamw(groups: list[dict[str, Any]], peak_lr: float, betas: Sequence[float]) -> torch.optim.AdamW:

@@ -29,9 +29,11 @@ from transformers import (
 )
 
 from .checkpoints import MetricsLog, StopSignal, publish, remove_old_checkpoints, write_text
+from .configuration_livt import ordered_class_counts
 from .data import ImageDataset, Mixup, TrainingBatches, erase, evaluation_loader, normalize, training_loader
 from .data.streaming import StreamedSamples, streaming_loader
 from .evaluation import predict_split
+from .losses import Loss, build_loss
 from .metrics import calibration_error, long_tail_accuracy
 from .optimization import adamw, parameter_groups, warmup_cosine
 from .runs import RUN_FILE, agreed_stop, load_weights
@@ -46,8 +48,9 @@ class BalancedTrainer(Trainer):
     the many-, medium- and few-shot classes as evaluation; a non-finite loss stops the run.
 
     Args:
-        model: an image classifier whose ``forward(pixel_values, labels)`` returns the loss for soft labels; its config
-            holds ``class_counts`` by name, ``id2label`` and ``shot_groups``.
+        model: any image classifier of transformers. `ViTForBalancedClassification` knows its class counts and loss;
+            for another one, `store_class_counts` writes them into its config first. The loss is computed here from the
+            logits, so that soft labels serve every model.
         args: ``learning_rate`` is the peak rate; ``max_steps`` or ``num_train_epochs`` set the length.
         train_dataset: `ImageDataset` or `StreamedSamples` with a `FinetuneTransform`.
         eval_dataset: `ImageDataset` with an `EvalTransform`.
@@ -72,6 +75,9 @@ class BalancedTrainer(Trainer):
         mixup: Mixup | None = None,
         **kwargs: Any,
     ):
+        self.loss = training_loss(model.config)
+        if kwargs.get("compute_loss_func") is not None:
+            raise ValueError("compute_loss_func: the loss is that of the model's config; set it by store_class_counts")
         # Where a run stands in its data follows from its step; nothing has to be read and skipped.
         args.ignore_data_skip = True
         args.remove_unused_columns = False
@@ -81,6 +87,8 @@ class BalancedTrainer(Trainer):
             if "to be installed" not in str(error):
                 raise
             raise ValueError(f"report_to: {error}") from None
+        # Its own loss is a mean over the micro-batch, to be averaged over accumulation steps, whatever the model takes.
+        self.model_accepts_loss_kwargs = False
         self.mean, self.std = mean, std
         self.layer_decay, self.min_lr, self.warmup_epochs = layer_decay, min_lr, warmup_epochs
         self.mixup = mixup
@@ -130,6 +138,18 @@ class BalancedTrainer(Trainer):
         if self.mixup is not None:
             pixels, labels = self.mixup(pixels, labels, self.state.global_step)
         return {"pixel_values": pixels, "labels": labels}
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """The loss of the config, from the logits; the model never sees the labels."""
+        outputs = model(pixel_values=inputs["pixel_values"])
+        loss = self.loss(outputs.logits, inputs["labels"])
+        return (loss, outputs) if return_outputs else loss
 
     # Optimisation
 
@@ -186,7 +206,7 @@ class BalancedTrainer(Trainer):
             parts = gather_object([outcome])
             outcome = {name: np.concatenate([part[name] for part in parts]) for name in outcome}
         arrays = outcome["labels"], outcome["predictions"]
-        counts = config.ordered_class_counts()
+        counts = ordered_class_counts(config)
         accuracy = long_tail_accuracy(*arrays, counts, config.shot_groups)
         values = {name: accuracy[name] for name in ("accuracy", "many", "medium", "few")}
         values |= calibration_error(*arrays, outcome["confidences"])
@@ -253,6 +273,12 @@ class BalancedTrainer(Trainer):
         if self._metrics_log is not None and "train_runtime" not in logs:
             values = {"lr" if name == "learning_rate" else name: value for name, value in logs.items()}
             self._metrics_log.write({"step": self.state.global_step, "epoch": self.state.epoch, **values})
+
+
+def training_loss(config: Any) -> Loss:
+    """The loss that a config with `store_class_counts`'s fields describes."""
+    counts = ordered_class_counts(config)  # first: it says what is missing
+    return build_loss(config.loss, counts, config.tau, config.label_smoothing)
 
 
 class _StepCallback(TrainerCallback):

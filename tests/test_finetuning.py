@@ -27,6 +27,7 @@ from livt_hf.data import (
     normalize,
     training_loader,
 )
+from livt_hf.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from livt_hf.finetuning import finetune
 from livt_hf.modeling_livt import config_for_classes
 from livt_hf.optimization import adamw, learning_rate, parameter_groups
@@ -126,7 +127,7 @@ def test_it_takes_the_steps_of_a_plain_loop(tmp_path, mae_dir):
 
     set_seed(args.seed)
     model = build_classifier(args, counts)
-    dataset = ImageDataset(splits["train"], FinetuneTransform(8, mean=tuple(args.mean)), seed=args.seed)
+    dataset = ImageDataset(splits["train"], FinetuneTransform(8, mean=IMAGENET_MEAN), seed=args.seed)
     batches = TrainingBatches(len(dataset), 32, seed=args.seed, stop_step=24)
     mixup = Mixup(10, seed=args.seed)
     peak, epochs = 4e-3 * 32 / 256, 24 / batches.steps_per_epoch
@@ -137,7 +138,9 @@ def test_it_takes_the_steps_of_a_plain_loop(tmp_path, mae_dir):
             group["lr"] = group["lr_scale"] * learning_rate(
                 step / batches.steps_per_epoch, peak, 1e-6, epochs / 10, epochs
             )
-        pixels = erase(normalize(batch["pixel_values"], args.mean, args.std), batch["erase_box"], batch["erase_seed"])
+        pixels = erase(
+            normalize(batch["pixel_values"], IMAGENET_MEAN, IMAGENET_STD), batch["erase_box"], batch["erase_seed"]
+        )
         pixels, targets = mixup(pixels, batch["labels"], step)
         bias = torch.from_numpy(model.config.prior().log_odds).float()
         loss = torch.nn.functional.binary_cross_entropy_with_logits(
@@ -286,7 +289,7 @@ def test_a_non_finite_loss_stops_before_the_update(tmp_path, monkeypatch):
 
     def poisoned(self, *args, **kwargs):
         output = forward(self, *args, **kwargs)
-        output.loss = output.loss * float("inf")
+        output.logits = output.logits * float("inf")
         return output
 
     monkeypatch.setattr(ViTForBalancedClassification, "forward", poisoned)

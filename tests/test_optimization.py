@@ -117,8 +117,8 @@ def test_a_frozen_parameter_is_in_no_group():
     assert settings == {"classifier.weight": [1.0, 0.05], "classifier.bias": [1.0, 0.0]}
 
 
-def test_layer_decay_needs_layer_ids():
-    with pytest.raises(ValueError, match=r"Linear declares no layer ids; use --layer_decay 1\.0"):
+def test_layer_decay_needs_blocks():
+    with pytest.raises(ValueError, match=r"layer_decay: no blocks were found in Linear; use --layer_decay 1\.0"):
         parameter_groups(nn.Linear(2, 2), 0.05, layer_decay=0.75)
 
 

@@ -18,6 +18,7 @@ LAYERS = [
     "modeling_mae",
     "data",
     "optimization",
+    "classifiers",
     "checkpoints",
     "arguments",
     "runs",
