@@ -15,13 +15,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
 from .arguments import FinetuneArguments, parse_arguments
+from .classifiers import load_config
 from .comparison_report import MEASURES, summarise, write_comparison
 from .data import load_long_tailed
 from .evaluation import command_line
-from .finetuning import check_pretrained, finetune
+from .finetuning import finetune
 from .losses import check_loss_name
 from .runs import RUN_FILE, finished_steps
 
@@ -157,8 +156,7 @@ def _kind(pretrained: str) -> str:
     """The name of a model's kind in the table: MAE, none, or the model type."""
     if pretrained == "none":
         return "none"
-    check_pretrained(pretrained)
-    model_type = AutoConfig.from_pretrained(pretrained).model_type
+    model_type = load_config(pretrained).model_type
     return "MAE" if model_type == "vit_mae" else model_type
 
 
