@@ -100,6 +100,11 @@ def run_evaluate(argv: list[str]) -> int:
     parser.add_argument("--split", default="test", help="split to evaluate on (default: %(default)s)")
     parser.add_argument("--output_dir", help="where the report goes (default: MODEL/evaluation, or ./evaluation)")
     parser.add_argument("--mae", help="pretrained autoencoder whose reconstructions the report shows")
+    parser.add_argument(
+        "--test_prior",
+        action="store_true",
+        help="also the accuracy under long-tailed test distributions, forward and backward, factors 2 to 50",
+    )
     _add_data_options(parser)
     parser.add_argument("--batch_size", type=int, default=64, help="images at a time (default: %(default)s)")
     parser.add_argument("--num_workers", type=int, default=4, help="data loading processes (default: %(default)s)")
@@ -115,12 +120,15 @@ def run_evaluate(argv: list[str]) -> int:
         output_dir=output_dir,
         split=args.split,
         mae=args.mae,
+        test_prior=args.test_prior,
         batch_size=args.batch_size,
         num_workers=args.num_workers,
         device=args.device,
         **{name: getattr(args, name) for name in DATA_OPTIONS},
     )
     print(accuracy_table(results))
+    for name, values in results.get("test_prior", {}).items():
+        print(f"{name + ':':<14}{percent(values['accuracy']):>6} %, shifted {percent(values['shifted']):>5} %")
     print(f"ECE {percent(results['ece'])} %, MCE {percent(results['mce'])} %; the report is {output_dir}/report.md")
     return 0
 
@@ -220,6 +228,54 @@ def run_predict(argv: list[str]) -> int:
     return int(errors > 0)
 
 
+def run_adjust(argv: list[str]) -> int:
+    """a trained classifier for other class shares, or better calibrated; reversible"""
+    parser = _Parser(prog="livt adjust", description=run_adjust.__doc__, allow_abbrev=False)
+    parser.add_argument("--model", required=True, help="folder or Hub id of the classifier")
+    parser.add_argument("--output_dir", required=True, help="new folder for the adjusted copy")
+    parser.add_argument("--target_prior", help="class shares to expect: uniform, train, or a JSON file {class: share}")
+    parser.add_argument("--temperature", help="number to divide the logits by, or fit (on --split of --dataset)")
+    parser.add_argument("--tau_norm", type=float, help="divide each class's weights by their norm ** TAU, drop biases")
+    parser.add_argument("--undo", action="store_true", help="write a copy with the original weights instead")
+    parser.add_argument("--dataset", help="for a fit, or where the model does not know its class counts")
+    parser.add_argument("--split", default="validation", help="split to fit on (default: %(default)s)")
+    _add_data_options(parser)
+    parser.add_argument("--batch_size", type=int, default=64, help="images at a time (default: %(default)s)")
+    parser.add_argument("--num_workers", type=int, default=4, help="data loading processes (default: %(default)s)")
+    parser.add_argument("--device", help="e.g. cpu or cuda:1 (default: the GPU if there is one)")
+    args = parser.parse_args(argv)
+    from .adjustment import adjust, undo
+
+    if args.undo:
+        given = [name for name in ("target_prior", "temperature", "tau_norm") if getattr(args, name) is not None]
+        if given:
+            raise ValueError(f"undo: it takes no --{given[0]}; undo first, then adjust the copy")
+        undo(args.model, args.output_dir)
+        print(f"{args.output_dir} holds the classifier as it was before its adjustment")
+        return 0
+    adjusted = adjust(
+        args.model,
+        args.output_dir,
+        target=args.target_prior,
+        temperature=args.temperature,
+        tau_norm=args.tau_norm,
+        dataset=args.dataset,
+        split=args.split,
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+        device=args.device,
+        **{name: getattr(args, name) for name in DATA_OPTIONS},
+    )
+    if "nll" in adjusted:
+        before, after = adjusted["nll"]
+        print(
+            f"temperature {adjusted['temperature']:.4g}: negative log-likelihood on the {args.split} split of "
+            f"{args.dataset} {before:.4f} -> {after:.4f}"
+        )
+    print(f"{args.output_dir} holds the adjusted classifier; measure it with `livt evaluate --model {args.output_dir}`")
+    return 0
+
+
 def run_convert(argv: list[str]) -> int:
     """an official LiVT or MAE checkpoint, or a timm model, into a folder for transformers; or back"""
     parser = _Parser(prog="livt convert", description=run_convert.__doc__, allow_abbrev=False)
@@ -302,6 +358,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "compare": run_compare,
     "evaluate": run_evaluate,
     "predict": run_predict,
+    "adjust": run_adjust,
     "convert": run_convert,
     "export": run_export,
     "dataset": run_dataset,

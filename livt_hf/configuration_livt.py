@@ -37,6 +37,7 @@ class LivtConfig(BeitConfig):
         label_smoothing: for hard labels, default 0.
         shot_groups: arguments of `ClassPrior.groups`: the many / medium / few definition of the reported accuracies.
         pretrained: what the encoder was initialised from, or None.
+        adjustment: what `livt adjust` folded into the classifier, or None; such a model takes no labels.
 
     Defaults that differ from BEiT's make it a plain ViT: absolute position embeddings, no relative position bias, no
     layer scale, LayerNorm epsilon 1e-6, no drop path.
@@ -48,6 +49,7 @@ class LivtConfig(BeitConfig):
     label_smoothing: float | int = 0.0
     shot_groups: dict[str, Any] | None = None
     pretrained: str | None = None
+    adjustment: dict[str, Any] | None = None
     image_size: int = 224
     patch_size: int = 16
     use_absolute_position_embeddings: bool = True
@@ -150,6 +152,15 @@ def set_class_names(config: Any, names: Sequence[str]) -> None:
 def placeholder_names(num_labels: int) -> list[str]:
     """The class names of a transformers config that was given none."""
     return [f"LABEL_{label}" for label in range(num_labels)]
+
+
+def check_not_adjusted(config: Any) -> None:
+    """ValueError if a model's classifier was changed after training: a loss of it would be that of another model."""
+    if getattr(config, "adjustment", None):
+        raise ValueError(
+            "labels: the classifier was adjusted after its training, and training on would be wrong; restore it with "
+            "`livt adjust --undo` first"
+        )
 
 
 def check_same_names(expected: Sequence[str], found: Sequence[str] | Mapping[str, Any], *where: str) -> None:

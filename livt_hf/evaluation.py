@@ -41,7 +41,9 @@ from .metrics import (
 )
 from .modeling_mae import LivtMAEForPreTraining
 from .plots import plot_reconstructions
-from .report import write_report
+from .prior import ClassPrior
+from .prior_shift import assumed_log_prior, long_tailed_priors
+from .report import prior_section, write_report
 
 Statistics = tuple[float, float, float]  # of the pixels in 0 .. 1, per channel
 MASK_GREY = 225  # grey level of hidden patches in pictures
@@ -54,6 +56,7 @@ def evaluate_checkpoint(
     output_dir: str | Path,
     split: str = "test",
     mae: str | Path | None = None,
+    test_prior: bool = False,
     batch_size: int = 64,
     num_workers: int = 0,
     device: str | None = None,
@@ -68,6 +71,7 @@ def evaluate_checkpoint(
         output_dir: where results.json, report.md and the pictures go.
         split: split to evaluate on.
         mae: folder or Hub id of a masked autoencoder whose reconstructions are shown in the report.
+        test_prior: also the accuracies under forward and backward long-tailed test distributions.
         data_options: further arguments of `load_long_tailed`, such as ``data_dir`` or ``imbalance_factor``.
 
     Returns:
@@ -102,6 +106,7 @@ def evaluate_checkpoint(
         num_workers=num_workers,
         device=device,
         description={"model": str(model), "dataset": name, "split": split, "class_counts_from": counts_from},
+        test_prior=test_prior,
     )
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -109,6 +114,8 @@ def evaluate_checkpoint(
     if mae is not None:
         caption = draw_reconstructions(mae, splits[split], results["class_counts"], output_dir / "reconstructions.png")
         sections["Masked reconstructions"] = f"![Masked reconstructions](reconstructions.png)\n\n{caption}"
+    if test_prior:
+        sections["Other test distributions"] = prior_section(results["test_prior"])
     write_report(results, output_dir, sections)
     return results
 
@@ -193,19 +200,21 @@ def predict_split(
     std: Statistics,
     device: str | torch.device = "cpu",
     label_of: np.ndarray | None = None,
+    shifts: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Run the model over a split and keep five numbers of each image.
+    """Run the model over a split and keep a few numbers of each image.
 
     Args:
         model: image classifier; is put on ``device`` and into evaluation mode.
         loader: yields ``pixel_values``, uint8 (B, 3, H, W), and ``labels``, int64 (B,).
         mean, std: of the pixels in 0 .. 1, per channel.
         label_of: int64 (classes of the data,), the model's label of each of the data's; by default they are the same.
+        shifts: float (P, C), added to the logits for further predictions.
 
     Returns:
         The model's ``labels`` and ``predictions``, int64 (N,); ``confidences`` and ``true_probabilities``, float64
         (N,): the softmax probabilities of the prediction and of the true class; ``in_top5``, bool (N,): whether the
-        true class is among the five most probable ones.
+        true class is among the five most probable ones. With ``shifts`` also ``shifted_predictions``, int64 (N, P).
 
     Raises:
         ValueError: a logit is not finite.
@@ -229,6 +238,9 @@ def predict_split(
             "true_probabilities": probabilities.gather(1, labels[:, None])[:, 0].double(),
             "in_top5": (best == labels[:, None]).any(dim=1),
         }
+        if shifts is not None:
+            moved = [(logits + torch.from_numpy(shift).to(logits)).argmax(dim=-1) for shift in shifts]
+            kept["shifted_predictions"] = torch.stack(moved, dim=1)  # (B, P)
         for name, values in kept.items():
             parts.setdefault(name, []).append(values.cpu().numpy())
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
@@ -243,6 +255,7 @@ def evaluate_model(
     num_workers: int = 0,
     device: str | None = None,
     description: Mapping[str, Any] | None = None,
+    test_prior: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a classifier that knows its class counts on a split.
 
@@ -253,6 +266,7 @@ def evaluate_model(
         image_processor: the checkpoint's.
         device: e.g. "cuda:1"; by default the GPU if there is one.
         description: what else results.json shall say: ``model``, ``dataset``, ``seed``, ``command``, ...
+        test_prior: also the accuracies under other test distributions, see `prior_accuracies`.
 
     Returns:
         The dict of results.json: all accuracies and calibration errors in percent. ``top5`` is None where there are at
@@ -271,7 +285,12 @@ def evaluate_model(
 
     images = data.ImageDataset(split, ProcessorTransform(image_processor))
     loader = data.evaluation_loader(images, batch_size, num_workers)
-    predicted = predict_split(model, loader, *mean_and_std(image_processor), device, label_of)
+    priors, shifts = {}, None
+    if test_prior:
+        prior = ClassPrior(counts)
+        priors = long_tailed_priors(prior)
+        shifts = np.log(list(priors.values())) - assumed_log_prior(config, prior)  # (P, C)
+    predicted = predict_split(model, loader, *mean_and_std(image_processor), device, label_of, shifts)
     outcome = (predicted["labels"], predicted["predictions"])
     groups = getattr(config, "shot_groups", None)
     accuracy = long_tail_accuracy(*outcome, counts, groups)
@@ -282,6 +301,7 @@ def evaluate_model(
         "loss": getattr(config, "loss", None),
         "tau": getattr(config, "tau", None),
         "pretrained": getattr(config, "pretrained", None),
+        "adjustment": getattr(config, "adjustment", None),
         "seed": None,
         "command": command_line(),
         **(description or {}),
@@ -302,9 +322,36 @@ def evaluate_model(
         "test_counts": _count(predicted["labels"], names),
         "predicted_counts": _count(predicted["predictions"], names),
         "reliability": reliability_bins(*outcome, predicted["confidences"]),
+        **({"test_prior": prior_accuracies(predicted, priors)} if test_prior else {}),
         "versions": versions(),
         "hardware": hardware(device),
     }
+
+
+def prior_accuracies(predicted: Mapping[str, np.ndarray], priors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Accuracy in percent under test distributions, with and without the logit shift to them.
+
+    No image is drawn or left out: each class's accuracy counts with its share, which is the expectation over all test
+    sets that could be drawn with these shares. Classes without a test image are left out, the others' shares rescaled.
+
+    Args:
+        predicted: ``labels``, ``predictions`` (N,) and ``shifted_predictions`` (N, P), of `predict_split`.
+        priors: P shares (C,), by name.
+
+    Returns:
+        ``{name: {"accuracy", "shifted"}}``.
+    """
+    labels = predicted["labels"]
+    outcomes = {}
+    for place, (name, shares) in enumerate(priors.items()):
+        images = np.bincount(labels, minlength=len(shares))
+        weights = shares[labels] / images[labels] / shares[images > 0].sum()  # (N,), of sum 1
+        correct = {
+            "accuracy": predicted["predictions"] == labels,
+            "shifted": predicted["shifted_predictions"][:, place] == labels,
+        }
+        outcomes[name] = {measure: 100.0 * float(weights[right].sum()) for measure, right in correct.items()}
+    return outcomes
 
 
 def _count(labels: np.ndarray, names: Sequence[str]) -> dict[str, int]:

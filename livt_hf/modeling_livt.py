@@ -27,7 +27,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.models.beit.modeling_beit import BeitEmbeddings, BeitPatchEmbeddings
 from transformers.utils import logging
 
-from .configuration_livt import LivtConfig, label_names
+from .configuration_livt import LivtConfig, check_not_adjusted, label_names
 from .losses import Loss, build_loss
 from .prior import ClassPrior
 
@@ -148,6 +148,7 @@ class ViTForBalancedClassification(BeitForImageClassification):
         """The loss that the config describes."""
         if self._loss is None:
             config = self.config
+            check_not_adjusted(config)
             self._loss = build_loss(config.loss, config.ordered_class_counts(), config.tau, config.label_smoothing)
         return self._loss
 

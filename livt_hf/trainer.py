@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from .checkpoints import MetricsLog, StopSignal, publish, remove_old_checkpoints, write_text
-from .configuration_livt import ordered_class_counts
+from .configuration_livt import check_not_adjusted, ordered_class_counts
 from .data import ImageDataset, Mixup, TrainingBatches, erase, evaluation_loader, normalize, training_loader
 from .data.streaming import StreamedSamples, streaming_loader
 from .evaluation import predict_split
@@ -278,6 +278,7 @@ class BalancedTrainer(Trainer):
 def training_loss(config: Any) -> Loss:
     """The loss that a config with `store_class_counts`'s fields describes."""
     counts = ordered_class_counts(config)  # first: it says what is missing
+    check_not_adjusted(config)
     return build_loss(config.loss, counts, config.tau, config.label_smoothing)
 
 

@@ -150,6 +150,7 @@ def test_every_command_suggests_the_nearest_option(capsys, command):
         "evaluate": ["--dataset", "x"],
         "compare": ["--losses", "ce", "--output_dir", "x"],
         "predict": ["image.png"],
+        "adjust": ["--output_dir", "x"],
         "dataset": ["inspect"],
         "convert": ["--source", "mae", "in.pth", "out"],
         "export": ["--format", "timm", "--output_dir", "x"],
