@@ -169,6 +169,23 @@ def plot_comparison(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None
     _save(figure, path)
 
 
+def plot_loss_curve(losses: Sequence[tuple[float, float]], path: str | Path) -> None:
+    """Training loss over epochs.
+
+    Args:
+        losses: (epoch, loss) of each logged step.
+        path: PNG file to write.
+    """
+    figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(*zip(*losses, strict=True), color=GROUP_COLOURS["many"], linewidth=1.6)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("training loss")
+    axes.set_title(f"Loss after {losses[-1][0]:g} epochs: {losses[-1][1]:.4f}")
+    _clean(axes)
+    _save(figure, path)
+
+
 def plot_reconstructions(
     originals: np.ndarray,
     masked: np.ndarray,

@@ -1,0 +1,71 @@
+"""The whole card of a masked autoencoder, and names that try to break it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from livt_hf.arguments import PretrainArguments, parse_arguments
+from livt_hf.card_training import training_command
+from livt_hf.configuration_livt import LivtMAEConfig
+from livt_hf.pretraining_card import write_pretraining_card
+from livt_hf.runs import run_record
+
+FIXTURE = Path(__file__).parent / "fixtures" / "pretraining_card.md"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "mae"
+    folder.mkdir()
+    LivtMAEConfig(image_size=32, patch_size=4, hidden_size=96, num_hidden_layers=6).save_pretrained(folder)
+    options = ["--dataset", "/home/someone/photos", "--epochs", "50", "--batch_size", "32", "--output_dir", str(folder)]
+    args, _ = parse_arguments(PretrainArguments, options)
+    record = run_record(args, 1234) | {"versions": {"torch": "2.15.0", "transformers": "5.23.0"}}
+    (folder / "run.json").write_text(json.dumps(record))
+    lines = [{"step": 10, "epoch": 0.5, "loss": 1.01}, {"step": 1234, "epoch": 50.0, "loss": 0.42187}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 12')
+    (folder / "reconstructions.png").touch()
+    return folder
+
+
+def test_whole_card(folder):
+    hardware = {"device": "cpu", "cpu": "Chip", "cores": 2}
+    path = write_pretraining_card(folder, repo_id="org/mae", dataset_id="org/photos", images=331, hardware=hardware)
+    assert path.read_text(encoding="utf-8") == FIXTURE.read_text(encoding="utf-8")
+    with Image.open(folder / "loss_curve.png") as curve:
+        assert curve.width > 600
+    assert ModelCard.load(path).data.pipeline_tag == "image-feature-extraction"
+
+
+def test_a_folder_with_nothing_but_a_model_gets_a_card_too(folder):
+    for name in ("run.json", "metrics.jsonl", "reconstructions.png"):
+        (folder / name).unlink()
+    text = write_pretraining_card(folder).read_text()
+    assert "images whose origin is not recorded" in text
+    assert ".png" not in text
+
+
+def test_names_cannot_change_the_card(folder):
+    record = json.loads((folder / "run.json").read_text())
+    record["arguments"]["dataset"] = "a|b\n```\n<script>alert(1)</script> 😀"
+    (folder / "run.json").write_text(json.dumps(record))
+    text = write_pretraining_card(folder).read_text()
+    before, command = text.split("## How it was made")
+    assert "<script" not in before
+    assert "a&#124;b &#96;&#96;&#96; &#60;script&#62;" in before
+    assert command.startswith("\n\n````bash\n")  # a fence that the name's cannot end
+
+
+def test_the_command_repeats_the_run(folder):
+    record = json.loads((folder / "run.json").read_text())
+    record["arguments"] |= {"norm_pix_loss": False, "betas": [0.9, 0.99]}
+    command = training_command("pretrain", record)
+    assert command == (
+        "livt pretrain --dataset photos --output_dir mae --epochs 50 --betas 0.9 0.99 --batch_size 32 "
+        "--norm_pix_loss False"
+    )
+    again, _ = parse_arguments(PretrainArguments, command.split()[2:])
+    assert (again.betas, again.norm_pix_loss, again.epochs) == ([0.9, 0.99], False, 50)
