@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from any_model import FAMILIES, tiny
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
 
@@ -42,7 +43,12 @@ def tiny_vit():
     return ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, num_labels=4, **sizes))
 
 
-def stock_trainer(tmp_path, loss_func, kind, batch_size=8, accumulation=1):
+def tiny_of(family):
+    drop_path = {"drop_path_rate": 0.0} if family in ("swin", "beit") else {}
+    return tiny(family, num_labels=4, **drop_path)
+
+
+def stock_trainer(tmp_path, loss_func, kind, batch_size=8, accumulation=1, model=None):
     arguments = TrainingArguments(
         output_dir=str(tmp_path),
         per_device_train_batch_size=batch_size,
@@ -58,7 +64,7 @@ def stock_trainer(tmp_path, loss_func, kind, batch_size=8, accumulation=1):
         report_to="none",
         disable_tqdm=True,
     )
-    return Trainer(tiny_vit(), arguments, train_dataset=EightImages(kind), compute_loss_func=loss_func)
+    return Trainer(model or tiny_vit(), arguments, train_dataset=EightImages(kind), compute_loss_func=loss_func)
 
 
 def gradients_of_a_step(trainer):
@@ -68,11 +74,12 @@ def gradients_of_a_step(trainer):
     return {name: before[name] - p.detach() for name, p in trainer.model.named_parameters()}
 
 
-def gradients_of_the_batch(name, kind):
+def gradients_of_the_batch(name, kind, model=None):
     """The definition: the mean loss of all eight images, by autograd alone."""
-    model, data = tiny_vit(), EightImages(kind)
+    model, data = model or tiny_vit(), EightImages(kind)
+    model.train()
     build_loss(name, COUNTS)(model(data.pixels).logits, data.labels).backward()
-    return {name: p.grad for name, p in model.named_parameters()}
+    return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}
 
 
 def assert_same(actual, expected):
@@ -87,6 +94,22 @@ def test_gradients_do_not_depend_on_the_split(tmp_path, kind, batch_size, accumu
     """Also where the last micro-batch is smaller: 3 + 3 + 2 images."""
     trainer = stock_trainer(tmp_path, compute_loss_func("bal_bce", COUNTS), kind, batch_size, accumulation)
     assert_same(gradients_of_a_step(trainer), gradients_of_the_batch("bal_bce", kind))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_of_every_family_under_accumulation_and_two_processes(tmp_path, family, kind, monkeypatch):
+    """What the README shows: 4 x 2 accumulated, and 2 processes x 4, have the gradients of the batch of 8."""
+    expected = gradients_of_the_batch("bal_bce", kind, tiny_of(family))
+    func = compute_loss_func("bal_bce", COUNTS)
+    assert_same(gradients_of_a_step(stock_trainer(tmp_path, func, kind, 4, 2, tiny_of(family))), expected)
+    trainer, data = stock_trainer(tmp_path, func, kind, model=tiny_of(family)), EightImages(kind)
+    monkeypatch.setattr(type(trainer.accelerator), "num_processes", 2)
+    for half in (slice(0, 4), slice(4, 8)):
+        inputs = {"pixel_values": data.pixels[half], "labels": data.labels[half]}
+        trainer.compute_loss(trainer.model, inputs, num_items_in_batch=torch.tensor(data.labels.numel())).backward()
+    used = {name: p.grad / 2 for name, p in trainer.model.named_parameters() if p.grad is not None}
+    assert_same(used, {name: expected[name] for name in used})
 
 
 @pytest.mark.parametrize("kind", KINDS)
