@@ -74,6 +74,13 @@ def run_compare(argv: list[str]) -> int:
         "--pretrained", default=[], type=_values, metavar="A,none", help="where to start: models, or none for scratch"
     )
     parser.add_argument("--model_sizes", default=[], type=_values, metavar="ti,s", help="sizes, without --pretrained")
+    parser.add_argument(
+        "--post_hoc",
+        default=[],
+        type=_values,
+        metavar="A,B",
+        help="logit_adjustment, tau_norm: also what they make of runs with an unbalanced loss",
+    )
     parser.add_argument("--output_dir", required=True, help="a folder for each run, tables, pictures and the report")
     args, options = parser.parse_known_args(argv)
     for single, several in (("loss", "losses"), ("seed", "seeds"), ("model_size", "model_sizes")):
@@ -82,7 +89,8 @@ def run_compare(argv: list[str]) -> int:
     from .comparison import compare
     from .comparison_report import comparison_table
 
-    comparison = compare(options, args.output_dir, args.losses, args.seeds, args.pretrained, args.model_sizes)
+    axes = (args.losses, args.seeds, args.pretrained, args.model_sizes)
+    comparison = compare(options, args.output_dir, *axes, post_hoc=args.post_hoc)
     if comparison is not None and int(os.environ.get("RANK", 0)) == 0:
         print(f"\n{comparison_table(comparison['rows'])}\n\nreport: {args.output_dir}/report.md")
     return 0

@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+from .adjustment import adjust
 from .arguments import FinetuneArguments, parse_arguments
 from .classifiers import load_config
 from .comparison_report import MEASURES, summarise, write_comparison
 from .data import load_long_tailed
-from .evaluation import command_line
+from .evaluation import command_line, evaluate_checkpoint
 from .finetuning import finetune
-from .losses import check_loss_name
+from .losses import BALANCED_LOSSES, check_loss_name
 from .runs import RUN_FILE, finished_steps
 
+# method -> arguments of `adjust`: Menon et al., ICLR 2021; Kang et al., ICLR 2020 (they search tau between 0 and 1)
+POST_HOC: dict[str, dict[str, Any]] = {"logit_adjustment": {"target": "uniform"}, "tau_norm": {"tau_norm": 1.0}}
 IMBALANCE_SEED = 0  # of the images that a tail keeps: for CIFAR-LT the published selection
 
 
@@ -44,6 +48,7 @@ def compare(
     seeds: Sequence[str] = ("0",),
     pretrained: Sequence[str] = (),
     model_sizes: Sequence[str] = (),
+    post_hoc: Sequence[str] = (),
 ) -> dict[str, Any] | None:
     """Fine-tune once for each loss, seed, pretrained model and size, and write table, report and pictures.
 
@@ -54,6 +59,7 @@ def compare(
         output_dir: one folder a run, and results.json, report.md, table.md, table.tex and pictures.
         pretrained: models to start from, "none" among them; empty: what ``options`` say.
         model_sizes: of `--model_size`, for models that start from nothing; empty: what ``options`` say.
+        post_hoc: of `POST_HOC`: rows more, for the runs with an unbalanced loss after such an adjustment.
 
     Returns:
         What results.json holds, or None if a signal stopped a run (which has saved a checkpoint).
@@ -64,6 +70,11 @@ def compare(
     output_dir = Path(output_dir)
     if output_dir.is_file() or (output_dir / RUN_FILE).exists():
         raise ValueError(f"output_dir: {str(output_dir)!r} is a file or the folder of a single run; name a new folder")
+    for method in post_hoc:
+        if method not in POST_HOC:
+            raise ValueError(f"post_hoc: {method!r} is unknown; known: {', '.join(POST_HOC)}")
+    if post_hoc and set(losses) <= set(BALANCED_LOSSES):
+        raise ValueError("post_hoc: it is for unbalanced losses; add one, such as ce, to --losses")
     runs = plan_runs(options, output_dir, losses, seeds, pretrained, model_sizes)
     is_main = int(os.environ.get("RANK", 0)) == 0
     finished = []
@@ -78,7 +89,9 @@ def compare(
         if finished_steps(run_dir, run.args) is None:
             return None
         results = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
-        finished.append(_outcome(run, run_dir, results))
+        finished.append({**_outcome(run, results), "curve": _curve(run, run_dir)})
+        for method in post_hoc if is_main and run.args.loss not in BALANCED_LOSSES else ():
+            finished.append(_outcome(run, adjusted_results(run, run_dir, method), method))
     comparison = {
         "command": command_line(),
         **{key: results[key] for key in ("dataset", "split", "images", "groups", "class_counts")},
@@ -160,17 +173,36 @@ def _kind(pretrained: str) -> str:
     return "MAE" if model_type == "vit_mae" else model_type
 
 
-def _outcome(run: Run, run_dir: Path, results: Mapping[str, Any]) -> dict[str, Any]:
-    """What the comparison keeps of a finished run: its figures, and the curve that it logged."""
+def adjusted_results(run: Run, run_dir: Path, method: str) -> dict[str, Any]:
+    """Figures of a run's model after a method of `POST_HOC`, whose folder is in that of the run."""
+    folder = run_dir / method
+    file = folder / "results.json"
+    if not file.exists() or file.stat().st_mtime < (run_dir / "model.safetensors").stat().st_mtime:
+        shutil.rmtree(folder, ignore_errors=True)
+        adjust(run_dir, folder, **POST_HOC[method])
+        split = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))["split"]
+        options = {"num_workers": run.args.num_workers, **run.args.data_options()}
+        evaluate_checkpoint(folder, run.args.dataset, output_dir=folder, split=split, **options)
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _outcome(run: Run, results: Mapping[str, Any], method: str | None = None) -> dict[str, Any]:
+    """What the comparison keeps of a finished run: its figures."""
+    return {
+        "name": f"{run.name}/{method}" if method else run.name,
+        "pretraining": run.pretraining,
+        "post_hoc": method,
+        **{key: results[key] for key in ("loss", "tau", "pretrained", "parameters", *MEASURES)},
+        "seed": run.args.seed,
+    }
+
+
+def _curve(run: Run, run_dir: Path) -> dict[str, Any]:
+    """The accuracies that a run logged."""
     lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     logged = [entry for entry in map(json.loads, lines) if "eval_accuracy" in entry]
     return {
-        "name": run.name,
-        "pretraining": run.pretraining,
-        **{key: results[key] for key in ("loss", "tau", "seed", "pretrained", "parameters", *MEASURES)},
-        "curve": {
-            "split": run.args.eval_split,
-            "epoch": [entry["epoch"] for entry in logged],
-            "accuracy": [entry["eval_accuracy"] for entry in logged],
-        },
+        "split": run.args.eval_split,
+        "epoch": [entry["epoch"] for entry in logged],
+        "accuracy": [entry["eval_accuracy"] for entry in logged],
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 
 from .plots import INK, _clean, _save
 
-# A colour-blind safe order (Okabe and Ito, without yellow), as many as there are losses.
+# A colour-blind safe order (Okabe and Ito, without yellow).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5b6472", "#8c510a", "#7b3294", "#1f2933")
 PANELS_A_ROW = 2
 
@@ -30,7 +31,9 @@ def plot_convergence(panels: Mapping[str, Mapping[str, Sequence[Curve]]], split:
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(1.2 + 4.6 * columns, 0.4 + 3.6 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    colours = dict(zip(dict.fromkeys(loss for curves in panels.values() for loss in curves), COLOURS, strict=False))
+    colours = dict(
+        zip(dict.fromkeys(loss for curves in panels.values() for loss in curves), cycle(COLOURS), strict=False)
+    )
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     for place, (axes, (title, curves)) in enumerate(zip(grid.flat, panels.items(), strict=False)):
@@ -69,7 +72,7 @@ def plot_model_size(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None
     lines: dict[tuple[str, bool], list[Mapping[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: row["parameters"]):
         lines.setdefault((row["name"], row["pretraining"] != "none"), []).append(row)
-    colours = dict(zip(dict.fromkeys(row["name"] for row in rows), COLOURS, strict=False))
+    colours = dict(zip(dict.fromkeys(row["name"] for row in rows), cycle(COLOURS), strict=False))
     both = len({pretrained for _, pretrained in lines}) > 1
     for (name, pretrained), members in sorted(lines.items(), key=lambda line: list(colours).index(line[0][0])):
         axes.errorbar(

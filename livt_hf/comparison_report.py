@@ -26,6 +26,7 @@ SHORT_NAMES = {
     "las": "LAS",
     "lade": "LADE",
 }
+POST_HOC_NAMES = {"logit_adjustment": "LA", "tau_norm": "tau-norm"}
 MEASURES = {"many": "Many", "medium": "Med.", "few": "Few", "accuracy": "Acc", "ece": "ECE", "mce": "MCE"}
 LOWER_IS_BETTER = ("ece", "mce")
 
@@ -34,24 +35,27 @@ def summarise(runs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A row for each pretraining, size and loss: mean and sample standard deviation (n - 1) over its runs.
 
     Args:
-        runs: results of runs (results.json), each with "pretraining", the words for what it started from.
+        runs: results of runs (results.json), each with "pretraining", the words for what it started from, and
+            "post_hoc", what was done to the trained model, if anything.
 
     Returns:
-        ``{"pretraining", "parameters", "loss", "seeds": [...], "accuracy": {"mean", "std"}, ...}`` with all of
-        `MEASURES`; "std" is None for a single run, both are None where a run has no such figure.
+        ``{"pretraining", "parameters", "loss", "post_hoc", "seeds": [...], "accuracy": {"mean", "std"}, ...}``, with
+        all of `MEASURES`; "std" is None for a single run, both are None where a run has no such figure.
     """
     rows: dict[tuple, list[Mapping[str, Any]]] = {}
     for run in runs:
-        rows.setdefault((run["pretraining"], run["parameters"], run["loss"]), []).append(run)
+        key = (run["pretraining"], run["parameters"], run["loss"], run.get("post_hoc"))
+        rows.setdefault(key, []).append(run)
     return [
         {
             "pretraining": pretraining,
             "parameters": parameters,
             "loss": loss,
+            "post_hoc": post_hoc,
             "seeds": [run["seed"] for run in members],
             **{measure: _spread([run[measure] for run in members]) for measure in MEASURES},
         }
-        for (pretraining, parameters, loss), members in rows.items()
+        for (pretraining, parameters, loss, post_hoc), members in rows.items()
     ]
 
 
@@ -60,6 +64,11 @@ def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
     if len(known) < len(values):
         return {"mean": None, "std": None}
     return {"mean": statistics.fmean(known), "std": statistics.stdev(known) if len(known) > 1 else None}
+
+
+def row_name(row: Mapping[str, Any]) -> str:
+    """Loss, and what was done after the training."""
+    return SHORT_NAMES[row["loss"]] + (f" + {POST_HOC_NAMES[row['post_hoc']]}" if row["post_hoc"] else "")
 
 
 # Tables
@@ -105,7 +114,7 @@ def _table(rows: Sequence[Mapping[str, Any]], marks: Mapping[str, str]) -> tuple
         [
             f"{row['parameters'] / 1e6:.2f}M",
             row["pretraining"],
-            SHORT_NAMES[row["loss"]],
+            row_name(row),
             *(cell(row[measure], measure) for measure in MEASURES),
         ]
         for row in rows
@@ -132,17 +141,19 @@ def write_comparison(output_dir: Path, comparison: Mapping[str, Any]) -> None:
     plot_comparison(
         [_bar(row, panels[row["pretraining"], row["parameters"]]) for row in rows], output_dir / "accuracy.png"
     )
-    if all(run["curve"]["epoch"] for run in runs):
-        pictures["convergence.png"] = _convergence_caption(runs)
+    trained = [run for run in runs if not run["post_hoc"]]
+    if all(len(run["curve"]["epoch"]) > 1 for run in trained):
+        pictures["convergence.png"] = _convergence_caption(trained)
         curves: dict[str, dict[str, list[dict[float, float]]]] = {}
-        for run in runs:
+        for run in trained:
             curve = dict(zip(run["curve"]["epoch"], run["curve"]["accuracy"], strict=True))
             losses = curves.setdefault(panels[run["pretraining"], run["parameters"]], {})
             losses.setdefault(SHORT_NAMES[run["loss"]], []).append(curve)
-        plot_convergence(curves, runs[0]["curve"]["split"], output_dir / "convergence.png")
-    if len({row["parameters"] for row in rows}) > 1:
+        plot_convergence(curves, trained[0]["curve"]["split"], output_dir / "convergence.png")
+    sizes = {(row["pretraining"] == "none", row["parameters"]) for row in rows}
+    if len(sizes) > len({from_scratch for from_scratch, _ in sizes}):
         pictures["model_size.png"] = "Accuracy over the number of parameters."
-        plot_model_size([{**row, "name": SHORT_NAMES[row["loss"]]} for row in rows], output_dir / "model_size.png")
+        plot_model_size([{**row, "name": row_name(row)} for row in rows], output_dir / "model_size.png")
     write_text(output_dir / "table.md", comparison_table(rows) + "\n")
     write_text(output_dir / "table.tex", latex_table(rows))
     write_text(output_dir / "report.md", _report(comparison, pictures))
@@ -152,7 +163,7 @@ def write_comparison(output_dir: Path, comparison: Mapping[str, Any]) -> None:
 def _bar(row: Mapping[str, Any], panel: str) -> dict[str, Any]:
     measures = ("many", "medium", "few", "accuracy")
     return {
-        "name": "\n".join(filter(None, (SHORT_NAMES[row["loss"]], *panel.split(", ")))),
+        "name": "\n".join(filter(None, (row_name(row), *panel.split(", ")))),
         **{measure: row[measure]["mean"] for measure in measures},
         "spread": {measure: row[measure]["std"] for measure in measures},
     }
@@ -177,6 +188,15 @@ def _convergence_caption(runs: Sequence[Mapping[str, Any]]) -> str:
     return caption
 
 
+def _post_hoc_sentence(runs: Sequence[Mapping[str, Any]]) -> str:
+    words = {
+        "logit_adjustment": " LA: the trained model after post-hoc logit adjustment to uniform class shares.",
+        "tau_norm": " tau-norm: the trained model's class weights over their norms (tau 1), without biases.",
+    }
+    used = {run["post_hoc"] for run in runs}
+    return "".join(sentence for method, sentence in words.items() if method in used)
+
+
 def _report(comparison: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     runs, counts = comparison["runs"], comparison["class_counts"]
     definition = describe_groups(comparison["groups"]["definition"])
@@ -193,7 +213,7 @@ def _report(comparison: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         f"best in bold. {spread}",
         comparison_table(comparison["rows"]),
         f"Groups: {'; '.join(f'{name}: {words}' for name, words in definition.items())}. All options but the loss, the "
-        "seed and what the table names are the same for every run.",
+        f"seed and what the table names are the same for every run.{_post_hoc_sentence(runs)}",
         *(f"![{text.split('.')[0]}]({file})\n\n*{text}*" for file, text in pictures.items()),
         "## Every run",
         markdown_table(

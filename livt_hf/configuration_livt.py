@@ -158,7 +158,7 @@ def check_not_adjusted(config: Any) -> None:
     """ValueError if a model's classifier was changed after training: a loss of it would be that of another model."""
     if getattr(config, "adjustment", None):
         raise ValueError(
-            "labels: the classifier was adjusted after its training, and training on would be wrong; restore it with "
+            "model: its classifier was adjusted after the training, and training on would be wrong; restore it with "
             "`livt adjust --undo` first"
         )
 

@@ -157,22 +157,44 @@ SMALL += ["--rand_augment=none", "--num_hidden_layers=1"]
 
 def test_without_a_validation_split_the_curve_is_of_the_test_split_and_says_so(folder, tmp_path):
     command = ["compare", *SMALL, f"--dataset={folder}", "--losses=ce", f"--output_dir={tmp_path}"]
-    assert main([*command, "--model_sizes=ti,s"]) == 0
+    assert main([*command, "--max_steps=4", "--model_sizes=ti,s"]) == 0
     comparison = json.loads((tmp_path / "results.json").read_text())
     assert [entry["name"] for entry in comparison["runs"]] == ["ce-seed0-ti", "ce-seed0-s"]
     for entry in comparison["runs"]:
         # The last point of the curve is the figure of the table: nothing was chosen in between.
         assert entry["curve"]["split"] == "test"
         assert entry["curve"]["accuracy"][-1] == entry["accuracy"]
+        assert entry["curve"]["epoch"] == [1.0, 2.0]
     report = (tmp_path / "report.md").read_text()
     assert "Accuracy on the test split while training. Nothing is chosen by it" in report
     assert "(model_size.png)" in report
     assert "One seed (0)" in report
 
 
+def test_post_hoc_rows_are_the_adjusted_models_of_the_same_runs(folder, tmp_path):
+    command = ["compare", *SMALL, f"--dataset={folder}", "--losses=ce,bal_ce", f"--output_dir={tmp_path / 'out'}"]
+    command.append("--post_hoc=logit_adjustment,tau_norm")
+    assert main(command) == 0
+    comparison = json.loads((tmp_path / "out" / "results.json").read_text())
+    rows = [line.split(" | ")[2] for line in comparison_table(comparison["rows"]).splitlines()[2:]]
+    assert rows == ["CE", "CE + LA", "CE + tau-norm", "Bal-CE"]
+    model, adjusted = tmp_path / "out" / "ce-seed0", tmp_path / "out" / "ce-seed0" / "logit_adjustment"
+    biases = [load_file(path / "model.safetensors")["classifier.bias"] for path in (model, adjusted)]
+    shift = torch.tensor([0.5 / 0.6, 0.5 / 0.4]).log()  # 6 and 4 training images
+    torch.testing.assert_close(biases[1] - biases[0], shift)
+    evaluated = json.loads((adjusted / "results.json").read_text())
+    assert comparison["rows"][1]["ece"]["mean"] == evaluated["ece"]
+    written = (adjusted / "model.safetensors").stat().st_mtime_ns
+    assert main(command) == 0
+    assert (adjusted / "model.safetensors").stat().st_mtime_ns == written
+    assert "LA: the trained model after post-hoc logit adjustment" in (tmp_path / "out" / "report.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--losses=ce", "--post_hoc=la"], "post_hoc: 'la' is unknown; known: logit_adjustment, tau_norm"),
+        (["--losses=bal_ce", "--post_hoc=tau_norm"], "post_hoc: it is for unbalanced losses; add one, such as ce"),
         (["--losses=ce,bal_be"], "loss: 'bal_be' is unknown; did you mean 'bal_bce'?"),
         (["--losses=ce,ce"], "losses: 'ce,ce'; give different values"),
         (["--losses=ce", "--seeds=0,,1"], "seeds: '0,,1'; give different values"),
