@@ -310,7 +310,7 @@ def test_a_reporter_that_is_not_installed_is_named(capsys, tmp_path, data, monke
 def test_a_pretrained_model_that_does_not_exist_is_named(capsys, tmp_path, data, pretrained):
     error = the_error(capsys, run_stage("finetune", data, tmp_path / "out", pretrained=pretrained))
     assert error.startswith(f"pretrained: '{pretrained}' is neither a folder with a model nor one on the Hub (")
-    assert error.endswith("); give the output folder of `livt pretrain`, a Hub id, or none")
+    assert error.endswith("); give the output folder of `livt pretrain`, an image classifier, a Hub id, or none")
 
 
 def test_a_folder_without_a_model_is_no_pretrained_model(capsys, tmp_path, data):
@@ -318,9 +318,11 @@ def test_a_folder_without_a_model_is_no_pretrained_model(capsys, tmp_path, data)
     assert error.startswith(f"pretrained: '{data}' is neither a folder with a model nor one on the Hub (")
 
 
-def test_a_classifier_is_no_pretrained_model(capsys, tmp_path, data, classifier):
-    error = the_error(capsys, run_stage("finetune", data, tmp_path / "out", pretrained=classifier))
-    assert error.startswith(f"pretrained: '{classifier}' is a 'beit' model; a masked autoencoder ('vit_mae') is needed")
+def test_an_adjusted_classifier_is_no_pretrained_model(capsys, tmp_path, data, classifier):
+    assert main(words("adjust", model=classifier, output_dir=tmp_path / "adjusted", temperature=2)) == 0
+    capsys.readouterr()
+    status = run_stage("finetune", data, tmp_path / "out", pretrained=tmp_path / "adjusted")
+    assert the_error_after_a_bar(capsys, status).startswith("model: its classifier was adjusted after the training")
 
 
 def test_an_image_size_that_does_not_fit_the_pretrained_patches_is_named(capsys, tmp_path, data, autoencoder):
