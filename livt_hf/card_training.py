@@ -11,6 +11,7 @@ from typing import Any
 
 from .arguments import FinetuneArguments, PretrainArguments
 from .report import escape_markdown, markdown_table
+from .report_html import public_name
 from .runs import RUN_FILE
 
 # Options that say how to train, in the order of the table; those of the other stage are not in a record.
@@ -89,12 +90,6 @@ def training_command(stage: str, run: Mapping[str, Any]) -> str:
         values = value if isinstance(value, list) else [value]
         words += [f"--{field.name}", *(public_name(_word(word)) for word in values)]
     return shlex.join(words)
-
-
-def public_name(name: str) -> str:
-    """On one line, and of a local path the last part: where files lie on the author's machine is nobody's business."""
-    name = " ".join(name.split())
-    return Path(name).name if name.startswith((".", "/", "~")) else name
 
 
 def _word(value: Any) -> str:

@@ -137,7 +137,7 @@ def run_evaluate(argv: list[str]) -> int:
     print(accuracy_table(results))
     for name, values in results.get("test_prior", {}).items():
         print(f"{name + ':':<14}{percent(values['accuracy']):>6} %, shifted {percent(values['shifted']):>5} %")
-    print(f"ECE {percent(results['ece'])} %, MCE {percent(results['mce'])} %; the report is {output_dir}/report.md")
+    print(f"ECE {percent(results['ece'])} %, MCE {percent(results['mce'])} %; report: {output_dir}/report.html")
     return 0
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from .plots import INK, _clean, _save
+from .plots import INK, _clean, save_png
 
 # A colour-blind safe order (Okabe and Ito, without yellow).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5b6472", "#8c510a", "#7b3294", "#1f2933")
@@ -57,7 +57,7 @@ def plot_convergence(panels: Mapping[str, Mapping[str, Sequence[Curve]]], split:
         _clean(axes)
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, ncols=5, loc="outside upper center", labelcolor=INK)
-    _save(figure, path)
+    save_png(figure, path)
 
 
 def plot_model_size(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
@@ -95,4 +95,4 @@ def plot_model_size(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None
     axes.set_ylabel("accuracy (%)")
     figure.legend(frameon=False, ncols=4, loc="outside upper center", fontsize=9, labelcolor=INK)
     _clean(axes)
-    _save(figure, path)
+    save_png(figure, path)

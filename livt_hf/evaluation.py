@@ -43,7 +43,7 @@ from .modeling_mae import LivtMAEForPreTraining
 from .plots import plot_reconstructions
 from .prior import ClassPrior
 from .prior_shift import assumed_log_prior, long_tailed_priors
-from .report import prior_section, write_report
+from .report import write_report
 
 Statistics = tuple[float, float, float]  # of the pixels in 0 .. 1, per channel
 MASK_GREY = 225  # grey level of hidden patches in pictures
@@ -68,7 +68,7 @@ def evaluate_checkpoint(
         model: folder or Hub id of an image classifier; one of ours knows its class counts and shot groups, for any
             other one the counts of the data set's train split are used.
         dataset: anything that `livt_hf.data.load_long_tailed` takes, or what it returned.
-        output_dir: where results.json, report.md and the pictures go.
+        output_dir: where results.json, report.md, report.html and the pictures go.
         split: split to evaluate on.
         mae: folder or Hub id of a masked autoencoder whose reconstructions are shown in the report.
         test_prior: also the accuracies under forward and backward long-tailed test distributions.
@@ -110,13 +110,10 @@ def evaluate_checkpoint(
     )
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    sections = {}
     if mae is not None:
-        caption = draw_reconstructions(mae, splits[split], results["class_counts"], output_dir / "reconstructions.png")
-        sections["Masked reconstructions"] = f"![Masked reconstructions](reconstructions.png)\n\n{caption}"
-    if test_prior:
-        sections["Other test distributions"] = prior_section(results["test_prior"])
-    write_report(results, output_dir, sections)
+        picture = output_dir / "reconstructions.png"
+        results["reconstructions"] = draw_reconstructions(mae, splits[split], results["class_counts"], picture)
+    write_report(results, output_dir, splits[split])
     return results
 
 

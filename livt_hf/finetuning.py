@@ -244,7 +244,7 @@ def _save_model(
         "seed": args.seed,
     }
     results = evaluate_model(model, split, processor, num_workers=args.num_workers, description=description)
-    write_report(results, output_dir)
+    write_report(results, output_dir, split)
     write_model_card(output_dir, results)
     return results
 

@@ -18,6 +18,7 @@ from .checkpoints import write_text
 from .losses import BALANCED_LOSSES
 from .prior import ClassPrior
 from .report import accuracy_table, escape_markdown, markdown_table, measurement, percent
+from .report_html import public_name
 
 TAGS = ["livt", "long-tailed-recognition", "imbalanced-data", "vision", "vit"]
 METRIC_NAMES = {
@@ -101,8 +102,8 @@ def card_metadata(results: Mapping[str, Any], model_name: str, dataset_id: str |
         eval_results=[
             EvalResult(
                 task_type="image-classification",
-                dataset_type=dataset_id or _slug(_public_name(results["dataset"])),
-                dataset_name=_public_name(results["dataset"]),
+                dataset_type=dataset_id or _slug(public_name(results["dataset"])),
+                dataset_name=public_name(results["dataset"]),
                 dataset_split=results.get("split"),
                 metric_type=METRIC_TYPES.get(key, key),
                 metric_name=METRIC_NAMES[key],
@@ -165,7 +166,7 @@ def _introduction(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
 def _training_data(results: Mapping[str, Any]) -> str:
     """How long the tail is: totals, and the classes at both ends."""
     prior = ClassPrior(results["class_counts"])
-    counts, data_set = prior.counts, escape_markdown(_public_name(results["dataset"]))
+    counts, data_set = prior.counts, escape_markdown(public_name(results["dataset"]))
     order = sorted(range(len(prior)), key=lambda label: -counts[label])
     if len(order) <= 2 * ENDS_SHOWN:
         shown, which = order, "All classes"
@@ -228,9 +229,9 @@ print(model.config.loss, model.config.tau, model.config.ordered_class_counts())
 
 def _training(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     if results["pretrained"] and not _is_livt(config):
-        start = f"the weights of {escape_markdown(_public_name(results['pretrained']))}"
+        start = f"the weights of {escape_markdown(public_name(results['pretrained']))}"
     elif results["pretrained"]:
-        source = escape_markdown(_public_name(results["pretrained"]))
+        source = escape_markdown(public_name(results["pretrained"]))
         start = f"the encoder of the masked autoencoder {source}, which learns from images without their labels"
     else:
         start = "random weights, without masked pretraining"
@@ -291,13 +292,7 @@ def _is_balanced(results: Mapping[str, Any]) -> bool:
 
 def _data_name(results: Mapping[str, Any]) -> str:
     split = f" ({escape_markdown(results['split'])} split)" if results.get("split") else ""
-    return escape_markdown(_public_name(results["dataset"])) + split
-
-
-def _public_name(name: str) -> str:
-    """On one line, and of a local path the last part: where files lie on the author's machine is nobody's business."""
-    name = " ".join(name.split())
-    return Path(name).name if name.startswith((".", "/", "~")) else name
+    return escape_markdown(public_name(results["dataset"])) + split
 
 
 def _slug(name: str) -> str:

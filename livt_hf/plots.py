@@ -1,7 +1,7 @@
-"""PNG charts of a data set's long tail, a model's accuracy along it, its calibration, and masked reconstructions.
+"""Charts of a data set's long tail, a model's accuracy along it, its calibration, and masked reconstructions.
 
-matplotlib's object API on a white card, so that they read on light and dark pages and no global state is touched.
-Shot groups have the same colours in every chart.
+matplotlib's object API, so that no global state is touched. PNGs stand on a white card and read on light and dark
+pages; the SVGs of `as_svg` take their ink from the page. Shot groups have the same colours in every chart.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -31,19 +32,17 @@ MAX_NAMED_CLASSES = 45  # more class names than this do not fit under an axis
 MAX_BARS_PER_GROUP = 60  # larger groups are drawn as bars of several neighbouring classes
 
 
-def plot_class_frequency(
+def class_frequency_figure(
     class_counts: Mapping[str, int] | Sequence[int],
     per_class_accuracy: Mapping[str, float | None],
     groups: Mapping[str, Any],
-    path: str | Path,
-) -> None:
+) -> Figure:
     """Training images of each class, largest first, above the accuracy of the same classes.
 
     Args:
         class_counts: training images of each class.
         per_class_accuracy: percent by class name, None for a class without test images (drawn as a gap).
         groups: arguments of `ClassPrior.groups`.
-        path: PNG file to write.
     """
     prior = ClassPrior(class_counts)
     order = np.argsort(-prior.counts, kind="stable")  # (C,) labels, largest class first
@@ -101,16 +100,86 @@ def plot_class_frequency(
         bottom.set_xlabel(f"classes, largest first{together}")
     for axes in (top, bottom):
         _clean(axes)
-    _save(figure, path)
+    return figure
 
 
-def plot_reliability(bins: Sequence[Mapping[str, Any]], ece: float, path: str | Path) -> None:
+def prediction_figure(
+    class_counts: Mapping[str, int],
+    test_counts: Mapping[str, int],
+    predicted_counts: Mapping[str, int],
+    groups: Mapping[str, Any],
+) -> Figure:
+    """How often each class is predicted (bars), occurs in the test set and in the training set (lines), largest first.
+
+    Args:
+        class_counts, test_counts, predicted_counts: images by class name.
+        groups: arguments of `ClassPrior.groups`.
+    """
+    prior = ClassPrior(class_counts)
+    order = np.argsort(-prior.counts, kind="stable")  # (C,) labels, largest class first
+    train = 100 * prior.pi[order]
+    test, predicted = (
+        100 * np.array([counts[prior.names[label]] for label in order]) / sum(counts.values())
+        for counts in (test_counts, predicted_counts)
+    )
+    place_of = {int(label): place for place, label in enumerate(order)}
+    figure = Figure(figsize=(8.6, 3.4), layout="constrained")
+    axes = figure.subplots()
+    centres, lines = [], []
+    for group, labels in prior.groups(**groups).items():
+        members = np.sort([place_of[int(label)] for label in labels])
+        if not len(members):
+            continue
+        for bars in np.array_split(members, min(len(members), MAX_BARS_PER_GROUP)):
+            width = 0.82 * len(bars) if len(prior) <= 100 else len(bars)
+            axes.bar(bars.mean(), predicted[bars].mean(), width, color=GROUP_COLOURS[group], linewidth=0)
+            centres.append(bars.mean())
+            lines.append((train[bars].mean(), test[bars].mean()))
+        axes.bar(0, 0, color=GROUP_COLOURS[group], label=f"predicted, {group}")
+    lines_of = np.array(lines)
+    axes.plot(centres, lines_of[:, 0], color=INK, linewidth=1.5, marker="o", markersize=2.5, label="training set")
+    axes.plot(centres, lines_of[:, 1], color=MUTED, linewidth=1.5, linestyle=(0, (4, 3)), label="test set")
+    axes.set_xlim(-0.6, len(prior) - 0.4)
+    axes.set_ylabel("share of the images (%)")
+    axes.set_xlabel("classes, largest first")
+    axes.set_title("What is predicted, beside what was there")
+    axes.legend(frameon=False, loc="upper right", handlelength=1.6, handleheight=1, labelcolor=INK)
+    if len(prior) <= MAX_NAMED_CLASSES:
+        names = [_short(prior.names[label]) for label in order]
+        upright = len(prior) <= 12 and max(map(len, names)) <= 8
+        axes.set_xticks(range(len(prior)), names, rotation=0 if upright else 90, fontsize=8, parse_math=False)
+    _clean(axes)
+    return figure
+
+
+def plot_thumbnails(images: Sequence[np.ndarray], titles: Sequence[str], path: str | Path, columns: int = 8) -> None:
+    """Images in rows, each under its title of up to two lines.
+
+    Args:
+        images: uint8 arrays of shape (H, W, 3), of any sizes.
+        path: PNG file to write.
+    """
+    rows = -(-len(images) // columns)
+    figure = Figure(
+        figsize=(0.2 + 1.3 * columns, 1.75 * rows),
+        layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.04, wspace=0.01, hspace=0.01),
+    )
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.axis("off")
+    for axes, image, title in zip(grid, images, titles, strict=False):
+        axes.imshow(image, interpolation="nearest")
+        short = "\n".join(_short(line, 18) for line in title.split("\n"))
+        axes.set_title(short, fontsize=7, color=INK, parse_math=False)
+    save_png(figure, path, colours=None)
+
+
+def reliability_figure(bins: Sequence[Mapping[str, Any]], ece: float) -> Figure:
     """Reliability diagram: accuracy per bin of confidence, the gap to perfect calibration, and how full the bins are.
 
     Args:
         bins: from `livt_hf.metrics.reliability_bins`.
         ece: expected calibration error in percent, for the title.
-        path: PNG file to write.
     """
     figure = Figure(figsize=(5.2, 5.6), layout="constrained")
     main, share = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
@@ -137,7 +206,7 @@ def plot_reliability(bins: Sequence[Mapping[str, Any]], ece: float, path: str | 
     share.set_xlabel("confidence (%)")
     for axes in (main, share):
         _clean(axes)
-    _save(figure, path)
+    return figure
 
 
 def plot_comparison(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
@@ -166,7 +235,7 @@ def plot_comparison(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None
     axes.set_ylabel("test accuracy (%)")
     figure.legend(frameon=False, ncols=4, loc="outside upper center", handlelength=1, handleheight=1, labelcolor=INK)
     _clean(axes)
-    _save(figure, path)
+    save_png(figure, path)
 
 
 def plot_loss_curve(losses: Sequence[tuple[float, float]], path: str | Path) -> None:
@@ -183,7 +252,7 @@ def plot_loss_curve(losses: Sequence[tuple[float, float]], path: str | Path) -> 
     axes.set_ylabel("training loss")
     axes.set_title(f"Loss after {losses[-1][0]:g} epochs: {losses[-1][1]:.4f}")
     _clean(axes)
-    _save(figure, path)
+    save_png(figure, path)
 
 
 def plot_reconstructions(
@@ -217,7 +286,7 @@ def plot_reconstructions(
             if row == 0 and titles:
                 axes.set_title(_short(titles[column], 16), fontsize=8, color=INK, parse_math=False)
         grid[row, 0].set_ylabel(name, fontsize=9, color=INK)
-    _save(figure, path, colours=None)
+    save_png(figure, path, colours=None)
 
 
 def _clean(axes: Axes) -> None:
@@ -232,7 +301,7 @@ def _clean(axes: Axes) -> None:
     axes.title.set(color=INK, fontsize=11, fontweight="bold")
 
 
-def _save(figure: Figure, path: str | Path, colours: int | None = 128) -> None:
+def save_png(figure: Figure, path: str | Path, colours: int | None = 128) -> None:
     """Write the figure as a PNG, reduced to a palette (a third of the size) unless it holds photos; atomically."""
     canvas = FigureCanvasAgg(figure)
     figure.set_dpi(DPI)
@@ -246,6 +315,28 @@ def _save(figure: Figure, path: str | Path, colours: int | None = 128) -> None:
     part = path.with_name(path.name + ".part")
     part.write_bytes(data.getvalue())
     os.replace(part, path)
+
+
+# Colours of a chart that follow the page that holds it -> the page's CSS variables.
+_PAGE_COLOURS = {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    GRID: "var(--line)",
+    "#aab4c2": "var(--bar)",
+    OVERCONFIDENT["facecolor"]: "var(--over)",
+    UNDERCONFIDENT["facecolor"]: "var(--under)",
+}
+
+
+def as_svg(figure: Figure) -> str:
+    """The figure as an `<svg>` element for a page: transparent, text as text, ink in the page's colours."""
+    buffer = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "livt_hf", "font.family": ["DejaVu Sans", "sans-serif"]}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    for colour, variable in _PAGE_COLOURS.items():
+        text = text.replace(colour, variable)
+    return text[text.index("<svg") :]
 
 
 def _nan(value: float | None) -> float:

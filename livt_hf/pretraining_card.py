@@ -10,11 +10,12 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from .card_training import hyperparameters, public_name, read_losses, read_run, training_command
+from .card_training import hyperparameters, read_losses, read_run, training_command
 from .checkpoints import write_text
 from .model_card import CITATION
 from .plots import plot_loss_curve
 from .report import code_block, escape_markdown
+from .report_html import public_name
 
 TAGS = [
     "livt",

@@ -96,7 +96,7 @@ def _write_results(output_dir: Path, mae_dir: Path, rows: Sequence[dict[str, Any
     for name in MODEL_FILES:
         shutil.copy2(output_dir / "runs" / PUBLISHED[0] / name, model_dir / name)
     comparison = f"{table}\n\nOne seed ({published['seed']}); the same recipe for every loss."
-    write_report(published, model_dir)
+    write_report(published, model_dir, test)
     write_model_card(model_dir, published, sections={"Compared with other losses": comparison})
     write_text(output_dir / "report.md", _report(rows, table, published, caption))
     write_text(output_dir / "results.json", json.dumps(rows, indent=2, ensure_ascii=False) + "\n")

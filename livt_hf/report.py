@@ -1,4 +1,4 @@
-"""results.json and report.md with its pictures, all from the one dict that `livt_hf.evaluation` makes."""
+"""results.json, report.md with its pictures, and report.html, all from the one dict that `livt_hf.evaluation` makes."""
 
 from __future__ import annotations
 
@@ -8,50 +8,116 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
+
 from .checkpoints import write_text
+from .data import decode_image
 from .metrics import describe_groups
-from .plots import plot_class_frequency, plot_reliability
+from .plots import (
+    as_svg,
+    class_frequency_figure,
+    plot_thumbnails,
+    prediction_figure,
+    reliability_figure,
+    save_png,
+)
 from .prior import GROUP_NAMES, ClassPrior
+from .report_html import (
+    GROUP_SENTENCE,
+    INVISIBLE,
+    further_figures,
+    group_shares,
+    hardest_sentence,
+    percent,
+    public_name,
+    report_html,
+)
+
+HARDEST = "hardest.png"
 
 
-def write_report(results: Mapping[str, Any], output_dir: str | Path, sections: Mapping[str, str] | None = None) -> None:
-    """Write results.json, report.md, class_frequency.png and reliability.png.
+def write_report(results: Mapping[str, Any], output_dir: str | Path, split: Dataset | None = None) -> None:
+    """Write results.json, report.md with its pictures, and report.html, a page that needs no other file.
 
     Args:
         results: what `evaluate_model` returned.
-        output_dir: folder, made if it does not exist.
-        sections: further parts of the report, ``{heading: Markdown}``.
+        output_dir: folder, made if it does not exist; its reconstructions.png is shown if ``results`` has a caption
+            under ``reconstructions``.
+        split: the images that were evaluated, for thumbnails of the hardest ones; without it there are none.
     """
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    definition = results["groups"]["definition"]
-    plot_class_frequency(results["class_counts"], results["per_class"], definition, folder / "class_frequency.png")
-    plot_reliability(results["reliability"], results["ece"], folder / "reliability.png")
-    write_text(folder / "report.md", report_markdown(results, sections or {}))
-    write_text(folder / "results.json", json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    definition, counts = results["groups"]["definition"], results["class_counts"]
+    figures = {
+        "class_frequency": class_frequency_figure(counts, results["per_class"], definition),
+        "reliability": reliability_figure(results["reliability"], results["ece"]),
+        "predictions": prediction_figure(counts, results["test_counts"], results["predicted_counts"], definition),
+    }
+    for name, figure in figures.items():
+        save_png(figure, folder / f"{name}.png")
+    hardest = results["hardest_images"] if split is not None else []
+    images = [decode_image(split[entry["index"]]["image"]).permute(1, 2, 0).numpy() for entry in hardest]
+    if images:
+        plot_thumbnails(images, [f"{entry['true']}\nnot {entry['predicted']}" for entry in hardest], folder / HARDEST)
+    reconstructions = (folder / "reconstructions.png").read_bytes() if "reconstructions" in results else None
+    charts = {name: as_svg(figure) for name, figure in figures.items()}
+    write_text(folder / "report.html", report_html(results, charts, images, reconstructions))
+    write_text(folder / "report.md", report_markdown(results, bool(images)))
+    write_text(folder / "results.json", text)
 
 
-def report_markdown(results: Mapping[str, Any], sections: Mapping[str, str]) -> str:
+def report_markdown(results: Mapping[str, Any], with_thumbnails: bool = False) -> str:
     """The text of report.md."""
     parts = [
-        f"# Evaluation of {escape_markdown(results['model'])}",
+        f"# Evaluation of {escape_markdown(public_name(results['model']))}",
         f"{results['images']:,} images of {_data_name(results)}. {training_sentence(results)}",
         accuracy_table(results),
-        "A group's accuracy is the mean of the accuracies of its classes, each class counting the same; a dash means "
-        f"that no class of the group was tested.{_counts_sentence(results)}",
+        f"{GROUP_SENTENCE}{_counts_sentence(results)}",
         f"Expected calibration error (ECE): **{percent(results['ece'])} %**, maximum calibration error (MCE): "
         f"**{percent(results['mce'])} %**, over {len(results['reliability'])} bins of equal width.",
+        markdown_table(("Further figures", "", ""), further_figures(results), "lrl"),
         "## Accuracy along the long tail",
         "![Training images and accuracy of each class](class_frequency.png)",
+        "## What is taken for what",
+        _group_confusion_table(results),
+        "Test images by the group of their class (row) and of their prediction (column), in percent of the row.",
+        _pair_table(results) if results["confused_pairs"] else "No image was classified wrongly.",
+        "## What is predicted",
+        "![Share of each class in the predictions, the test set and the training set](predictions.png)",
         "## Calibration",
         "![Reliability diagram](reliability.png)",
-        *(f"## {escape_markdown(heading)}\n\n{text}" for heading, text in sections.items()),
-        "## Every class",
-        _class_table(results),
-        "## How it was measured",
-        measurement(results),
     ]
+    if with_thumbnails:
+        parts += ["## Hardest images", hardest_sentence(results), f"![Most confident mistakes]({HARDEST})"]
+    if "reconstructions" in results:
+        parts += ["## Masked reconstructions", "![Masked reconstructions](reconstructions.png)"]
+        parts += [escape_markdown(results["reconstructions"])]
+    if "test_prior" in results:
+        parts += ["## Other test distributions", prior_section(results["test_prior"])]
+    parts += ["## Every class", _class_table(results), "## How it was measured", measurement(results)]
     return "\n\n".join(parts) + "\n"
+
+
+def _group_confusion_table(results: Mapping[str, Any]) -> str:
+    rows = [
+        (f"{true}-shot class", *(percent(share) for share in shares), f"{images:,}")
+        for true, shares, images in group_shares(results)
+    ]
+    return markdown_table(("", *(f"→ {group}" for group in GROUP_NAMES), "Images"), rows, "lrrrr")
+
+
+def _pair_table(results: Mapping[str, Any]) -> str:
+    rows = [
+        (
+            escape_markdown(pair["true"]),
+            escape_markdown(pair["predicted"]),
+            f"{pair['images']:,}",
+            percent(pair["share"]),
+        )
+        for pair in results["confused_pairs"]
+    ]
+    return markdown_table(("Class", "Taken for", "Images", "Of its images (%)"), rows, "llrr")
 
 
 def accuracy_table(results: Mapping[str, Any]) -> str:
@@ -73,11 +139,14 @@ def _class_table(results: Mapping[str, Any]) -> str:
             escape_markdown(prior.names[label]),
             f"{prior.counts[label]:,}",
             group_of[label],
+            f"{results['test_counts'][prior.names[label]]:,}",
+            f"{results['predicted_counts'][prior.names[label]]:,}",
             percent(results["per_class"][prior.names[label]]),
         )
         for label in labels
     )
-    return markdown_table(("Class", "Training images", "Group", "Accuracy (%)"), rows, "lrlr")
+    header = ("Class", "Training images", "Group", "Test images", "Predicted", "Accuracy (%)")
+    return markdown_table(header, rows, "lrlrrr")
 
 
 def training_sentence(results: Mapping[str, Any]) -> str:
@@ -85,7 +154,11 @@ def training_sentence(results: Mapping[str, Any]) -> str:
     adjusted = _adjustment_sentence(results.get("adjustment"))
     if results["loss"] is None:
         return f"The checkpoint does not say how it was trained.{adjusted}"
-    start = f"initialised from {escape_markdown(results['pretrained'])}" if results["pretrained"] else "from scratch"
+    start = (
+        f"initialised from {escape_markdown(public_name(results['pretrained']))}"
+        if results["pretrained"]
+        else "from scratch"
+    )
     return f"Trained {start} with the loss {escape_markdown(results['loss'])}, tau {results['tau']:g}.{adjusted}"
 
 
@@ -125,17 +198,12 @@ def measurement(results: Mapping[str, Any]) -> str:
 
 def _data_name(results: Mapping[str, Any]) -> str:
     split = f" ({escape_markdown(results['split'])} split)" if results.get("split") else ""
-    return escape_markdown(results["dataset"]) + split
+    return escape_markdown(public_name(results["dataset"])) + split
 
 
 def _counts_sentence(results: Mapping[str, Any]) -> str:
     source = results.get("class_counts_from")
     return f" The checkpoint holds no class counts; they are those of the {escape_markdown(source)}." if source else ""
-
-
-def percent(value: float | None) -> str:
-    """One decimal; a dash for what could not be measured."""
-    return "–" if value is None else f"{value:.1f}"
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]], alignment: str) -> str:
@@ -146,13 +214,11 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]], alignme
 
 # What can start markup, a table cell, HTML or a link; an underscore only at the edge of a word.
 _MARKUP = re.compile(r"[|`<>&*\[\]~$\\#!]|(?<![^\W_])_|_(?![^\W_])|(?<=:)//|@")
-# Line breaks, control characters, and marks that reverse the direction of the text around them.
-_INVISIBLE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]+")
 
 
 def escape_markdown(text: Any) -> str:
     """Text such as a class name, harmless in a line or table cell of Markdown: it shows, and does nothing else."""
-    line = _INVISIBLE.sub(" ", str(text)).strip()
+    line = INVISIBLE.sub(" ", str(text)).strip()
     return _MARKUP.sub(lambda match: "".join(f"&#{ord(character)};" for character in match.group()), line)
 
 

@@ -291,6 +291,29 @@ def naughty_results():
         "groups": {"definition": GROUPS, "sizes": {"many": 1, "medium": 2, "few": 1}},
         "per_class": dict(zip(NAUGHTY, (None, 0.0, 50.0, 100.0), strict=True)),
         "class_counts": NAUGHTY,
+        "top5": None,
+        "macro_accuracy": 50.0,
+        "worst_class": 0.0,
+        "harmonic_mean": 0.0,
+        "pdc": 0.1234,
+        "group_confusion": {
+            "many": {"many": 0, "medium": 0, "few": 0},
+            "medium": {"many": 1, "medium": 2, "few": 0},
+            "few": {"many": 0, "medium": 0, "few": 1},
+        },
+        "confused_pairs": [{"true": list(NAUGHTY)[1], "predicted": "a|b", "images": 1, "share": 100.0}],
+        "hardest_images": [
+            {
+                "index": 0,
+                "group": "few",
+                "true": list(NAUGHTY)[3],
+                "predicted": list(NAUGHTY)[1],
+                "confidence": 90.0,
+                "true_probability": 5.0,
+            }
+        ],
+        "test_counts": dict(zip(NAUGHTY, (0, 1, 2, 1), strict=True)),
+        "predicted_counts": dict(zip(NAUGHTY, (1, 0, 2, 1), strict=True)),
         "reliability": [{"low": 0.0, "high": 100.0, "count": 4, "accuracy": 50.0, "confidence": 62.34}],
         "command": "livt evaluate --model ```",
         "versions": {"livt_hf": "0.1.0"},
@@ -299,7 +322,7 @@ def naughty_results():
 
 
 def test_report_tables():
-    report = report_markdown(naughty_results(), {})
+    report = report_markdown(naughty_results())
     lines = report.splitlines()
     start = lines.index("|  | Accuracy (%) | Classes | Definition |")
     assert lines[start + 2 : start + 6] == [
@@ -308,14 +331,14 @@ def test_report_tables():
         "| Medium-shot | 25.0 | 2 | 5 to 20 training images |",
         "| Few-shot | 100.0 | 1 | fewer than 5 training images |",
     ]
-    start = lines.index("| Class | Training images | Group | Accuracy (%) |")
+    start = lines.index("| Class | Training images | Group | Test images | Predicted | Accuracy (%) |")
     assert lines[start + 2 : start + 6] == [
-        "| a&#124;b | 30 | many | – |",
-        "| &#96;&#60;script&#62;alert(1)&#60;/script&#62;&#96; &#35; big | 10 | medium | 0.0 |",
-        "| 😀 &#91;x&#93;(http:&#47;&#47;y) &#64;me | 10 | medium | 50.0 |",
-        "| &#36;math&#36; &#95;it&#95; a_b | 2 | few | 100.0 |",
+        "| a&#124;b | 30 | many | 0 | 1 | – |",
+        "| &#96;&#60;script&#62;alert(1)&#60;/script&#62;&#96; &#35; big | 10 | medium | 1 | 0 | 0.0 |",
+        "| 😀 &#91;x&#93;(http:&#47;&#47;y) &#64;me | 10 | medium | 2 | 2 | 50.0 |",
+        "| &#36;math&#36; &#95;it&#95; a_b | 2 | few | 1 | 1 | 100.0 |",
     ]
-    assert "4 images of ../my&#124;images (test split)." in report
+    assert "4 images of my&#124;images (test split)." in report
     assert "Trained from scratch with the loss bal&#95;ce" not in report  # an underscore within a word is harmless
     assert "Trained from scratch with the loss bal_ce, tau 1." in report
     assert "````bash\nlivt evaluate --model ```\n````" in report

@@ -24,6 +24,7 @@ LAYERS = [
     "arguments",
     "runs",
     "plots",
+    "report_html",
     "report",
     "evaluation",
     "adjustment",

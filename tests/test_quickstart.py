@@ -38,7 +38,8 @@ def test_it_writes_report_results_pictures_and_a_hub_ready_model(tmp_path, short
         assert f"({picture})" in (output / "report.md").read_text()
     model_dir = output / "livt-digits"
     names = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "results.json", "report.md"}
-    assert names | {"class_frequency.png", "reliability.png"} == {path.name for path in model_dir.iterdir()}
+    names |= {"class_frequency.png", "reliability.png", "predictions.png", "hardest.png", "report.html"}
+    assert names == {path.name for path in model_dir.iterdir()}
     model = AutoModelForImageClassification.from_pretrained(model_dir)
     assert model.config.loss == "bal_bce"
     assert AutoImageProcessor.from_pretrained(model_dir).crop_size.height == 8

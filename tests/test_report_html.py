@@ -1,0 +1,128 @@
+"""report.html: the same figures as results.json, nothing from outside, and nothing that data could start."""
+
+import base64
+import hashlib
+import io
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, Features, Image
+from PIL import Image as PILImage
+from test_evaluation import NAUGHTY, naughty_results
+
+from livt_hf.report import report_markdown, write_report
+from livt_hf.report_html import escape_html
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, the text of cells, and what scripts hold."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.rows, self.scripts, self.stack = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.stack.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        if tag in self.stack:
+            while self.stack.pop() != tag:
+                pass
+
+    def handle_data(self, data):
+        if "script" in self.stack:
+            self.scripts.append(data)
+        elif self.stack and self.stack[-1] in ("td", "th"):
+            self.rows[-1][-1] += data
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    photo = io.BytesIO()
+    PILImage.fromarray(np.full((300, 400, 3), 200, dtype=np.uint8)).save(photo, "JPEG")
+    features = Features({"image": Image(decode=False), "label": ClassLabel(names=list(NAUGHTY))})
+    split = Dataset.from_list([{"image": {"bytes": photo.getvalue(), "path": None}, "label": 3}], features=features)
+    PILImage.new("RGB", (4, 4)).save(folder / "reconstructions.png")
+    results = naughty_results() | {
+        "reconstructions": "75% <hidden>",
+        "test_prior": {"forward 50": {"accuracy": 61.25, "shifted": 70.0}},
+    }
+    write_report(results, folder, split)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(written):
+    return Page((written / "report.html").read_text())
+
+
+def test_the_tables_hold_the_figures(page):
+    names = [" ".join(name.split()) for name in NAUGHTY]
+    expected = [
+        ["Medium-shot", "25.0", "2", "5 to 20 training images"],
+        ["medium-shot class", "33.3", "66.7", "0.0", "3"],
+        ["many-shot class", "–", "–", "–", "0"],
+        ["Harmonic mean (%)", "0.0", "over the tested classes; 0 if one of them is"],
+        ["Worst class (%)", "0.0", "1 of 3 classes at 0"],
+        ["Top-5 accuracy (%)", "–", "given where there are more than five classes"],
+        [names[1], "a|b", "1", "100.0"],
+        ["forward 50", "61.2", "70.0"],
+        [names[2], "10", "medium", "2", "2", "50.0"],
+    ]
+    for row in expected:
+        assert row in page.rows
+
+
+def test_nothing_comes_from_outside(page):
+    links = [value for _, attributes in page.tags for name, value in attributes.items() if name in ("src", "href")]
+    links += [value for _, attributes in page.tags for name, value in attributes.items() if name == "xlink:href"]
+    assert links
+    assert all(link.startswith(("data:image/", "#")) for link in links)
+    assert not {"link", "iframe", "object", "base"} & {tag for tag, _ in page.tags}
+
+
+def test_names_start_nothing(page):
+    assert len(page.scripts) == 1
+    policy = next(attributes["content"] for _, attributes in page.tags if "http-equiv" in attributes)
+    digest = base64.b64encode(hashlib.sha256(page.scripts[0].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+    assert escape_html("a\r\n\tb\u202e<\"'&") == "a b &lt;&quot;&#x27;&amp;"
+
+
+def test_charts_take_their_ink_from_the_page(page, written):
+    assert sum(tag == "svg" for tag, _ in page.tags) == 3
+    text = (written / "report.html").read_text()
+    assert "var(--ink)" in text
+    assert "#1f2933" not in text.split("</style>")[1]
+    used = set(re.findall(r"var\((--\w+)", text))
+    light, dark = re.findall(r":root \{(.*?)\}", text, re.DOTALL)
+    for colours in (light, dark):
+        assert used - {"--share"} <= set(re.findall(r"(--\w+):", colours))
+
+
+def test_the_hardest_image_is_a_small_jpeg(page, written):
+    source = next(attributes["src"] for _, attributes in page.tags if attributes.get("class") == "photo")
+    with PILImage.open(io.BytesIO(base64.b64decode(source.split(",")[1]))) as picture:
+        assert (picture.format, picture.size) == ("JPEG", (160, 120))
+    assert (written / "hardest.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_markdown_tells_the_same(written):
+    report = (written / "report.md").read_text()
+    assert "| medium-shot class | 33.3 | 66.7 | 0.0 | 3 |" in report
+    assert "| PDC | 0.123 |" in report
+    assert "75% &#60;hidden&#62;" in report
+    assert "![Most confident mistakes](hardest.png)" in report
+    assert "<script" not in report
+    assert "hardest.png" not in report_markdown(naughty_results())
