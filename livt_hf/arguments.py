@@ -44,6 +44,9 @@ class StageArguments:
     val_list: str | None = option(None, "The same for validation.")
     test_list: str | None = option(None, "The same for testing.")
     streaming: bool = option(False, "Read the training images from Parquet files or the Hub as they pass.")
+    many: int = option(100, "Many-shot classes have more training images (or, by rank: this many largest classes).")
+    few: int = option(20, "Few-shot classes have fewer training images (or, by rank: this many smallest classes).")
+    group_by: Literal["count", "rank"] = option("count", "What --many and --few count.")
     class_counts: str | None = option(None, "JSON file {name: count}, so that a stream need not be counted first.")
     imbalance_factor: float | None = option(None, "Make the training split long-tailed: largest / smallest class.")
     imbalance_profile: Literal["exp", "step"] = option("exp", "Shape of the long tail made by --imbalance_factor.")
@@ -116,6 +119,9 @@ class StageArguments:
         options = {name: getattr(self, name) for name in (*names, "imbalance_factor", "imbalance_profile")}
         return {**options, "seed": self.seed if self.imbalance_seed is None else self.imbalance_seed}
 
+    def shot_groups(self) -> dict[str, Any]:
+        return {"many": self.many, "few": self.few, "by": self.group_by}
+
 
 _Limit = tuple[Callable[[float], bool], str]
 _AT_LEAST_1: _Limit = (lambda value: value >= 1, "at least 1")
@@ -154,6 +160,8 @@ _LIMITS: dict[str, _Limit] = {
     "drop_path": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
     "crop_ratio": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
     "tau": (math.isfinite, "a finite number"),
+    "picture_every": _NOT_NEGATIVE,
+    "probe_every": _NOT_NEGATIVE,
 }
 
 
@@ -161,12 +169,20 @@ _LIMITS: dict[str, _Limit] = {
 class PretrainArguments(StageArguments):
     """Masked generative pretraining. Defaults: the paper's table for all its data sets."""
 
+    pretrained: str = option("none", "Masked autoencoder to go on from: a folder or Hub id (facebook/vit-mae-base).")
     mask_ratio: float = option(0.75, "Share of the patches that are hidden.")
     norm_pix_loss: bool = option(True, "Predict pixels normalised per patch.")
     partial_reconstruction: float = option(1.0, "Share of the hidden patches that are predicted; below 1 is faster.")
     decoder_hidden_size: int = option(512, "Width of the decoder.")
     decoder_num_hidden_layers: int = option(8, "Blocks of the decoder.")
     decoder_num_attention_heads: int = option(16, "Heads of the decoder.")
+
+    compile: bool = option(False, "Compile the model with torch.compile.")
+    tf32: bool = option(False, "TF32 matrix products where the type is float32 (NVIDIA GPUs since Ampere).")
+    gradient_checkpointing: bool = option(False, "Compute activations twice instead of storing them: less memory.")
+    picture_every: float = option(0, "Epochs between pictures of reconstructions; 0: only at the end.")
+    probe_every: float = option(0, "Epochs between k-NN probes of the encoder on the labelled images; 0: none.")
+    log_with: list[str] = option([], "Trackers beside metrics.jsonl: tensorboard, trackio, wandb, ...")
 
 
 @dataclass
@@ -209,9 +225,6 @@ class FinetuneArguments(StageArguments):
     eval_split: Literal["validation", "test"] = option(
         "validation", "Split of the curve in metrics.jsonl, if it exists."
     )
-    many: int = option(100, "Many-shot classes have more training images (or, by rank: this many largest classes).")
-    few: int = option(20, "Few-shot classes have fewer training images (or, by rank: this many smallest classes).")
-    group_by: Literal["count", "rank"] = option("count", "What --many and --few count.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -223,9 +236,6 @@ class FinetuneArguments(StageArguments):
     def mixes(self) -> bool:
         """Whether any step mixes its images and labels."""
         return self.mixup_prob > 0 and (self.mixup > 0 or self.cutmix > 0)
-
-    def shot_groups(self) -> dict[str, Any]:
-        return {"many": self.many, "few": self.few, "by": self.group_by}
 
 
 Arguments = TypeVar("Arguments", bound=StageArguments)

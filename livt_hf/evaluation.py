@@ -404,7 +404,8 @@ def draw_reconstructions(
     chosen = [by_size[place] for place in np.unique(np.linspace(0, len(by_size) - 1, columns).round().astype(int))]
     images = data.ImageDataset(split, ProcessorTransform(image_processor))
     pixel_values = torch.stack([torch.as_tensor(images[first_image[name]]["pixel_values"]) for name in chosen])
-    reconstruction_picture(model, pixel_values, path, *mean_and_std(image_processor), titles=chosen)
+    rows = reconstruct_images(model, pixel_values, *mean_and_std(image_processor))
+    plot_reconstructions(*rows, path, titles=chosen)
     caption = f"{model.config.mask_ratio:.0%} of the patches are hidden; classes from the largest to the smallest."
     if model.config.norm_pix_loss:
         caption += (
@@ -415,21 +416,14 @@ def draw_reconstructions(
 
 
 @torch.no_grad()
-def reconstruction_picture(
-    mae: LivtMAEForPreTraining,
-    images: Tensor,
-    path: str | Path,
-    mean: Statistics,
-    std: Statistics,
-    titles: Sequence[str] | None = None,
-    seed: int = 0,
-) -> None:
-    """Draw original, masked and reconstructed images; the mask follows from the seed.
+def reconstruct_images(
+    mae: LivtMAEForPreTraining, images: Tensor, mean: Sequence[float], std: Sequence[float], seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Original, masked and reconstructed images, uint8 (B, H, W, 3) each; the mask follows from the seed.
 
     Args:
         images: uint8 (B, 3, H, W), of the size that the model takes.
         mean, std: of the pixels in 0 .. 1, as the model was trained.
-        titles: one for each image.
     """
     mae = mae.eval()
     patch_size: Any = mae.config.patch_size
@@ -445,4 +439,4 @@ def reconstruction_picture(
     originals, masked, reconstructed = (
         batch.permute(0, 2, 3, 1).numpy() for batch in (images, images.masked_fill(hidden, MASK_GREY), pixels)
     )
-    plot_reconstructions(originals, masked, reconstructed, path, titles)
+    return originals, masked, reconstructed

@@ -38,10 +38,10 @@ from .evaluation import evaluate_model
 from .model_card import write_model_card
 from .modeling_livt import ViTForBalancedClassification, config_for_classes
 from .optimization import schedule_length
-from .pretraining import encoder_sizes, open_stream, training_dataset
 from .prior import ClassPrior
 from .report import write_report
 from .runs import RUN_FILE, check_continues, describe_world, finished_steps, read_record, run_record
+from .stages import encoder_sizes, open_stream, training_dataset
 from .trainer import BalancedTrainer
 
 

@@ -48,6 +48,7 @@ class LivtMAEForPreTraining(ViTMAEForPreTraining):
             self.set_attn_implementation(ATTENTION)
         self.decoder = LivtMAEDecoder(self.config, self.vit.embeddings.patch_embeddings.num_patches)
         self.post_init()
+        self._no_split_modules = ["ViTMAELayer", "_LastDecoderLayer"]  # FSDP's units; upstream's decoder is not there
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -143,6 +144,18 @@ class LivtMAEForPreTraining(ViTMAEForPreTraining):
             prediction = prediction * std + mean
         patches = patches.scatter(1, hidden[:, :, None].expand_as(prediction), prediction)
         return self.unpatchify(patches), encoded.mask
+
+    @torch.no_grad()
+    def features(self, pixel_values: Tensor) -> Tensor:
+        """Mean of the encoded patches (B, D) of normalised images (B, 3, H, W), with no patch masked."""
+        embeddings = self.vit.embeddings
+        positions = embeddings.position_embeddings
+        patches = embeddings.patch_embeddings(pixel_values) + positions[:, 1:]  # (B, T, D)
+        cls_token = (embeddings.cls_token + positions[:, :1]).expand(len(patches), -1, -1)
+        tokens = torch.cat([cls_token, patches], dim=1)
+        for layer in self.vit.layers:
+            tokens = layer(tokens)
+        return self.vit.layernorm(tokens)[:, 1:].mean(dim=1)
 
     def no_weight_decay(self) -> set[str]:
         """Official timm convention (`add_weight_decay`): only 1-d parameters and biases go without decay.

@@ -289,6 +289,29 @@ def plot_reconstructions(
     save_png(figure, path, colours=None)
 
 
+def plot_pretraining(lines: Sequence[Mapping[str, float]], path: str | Path) -> None:
+    """The loss over the epochs and, if the run was probed, the accuracy of the k-NN probe below it.
+
+    Args:
+        lines: what metrics.jsonl holds: ``epoch`` with ``loss``, or with ``probe_accuracy`` in percent.
+        path: PNG file to write.
+    """
+    losses = [(line["epoch"], line["loss"]) for line in lines if "loss" in line]
+    probes = [(line["epoch"], line["probe_accuracy"]) for line in lines if "probe_accuracy" in line]
+    figure = Figure(figsize=(7.2, 5.4 if probes else 3.4), layout="constrained")
+    curves = [(losses, "reconstruction loss", GROUP_COLOURS["many"], None)]
+    if probes:
+        curves.append((probes, "k-NN accuracy (%)", GROUP_COLOURS["few"], "o"))
+    rows = figure.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (points, name, colour, marker) in zip(rows, curves, strict=True):
+        if points:
+            axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.4, marker=marker, markersize=4)
+        axes.set_ylabel(name)
+        _clean(axes)
+    rows[-1].set_xlabel("epoch")
+    _save(figure, path)
+
+
 def _clean(axes: Axes) -> None:
     """The common look: no box, a light grid behind the bars, muted ticks."""
     axes.spines[["top", "right", "left"]].set_visible(False)

@@ -1,7 +1,8 @@
 """Masked generative pretraining (MGP; LiVT Algorithm 1, lines 1 to 9): the training loop, on Accelerate.
 
-Labels are never read. What a step sees is a function of the seed and the step alone (see `data/loading.py`), so a run
-can be interrupted anywhere and continued, also with another number of processes at the same global batch.
+Labels are never trained on. What a step sees is a function of the seed and the step alone (see `data/loading.py`), so a
+run can be interrupted anywhere and continued, also with another number of processes at the same global batch, and
+with another engine (one device, DDP, FSDP2): a checkpoint holds whole tensors by name.
 """
 
 from __future__ import annotations
@@ -15,12 +16,21 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
-from datasets import Dataset
+from safetensors import SafetensorError
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.fsdp import register_fsdp_forward_method
 from tqdm.auto import tqdm
+from transformers import AutoConfig
 
-from .arguments import PretrainArguments, StageArguments
+from .arguments import PretrainArguments
 from .checkpoints import (
     MetricsLog,
     StopSignal,
@@ -30,11 +40,13 @@ from .checkpoints import (
     remove_old_checkpoints,
     write_text,
 )
-from .configuration_livt import VIT_SIZES, LivtMAEConfig
-from .data import ImageDataset, PretrainTransform, TrainingBatches, load_long_tailed, normalize, training_loader
-from .data.streaming import ImageStream, StreamedSamples, load_stream, streaming_loader
+from .configuration_livt import LivtMAEConfig
+from .data import PretrainTransform, TrainingBatches, load_long_tailed, normalize, training_loader
+from .data.streaming import StreamedSamples, streaming_loader
 from .data.transforms import image_processor
+from .modeling_livt import interpolate_position_embeddings
 from .modeling_mae import LivtMAEForPreTraining
+from .monitoring import Monitor
 from .optimization import adamw, parameter_groups, schedule_length, warmup_cosine
 from .runs import (
     RUN_FILE,
@@ -42,11 +54,17 @@ from .runs import (
     check_continues,
     describe_world,
     finished_steps,
+    load_tensors,
     load_weights,
+    random_state,
     read_record,
     run_record,
+    save_tensors,
+    set_random_state,
 )
+from .stages import check_width, encoder_sizes, open_stream, training_dataset
 
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # tensors that are not cut into shards
 STATE_FILE = "state.json"  # in a checkpoint: the run record and what else a resume needs
 
 
@@ -61,17 +79,19 @@ def pretrain(args: PretrainArguments) -> Path | None:
     """
     args.require("dataset", "output_dir")
     output_dir = Path(args.output_dir)
-    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    accelerator = build_accelerator(args)
     say = accelerator.print
     set_seed(args.seed)
-    config = mae_config(args)
+    model = build_autoencoder(args, say)
+    config = model.config
     transform = PretrainTransform(
         config.image_size,
         num_patches=(config.image_size // config.patch_size) ** 2,
         min_crop_scale=args.min_crop_scale,
         horizontal_flip=args.horizontal_flip,
     )
-    images = open_stream(args) if args.streaming else load_long_tailed(args.dataset, **args.data_options())["train"]
+    splits = None if args.streaming else load_long_tailed(args.dataset, **args.data_options())
+    images = open_stream(args) if splits is None else splits["train"]
     world = accelerator.num_processes, accelerator.process_index
     dataset = training_dataset(args, images, transform, *world)
     batches = TrainingBatches(
@@ -90,19 +110,22 @@ def pretrain(args: PretrainArguments) -> Path | None:
     checkpoint, skipped = find_resume_checkpoint(output_dir, args.resume)
     for line in skipped:
         say(line)
-
-    model = LivtMAEForPreTraining(config)
     if checkpoint is not None:
         state = read_record(checkpoint, STATE_FILE)
         for line in check_continues(checkpoint, state["arguments"], args, state["steps"], steps):
             say(f"resuming with another {line}")
         load_weights(model, checkpoint)
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    monitor = Monitor(accelerator, args, splits, config.image_size, batches.steps_per_epoch)
     peak_lr = args.base_lr * batches.global_batch_size / 256
     model.to(accelerator.device)
     optimizer = adamw(parameter_groups(model, args.weight_decay), peak_lr, args.betas)
     model, optimizer = accelerator.prepare(model, optimizer)
+    for method in ("features", "reconstruct"):
+        register_fsdp_forward_method(model, method)  # does nothing without FSDP
     scheduler = warmup_cosine(optimizer.optimizer, batches.steps_per_epoch, peak_lr, args.min_lr, warmup_epochs, epochs)
-    run = _Run(accelerator, model, optimizer, scheduler, args, output_dir)
+    run = _Run(accelerator, model, optimizer, scheduler, monitor, args)
     if checkpoint is not None:
         run.load(checkpoint, state)
     batches.start_step, batches.stop_step = run.step, steps
@@ -118,12 +141,14 @@ def pretrain(args: PretrainArguments) -> Path | None:
         else training_loader(dataset, batches, args.num_workers, pin_memory)
     )
     stopped_by = run.train(iter(loader), batches, steps)
+    accelerator.end_training()
     if stopped_by:
         say(f"stopped by {stopped_by} after step {run.step} of {steps}; the same command continues the run")
         return None
+    weights = run.whole_weights()
     if accelerator.is_main_process:
         with publish_files(output_dir) as folder:
-            accelerator.unwrap_model(model).save_pretrained(folder)
+            run.unwrapped.save_pretrained(folder, state_dict=weights)
             image_processor(config.image_size, 0.875, args.mean, args.std).save_pretrained(folder)
             write_text(folder / RUN_FILE, json.dumps(run_record(args, steps), indent=2))
     accelerator.wait_for_everyone()
@@ -131,46 +156,98 @@ def pretrain(args: PretrainArguments) -> Path | None:
     return output_dir
 
 
-def open_stream(args: StageArguments) -> ImageStream:
-    """The training split of ``--streaming``; its class counts are read from ``--class_counts`` or counted once."""
-    counts = None
-    if args.class_counts is not None:
-        try:
-            counts = json.loads(Path(args.class_counts).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"class_counts: cannot read {args.class_counts!r} as JSON: {error}") from None
-    if args.imbalance_factor is not None:
-        raise ValueError("imbalance_factor: a stream is taken as it is; leave out --streaming to cut a long tail")
-    return load_stream(
-        args.dataset, image_column=args.image_column, label_column=args.label_column, class_counts=counts
+def build_accelerator(args: PretrainArguments) -> Accelerator:
+    """The engine that `accelerate launch` was told of, with what the options add.
+
+    Raises:
+        ValueError: a tracker that is unknown or not installed, or a type that the device cannot compute with.
+    """
+    available = [str(tracker.value) for tracker in get_available_trackers()]
+    for tracker in args.log_with:
+        if tracker not in available:
+            raise ValueError(
+                f"log_with: {tracker!r} is not installed; install it, or use one of: {', '.join(available) or 'none'}"
+            )
+    if args.mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise ValueError("mixed_precision: fp16 needs a GPU; use bf16 or no")
+    torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
+    accelerator = Accelerator(
+        mixed_precision=args.mixed_precision,
+        log_with=args.log_with or None,
+        project_dir=args.output_dir,
+        dynamo_backend="inductor" if args.compile else None,
     )
+    if args.log_with:
+        told = {
+            name: value if isinstance(value, int | float | str) else str(value) for name, value in vars(args).items()
+        }
+        accelerator.init_trackers("livt_hf", config=told)
+    return accelerator
 
 
-def training_dataset(
-    args: StageArguments,
-    images: Dataset | ImageStream,
-    transform: Callable[..., Any],
-    num_processes: int,
-    process_index: int,
-) -> ImageDataset | StreamedSamples:
-    """Transformed training images, from a data set or a stream."""
-    options: dict[str, Any] = {
-        "seed": args.seed,
-        "max_bad_images": args.max_bad_images,
-        "bad_images_log": Path(args.output_dir) / "bad_images.log",
-    }
-    if isinstance(images, ImageStream):
-        return StreamedSamples(images, transform, num_processes, process_index, **options)
-    return ImageDataset(images, transform, **options)
+def build_autoencoder(args: PretrainArguments, say: Callable[[str], None] = print) -> LivtMAEForPreTraining:
+    """The model that the options describe; with ``--pretrained``, the weights and sizes are that model's.
+
+    At another image size the position embeddings are resized bicubically, as for fine-tuning.
+
+    Raises:
+        ValueError: there is no such model, it is no masked autoencoder, or it has another patch size.
+    """
+    if args.pretrained == "none":
+        return LivtMAEForPreTraining(mae_config(args))
+    given = load_autoencoder(args.pretrained, say)
+    if args.patch_size != given.config.patch_size and args.patch_size != PretrainArguments.patch_size:
+        raise ValueError(
+            f"patch_size: {args.patch_size} is not the {given.config.patch_size} of {args.pretrained}; leave it out"
+        )
+    settings = {name: getattr(args, name) for name in ("mask_ratio", "norm_pix_loss", "partial_reconstruction")}
+    image_size = args.image_size or given.config.image_size
+    config = LivtMAEConfig(**{**given.config.to_dict(), **settings, "image_size": image_size})
+    model = LivtMAEForPreTraining(config)
+    weights = given.state_dict()
+    num_patches = (config.image_size // config.patch_size) ** 2
+    for name in ("vit.embeddings.position_embeddings", "decoder.decoder_pos_embed"):
+        weights[name] = interpolate_position_embeddings(weights[name], num_patches)
+    model.load_state_dict(weights)
+    return model
+
+
+def load_autoencoder(pretrained: str, say: Callable[[str], None]) -> LivtMAEForPreTraining:
+    """A saved masked autoencoder. A file without a decoder is taken too: its decoder starts from scratch."""
+    start = f"pretrained: {pretrained!r}"
+    advice = "give the output folder of `livt pretrain`, a Hub id such as facebook/vit-mae-base, or none"
+    try:
+        model_type = AutoConfig.from_pretrained(pretrained).model_type
+        if model_type != "vit_mae":
+            raise ValueError(f"it is a {model_type!r} model, not a masked autoencoder ('vit_mae')")
+        model, info = LivtMAEForPreTraining.from_pretrained(pretrained, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{start} cannot be loaded ({str(error).strip().splitlines()[0]}); {advice}") from None
+    missing = [name for name in info["missing_keys"] if not name.startswith("decoder.")]
+    if missing:
+        raise ValueError(f"{start} lacks {len(missing)} weights of the encoder, such as {min(missing)}; {advice}")
+    if info["missing_keys"]:
+        say(f"{pretrained} holds no decoder ({len(info['missing_keys'])} weights are missing): it starts from scratch")
+    return model
 
 
 class _Run:
     """What changes during a run, and how it is saved: step, weights, optimiser, schedule, scaler, running loss."""
 
-    def __init__(self, accelerator: Accelerator, model, optimizer, scheduler, args: PretrainArguments, folder: Path):
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: torch.nn.Module,
+        optimizer: Any,
+        scheduler: torch.optim.lr_scheduler.LambdaLR,
+        monitor: Monitor,
+        args: PretrainArguments,
+    ):
         self.accelerator, self.model, self.optimizer, self.scheduler = accelerator, model, optimizer, scheduler
-        self.args, self.output_dir = args, folder
+        self.monitor, self.args, self.output_dir = monitor, args, Path(args.output_dir)
+        self.unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)
         self.step = 0
+        self.shown: dict[str, str] = {}  # in the progress bar
         # Sums since the last logged step, on the device: reading them there at every step would stall it.
         self.loss_sum = torch.zeros((), device=accelerator.device)
         self.first_bad_step = torch.full((), -1, device=accelerator.device)
@@ -180,23 +257,45 @@ class _Run:
         args, main = self.args, self.accelerator.is_main_process
         log = MetricsLog(self.output_dir, self.step) if main else None
         bar = tqdm(total=steps, initial=self.step, disable=not main, desc="pretraining", unit="step")
-        started, start_step = time.perf_counter(), self.step
         with StopSignal() as stop, bar:
+            if self.step == 0:
+                self._watch(log, bar, batches.steps_per_epoch, steps)
+            clock, clock_step = time.perf_counter(), self.step
             while self.step < steps:
                 self._optimizer_step(micro_batches)
                 bar.update()
                 if self.step % args.logging_steps == 0 or self.step == steps:
-                    speed = (self.step - start_step) * batches.global_batch_size / (time.perf_counter() - started)
-                    values = self._read_logs(batches.steps_per_epoch, speed)
-                    bar.set_postfix(loss=f"{values['loss']:.4f}", lr=f"{values['lr']:.2e}", images_per_s=f"{speed:.0f}")
-                    if log:
-                        log.write(values)
+                    values = self._read_logs(batches.steps_per_epoch)
+                    seconds, clock = time.perf_counter() - clock, time.perf_counter()
+                    speed = (self.step - clock_step) * batches.global_batch_size / seconds
+                    clock_step = self.step
+                    values["images_per_second"] = round(speed, 1)
+                    self._tell(values, log, bar)
+                interrupted = time.perf_counter()
+                self._watch(log, bar, batches.steps_per_epoch, steps)
                 stopped_by = agreed_stop(self.accelerator, stop, self.step)
                 if (self.step % args.save_every == 0 and self.step < steps) or stopped_by:
                     self.save()
+                clock += time.perf_counter() - interrupted  # the speed is that of training
                 if stopped_by:
                     return stopped_by
         return None
+
+    def _tell(self, values: dict[str, float], log: MetricsLog | None, bar: tqdm) -> None:
+        """Log file, trackers and progress bar."""
+        if log:
+            log.write(values)
+        self.accelerator.log({name: value for name, value in values.items() if name != "step"}, step=self.step)
+        formats = {"loss": ".4f", "lr": ".2e", "images_per_second": ".0f", "probe_accuracy": ".1f"}
+        self.shown |= {name: format(values[name], form) for name, form in formats.items() if name in values}
+        bar.set_postfix(self.shown, refresh=False)
+
+    def _watch(self, log: MetricsLog | None, bar: tqdm, steps_per_epoch: int, steps: int) -> None:
+        """Probe and pictures where they are due; before a checkpoint of the same step, so that no resume loses them."""
+        values = self.monitor.probe(self.unwrapped, self.step)
+        if values:
+            self._tell({"step": self.step, "epoch": round(self.step / steps_per_epoch, 4), **values}, log, bar)
+        self.monitor.draw(self.unwrapped, self.step, last=self.step == steps)
 
     def _optimizer_step(self, micro_batches: Iterator[dict[str, Tensor]]) -> None:
         args, accelerator = self.args, self.accelerator
@@ -223,7 +322,7 @@ class _Run:
         self.loss_sum += loss_sum
         self.first_bad_step = torch.where((bad > 0) & (self.first_bad_step < 0), self.step, self.first_bad_step)
 
-    def _read_logs(self, steps_per_epoch: int, images_per_second: float) -> dict[str, float]:
+    def _read_logs(self, steps_per_epoch: int) -> dict[str, float]:
         """Mean loss over the processes and the steps since the last call.
 
         Raises:
@@ -238,7 +337,6 @@ class _Run:
             "epoch": round(self.step / steps_per_epoch, 4),
             "loss": loss,
             "lr": self.scheduler.get_last_lr()[0],
-            "images_per_second": round(images_per_second, 1),
         }
 
     def _check_finite(self) -> None:
@@ -249,31 +347,42 @@ class _Run:
                 f"{self.output_dir} is good: lower --base_lr, or use --mixed_precision bf16 or no instead of fp16"
             )
 
+    def whole_weights(self) -> dict[str, Tensor]:
+        """All weights by name, put together from the shards of FSDP; on the main process. All processes call it."""
+        return get_model_state_dict(self.unwrapped, options=WHOLE)
+
     def save(self) -> None:
         self._check_finite()
         loss_sum = self.accelerator.reduce(self.loss_sum, "mean")
+        weights = self.whole_weights()
+        optimizer = get_optimizer_state_dict(self.unwrapped, self.optimizer.optimizer, options=WHOLE)
         if self.accelerator.is_main_process:
             with atomic_folder(self.output_dir / f"checkpoint-{self.step}") as folder:
-                self.accelerator.unwrap_model(self.model).save_pretrained(folder)
-                torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+                self.unwrapped.save_pretrained(folder, state_dict=weights)
+                save_tensors(optimizer, folder / "optimizer.pt")
+                save_tensors(random_state(self.accelerator.device), folder / "random.pt")
                 if self.accelerator.scaler is not None:
-                    torch.save(self.accelerator.scaler.state_dict(), folder / "scaler.pt")
+                    save_tensors(self.accelerator.scaler.state_dict(), folder / "scaler.pt")
                 state = {"loss_sum": loss_sum.item(), **run_record(self.args, self.step)}
                 write_text(folder / STATE_FILE, json.dumps(state, indent=2))
             remove_old_checkpoints(self.output_dir, self.args.save_total_limit)
         self.accelerator.wait_for_everyone()
 
     def load(self, checkpoint: Path, state: dict[str, Any]) -> None:
-        """Everything but the weights, which are loaded before the model is prepared."""
+        """Everything but the weights, which are loaded before the model is prepared.
+
+        The schedule and the position in the data are functions of the step.
+        """
         self.step = state["steps"]
         self.loss_sum.fill_(state["loss_sum"])
-        self.optimizer.load_state_dict(torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True))
-        # The schedule is a function of the step, and the saved groups hold the rate of that step.
+        optimizer = load_tensors(checkpoint / "optimizer.pt")
+        set_optimizer_state_dict(self.unwrapped, self.optimizer.optimizer, optimizer, options=WHOLE)
         self.scheduler.last_epoch = self.step
         self.scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+        set_random_state(load_tensors(checkpoint / "random.pt"), self.accelerator.device)
         scaler = checkpoint / "scaler.pt"
         if self.accelerator.scaler is not None and scaler.exists():
-            self.accelerator.scaler.load_state_dict(torch.load(scaler, weights_only=True))
+            self.accelerator.scaler.load_state_dict(load_tensors(scaler))
 
 
 def mae_config(args: PretrainArguments) -> LivtMAEConfig:
@@ -291,22 +400,6 @@ def mae_config(args: PretrainArguments) -> LivtMAEConfig:
         decoder_num_attention_heads=args.decoder_num_attention_heads,
         decoder_intermediate_size=4 * args.decoder_hidden_size,
     )
-
-
-def encoder_sizes(args: StageArguments) -> dict[str, Any]:
-    """Width, depth, heads and MLP width of ``--model_size``, or what was given instead."""
-    sizes = {name: getattr(args, name) or default for name, default in VIT_SIZES[args.model_size].items()}
-    width = sizes["hidden_size"]
-    check_width("", width, sizes["num_attention_heads"])
-    return {**sizes, "intermediate_size": 4 * width}
-
-
-def check_width(prefix: str, width: int, heads: int) -> None:
-    if width % heads or width % 4:
-        raise ValueError(
-            f"{prefix}hidden_size: {width} must be divisible by {prefix}num_attention_heads {heads} and, for the 2-d "
-            "position embeddings, by 4"
-        )
 
 
 def _millions(model: torch.nn.Module) -> str:

@@ -40,6 +40,30 @@ def run_record(args: StageArguments, steps: int) -> dict[str, Any]:
     return {"steps": steps, "arguments": dataclasses.asdict(args), "versions": versions}
 
 
+def save_tensors(state: dict[str, Any], path: Path) -> None:
+    """`torch.save`, so that a disk that is full says so: given a path, torch hides the system's reason."""
+    with path.open("wb") as file:
+        torch.save(state, file)
+
+
+def load_tensors(path: Path) -> dict[str, Any]:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """State of torch's generators. The package draws from others, seeded anew for every sample; a model may not."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
 _FREE = {
     "resume",
     "output_dir",
@@ -51,6 +75,9 @@ _FREE = {
     "save_total_limit",
     "logging_steps",
     "eval_split",
+    "picture_every",
+    "probe_every",
+    "log_with",
 }
 
 

@@ -41,7 +41,7 @@ from livt_hf.data import (
 from livt_hf.data.prepare import prepare_dataset
 from livt_hf.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from livt_hf.optimization import adamw, parameter_groups
-from livt_hf.pretraining import encoder_sizes
+from livt_hf.stages import encoder_sizes
 
 IMAGE_SIZE = 224
 

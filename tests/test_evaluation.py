@@ -14,7 +14,7 @@ from transformers import BeitConfig, BeitForImageClassification, BeitImageProces
 from livt_hf import LivtConfig, LivtMAEForPreTraining, ViTForBalancedClassification, evaluation
 from livt_hf.configuration_livt import LivtMAEConfig, label_names
 from livt_hf.data import normalize
-from livt_hf.evaluation import evaluate_checkpoint, evaluate_model, predict_split, reconstruction_picture
+from livt_hf.evaluation import evaluate_checkpoint, evaluate_model, predict_split, reconstruct_images
 from livt_hf.metrics import calibration_error
 from livt_hf.report import code_block, escape_markdown, report_markdown, write_report
 
@@ -216,7 +216,7 @@ def test_logits_that_are_not_finite_are_an_error(model, processor, split):
         evaluate_model(broken, split, processor)
 
 
-def test_reconstruction_picture_shows_what_was_hidden(monkeypatch, tmp_path):
+def test_reconstructed_images_show_what_was_hidden():
     torch.manual_seed(0)
     mae = LivtMAEForPreTraining(
         LivtMAEConfig(
@@ -230,14 +230,9 @@ def test_reconstruction_picture_shows_what_was_hidden(monkeypatch, tmp_path):
         )
     )
     images = torch.randint(0, 224, (2, 3, 16, 16), dtype=torch.uint8)
-    drawn = {}
-
-    def record(originals, masked, reconstructed, path, titles):
-        drawn.update(originals=originals, masked=masked, reconstructed=reconstructed)
-
-    monkeypatch.setattr(evaluation, "plot_reconstructions", record)
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
-    reconstruction_picture(mae, images, tmp_path / "x.png", mean, std, seed=3)
+    names = ("originals", "masked", "reconstructed")
+    drawn = dict(zip(names, reconstruct_images(mae, images, mean, std, seed=3), strict=True))
     originals = images.permute(0, 2, 3, 1).numpy()
     np.testing.assert_array_equal(drawn["originals"], originals)
     hidden = (drawn["masked"] == evaluation.MASK_GREY).all(axis=-1)  # (B, H, W)

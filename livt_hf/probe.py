@@ -1,0 +1,120 @@
+"""A k-NN probe: how well the features of an encoder tell classes apart, without training anything on them.
+
+Weighted k-nearest-neighbour voting on cosine similarity as in Wu et al., "Unsupervised Feature Learning via
+Non-Parametric Instance Discrimination" (CVPR 2018), with the k = 20 and temperature 0.07 of DINO (Caron et al., ICCV
+2021, appendix). A sign of feature quality while a masked autoencoder trains, not a substitute for fine-tuning: such
+features are known to be far better fine-tuned than used as they are.
+
+Legend: N images in the bank, Q queries, D width, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Subset
+
+from .data import ImageDataset, evaluation_loader, normalize
+from .metrics import long_tail_accuracy
+from .modeling_mae import LivtMAEForPreTraining
+
+NEIGHBOURS, TEMPERATURE = 20, 0.07
+QUERIES_AT_ONCE = 256  # rows of the similarity matrix in memory
+
+
+def knn_accuracy(
+    accelerator: Accelerator,
+    model: LivtMAEForPreTraining,
+    train: ImageDataset,
+    validation: ImageDataset | None,
+    class_counts: Mapping[str, int],
+    groups: Mapping[str, Any],
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    batch_size: int,
+    num_workers: int,
+) -> dict[str, float]:
+    """Accuracy of a k-NN classifier on the encoder's features, in percent: overall and of each shot group.
+
+    The training images vote on the validation images; without those, each training image is classified by the others.
+    The processes share the images, and all of them must call this.
+
+    Args:
+        train, validation: with an `EvalTransform`.
+        groups: see `ClassPrior.groups`.
+
+    Returns:
+        ``probe_accuracy``, ``probe_many``, ``probe_medium``, ``probe_few``; a group without test images is left out.
+    """
+    options = {"mean": mean, "std": std, "batch_size": batch_size, "num_workers": num_workers}
+    bank, bank_labels = encode(accelerator, model, train, **options)
+    queries, labels = (bank, bank_labels) if validation is None else encode(accelerator, model, validation, **options)
+    predictions = knn_predictions(bank, bank_labels, queries, len(class_counts), leave_one_out=validation is None)
+    accuracy = long_tail_accuracy(labels.cpu().numpy(), predictions.cpu().numpy(), class_counts, groups)
+    measures = ("accuracy", "many", "medium", "few")
+    return {f"probe_{name}": round(accuracy[name], 3) for name in measures if accuracy[name] is not None}
+
+
+@torch.no_grad()
+def encode(
+    accelerator: Accelerator,
+    model: LivtMAEForPreTraining,
+    images: ImageDataset,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    batch_size: int,
+    num_workers: int,
+) -> tuple[Tensor, Tensor]:
+    """Features (N, D) float32 and labels (N,) of all images, on the device of every process."""
+    share = math.ceil(len(images) / accelerator.num_processes)
+    start = accelerator.process_index * share
+    # Every process encodes equally many, the last ones twice where they do not go round. The keys name an epoch, as in
+    # training: a bad image is then replaced instead of ending the run.
+    mine = Subset(images, [(0, min(index, len(images) - 1)) for index in range(start, start + share)])  # type: ignore[misc]
+    features, labels = [], []
+    for batch in evaluation_loader(mine, batch_size, num_workers):  # type: ignore[arg-type]
+        pixels = normalize(batch["pixel_values"].to(accelerator.device, non_blocking=True), mean, std)
+        with accelerator.autocast():
+            features.append(model.features(pixels).float())
+        labels.append(batch["labels"].to(accelerator.device))
+    gathered = accelerator.gather((torch.cat(features), torch.cat(labels)))
+    return gathered[0][: len(images)], gathered[1][: len(images)]
+
+
+def knn_predictions(
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    num_classes: int,
+    neighbours: int = NEIGHBOURS,
+    temperature: float = TEMPERATURE,
+    leave_one_out: bool = False,
+) -> Tensor:
+    """Predicted class of each query, int64 (Q,).
+
+    Each of the nearest images in the bank votes for its class with exp(cosine similarity / temperature).
+
+    Args:
+        bank: (N, D) features and ``bank_labels`` (N,) their classes.
+        queries: (Q, D) features; with ``leave_one_out`` the bank itself, and no image votes on itself.
+    """
+    bank, queries = F.normalize(bank, dim=1), F.normalize(queries, dim=1)
+    neighbours = min(neighbours, len(bank) - leave_one_out)
+    predictions = []
+    for start in range(0, len(queries), QUERIES_AT_ONCE):
+        similarity = queries[start : start + QUERIES_AT_ONCE] @ bank.T  # (q, N)
+        if leave_one_out:
+            similarity.diagonal(offset=start).fill_(-math.inf)
+        nearest, indices = similarity.topk(neighbours, dim=1)  # (q, k)
+        votes = torch.zeros(len(similarity), num_classes, device=bank.device)
+        votes.scatter_add_(1, bank_labels[indices], (nearest / temperature).exp())
+        predictions.append(votes.argmax(dim=1))
+    return torch.cat(predictions)
