@@ -141,7 +141,8 @@ def pretrain(args: PretrainArguments) -> Path | None:
         else training_loader(dataset, batches, args.num_workers, pin_memory)
     )
     stopped_by = run.train(iter(loader), batches, steps)
-    accelerator.end_training()
+    for tracker in accelerator.trackers:
+        tracker.finish()
     if stopped_by:
         say(f"stopped by {stopped_by} after step {run.step} of {steps}; the same command continues the run")
         return None
