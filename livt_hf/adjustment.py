@@ -31,9 +31,9 @@ from .configuration_livt import check_same_names
 from .evaluation import ProcessorTransform, choose_device, load_classifier, mean_and_std
 from .prior import ClassPrior
 from .prior_shift import assumed_log_prior, read_shares, target_prior
+from .temperature import fit_temperature, image_weights, negative_log_likelihood
 
 ORIGINAL_LAYER = "classifier_before_adjustment.safetensors"
-TEMPERATURES = (0.01, 100.0)  # where the fit looks
 
 
 def adjust(
@@ -198,60 +198,6 @@ def fold_tau_norm(layer: nn.Linear, tau: float) -> None:
     layer.bias.zero_()
 
 
-# ---- The temperature
-
-
-def fit_temperature(logits: Tensor, labels: Tensor, shift: np.ndarray, weights: Tensor | None = None) -> float:
-    """The T that minimises the negative log-likelihood of ``softmax(logits / T + shift)``.
-
-    It is convex in 1 / T: bisection of its slope, to a relative precision of 1e-6.
-
-    Args:
-        logits: float (N, C).
-        labels: int64 (N,).
-        shift: (C,).
-        weights: (N,), of the images; None counts each the same.
-
-    Raises:
-        ValueError: there is no minimum within `TEMPERATURES`, such as where all predictions are right.
-    """
-    low, high = 1.0 / TEMPERATURES[1], 1.0 / TEMPERATURES[0]
-    slopes = [negative_log_likelihood(logits, labels, beta, shift, weights)[1] for beta in (low, high)]
-    if not slopes[0] < 0 < slopes[1]:
-        bound = TEMPERATURES[0 if slopes[1] <= 0 else 1]
-        raise ValueError(
-            f"temperature: the likelihood of {len(labels)} images still grows at {bound:g}: all predictions are right, "
-            "or no better than chance; give a number, or more images"
-        )
-    while high / low > 1.0 + 1e-6:
-        middle = math.sqrt(low * high)
-        if negative_log_likelihood(logits, labels, middle, shift, weights)[1] < 0:
-            low = middle
-        else:
-            high = middle
-    return 1.0 / math.sqrt(low * high)
-
-
-def negative_log_likelihood(
-    logits: Tensor, labels: Tensor, beta: float, shift: np.ndarray, weights: Tensor | None = None
-) -> tuple[float, float]:
-    """Mean of ``-log softmax(beta * logits + shift)[label]``, and its slope in beta; a chunk of images at a time."""
-    total, slope = 0.0, 0.0
-    weights = torch.ones(len(labels), dtype=torch.float64) if weights is None else weights
-    for z, y, w in zip(logits.split(1024), labels.split(1024), weights.split(1024), strict=True):
-        z = z.double()
-        log_p = (beta * z + torch.from_numpy(shift)).log_softmax(dim=1)  # (chunk, C)
-        total -= float((w * log_p.gather(1, y[:, None])[:, 0]).sum())
-        slope += float((w * ((log_p.exp() * z).sum(dim=1) - z.gather(1, y[:, None])[:, 0])).sum())
-    return total / float(weights.sum()), slope / float(weights.sum())
-
-
-def image_weights(labels: Tensor, shares: np.ndarray) -> Tensor:
-    """Weights (N,) with which the classes have the given shares (C,), those without an image left out."""
-    counts = torch.bincount(labels, minlength=len(shares))
-    return torch.from_numpy(shares)[labels] / counts[labels]
-
-
 @torch.no_grad()
 def split_logits(
     model: PreTrainedModel, split: Dataset, image_processor: Any, batch_size: int, num_workers: int, device: str | None
@@ -261,7 +207,8 @@ def split_logits(
         if value < smallest:
             raise ValueError(f"{option}: {value}; at least {smallest} is needed")
     device = choose_device(device)
-    names = [model.config.id2label[label] for label in range(model.config.num_labels)]
+    config: Any = model.config
+    names = [config.id2label[label] for label in range(config.num_labels)]
     label_of = torch.from_numpy(data.match_labels(split.features["label"].names, names, "the data set"))
     mean, std = mean_and_std(image_processor)
     images = data.ImageDataset(split, ProcessorTransform(image_processor))

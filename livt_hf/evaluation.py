@@ -42,7 +42,7 @@ from .metrics import (
 from .modeling_mae import LivtMAEForPreTraining
 from .plots import plot_reconstructions
 from .prior import ClassPrior
-from .prior_shift import assumed_log_prior, long_tailed_priors
+from .prior_shift import assumed_log_prior, long_tailed_priors, prior_accuracies
 from .report import write_report
 
 Statistics = tuple[float, float, float]  # of the pixels in 0 .. 1, per channel
@@ -323,32 +323,6 @@ def evaluate_model(
         "versions": versions(),
         "hardware": hardware(device),
     }
-
-
-def prior_accuracies(predicted: Mapping[str, np.ndarray], priors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Accuracy in percent under test distributions, with and without the logit shift to them.
-
-    No image is drawn or left out: each class's accuracy counts with its share, which is the expectation over all test
-    sets that could be drawn with these shares. Classes without a test image are left out, the others' shares rescaled.
-
-    Args:
-        predicted: ``labels``, ``predictions`` (N,) and ``shifted_predictions`` (N, P), of `predict_split`.
-        priors: P shares (C,), by name.
-
-    Returns:
-        ``{name: {"accuracy", "shifted"}}``.
-    """
-    labels = predicted["labels"]
-    outcomes = {}
-    for place, (name, shares) in enumerate(priors.items()):
-        images = np.bincount(labels, minlength=len(shares))
-        weights = shares[labels] / images[labels] / shares[images > 0].sum()  # (N,), of sum 1
-        correct = {
-            "accuracy": predicted["predictions"] == labels,
-            "shifted": predicted["shifted_predictions"][:, place] == labels,
-        }
-        outcomes[name] = {measure: 100.0 * float(weights[right].sum()) for measure, right in correct.items()}
-    return outcomes
 
 
 def _count(labels: np.ndarray, names: Sequence[str]) -> dict[str, int]:

@@ -96,3 +96,29 @@ def long_tailed_priors(prior: ClassPrior) -> dict[str, np.ndarray]:
     forward = {f"forward {factor}": shares(factor, rank) for factor in TEST_IMBALANCE_FACTORS}
     backward = {f"backward {factor}": shares(factor, len(prior) - 1 - rank) for factor in TEST_IMBALANCE_FACTORS[::-1]}
     return {**forward, "uniform": shares(1, rank), **backward}
+
+
+def prior_accuracies(predicted: Mapping[str, np.ndarray], priors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Accuracy in percent under test distributions, with and without the logit shift to them.
+
+    No image is drawn or left out: each class's accuracy counts with its share, which is the expectation over all test
+    sets that could be drawn with these shares. Classes without a test image are left out, the others' shares rescaled.
+
+    Args:
+        predicted: ``labels``, ``predictions`` (N,) and ``shifted_predictions`` (N, P), of `predict_split`.
+        priors: P shares (C,), by name.
+
+    Returns:
+        ``{name: {"accuracy", "shifted"}}``.
+    """
+    labels = predicted["labels"]
+    outcomes = {}
+    for place, (name, shares) in enumerate(priors.items()):
+        images = np.bincount(labels, minlength=len(shares))
+        weights = shares[labels] / images[labels] / shares[images > 0].sum()  # (N,), of sum 1
+        correct = {
+            "accuracy": predicted["predictions"] == labels,
+            "shifted": predicted["shifted_predictions"][:, place] == labels,
+        }
+        outcomes[name] = {measure: 100.0 * float(weights[right].sum()) for measure, right in correct.items()}
+    return outcomes

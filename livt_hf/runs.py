@@ -82,8 +82,12 @@ _FREE = {
 
 
 def changed_arguments(before: dict[str, Any], args: StageArguments) -> list[str]:
-    """A line for each option whose value differs, those that cannot change the result left out."""
+    """A line for each option whose value differs, those that cannot change the result left out.
+
+    An option that the record does not know, since the package did not when it was written, had today's default.
+    """
     now = dataclasses.asdict(args)
+    before = {**dataclasses.asdict(type(args)()), **before}
     names = [name for name in now if name not in _FREE and before.get(name) != now[name]]
     return [f"{name}: {before.get(name)} -> {now[name]}" for name in names]
 

@@ -27,17 +27,14 @@ from livt_hf.adjustment import (
     ORIGINAL_LAYER,
     adjust,
     classifier_layer,
-    fit_temperature,
-    image_weights,
-    negative_log_likelihood,
     undo,
 )
 from livt_hf.cli import main
 from livt_hf.configuration_livt import label_names
 from livt_hf.data import load_long_tailed
-from livt_hf.evaluation import prior_accuracies
 from livt_hf.inference import predict_images
-from livt_hf.prior_shift import assumed_log_prior, long_tailed_priors, target_prior
+from livt_hf.prior_shift import assumed_log_prior, long_tailed_priors, prior_accuracies, target_prior
+from livt_hf.temperature import fit_temperature, image_weights, negative_log_likelihood
 
 COUNTS = {"ant": 60, "bee": 30, "cat": 10}
 PI = np.array([0.6, 0.3, 0.1])

@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 from livt_hf import arguments
 from livt_hf.arguments import RECIPES, FinetuneArguments, PretrainArguments, parse_arguments, recipe_path
 from livt_hf.cli import main
+from livt_hf.runs import changed_arguments
 
 STAGES = {"pretrain": PretrainArguments, "finetune": FinetuneArguments}
 
@@ -353,3 +354,11 @@ def test_what_a_stage_cannot_do_without_is_asked_for():
         PretrainArguments(output_dir="out").require("dataset", "output_dir")
     with pytest.raises(ValueError, match="^output_dir: none was given; name one with --output_dir$"):
         PretrainArguments(dataset="digits").require("dataset", "output_dir")
+
+
+def test_a_run_from_before_an_option_existed_is_the_same_run_with_its_default():
+    args = parse("--dataset", "digits", "--output_dir", "out", "--loss", "ce")
+    record = dataclasses.asdict(args)
+    for name in ("betas", "eval_every", "loss"):
+        del record[name]
+    assert changed_arguments(record, args) == ["loss: bal_bce -> ce"]

@@ -15,6 +15,7 @@ LAYERS = [
     "metrics",
     "configuration_livt",
     "prior_shift",
+    "temperature",
     "modeling_livt",
     "modeling_mae",
     "data",
