@@ -35,6 +35,8 @@ LAYERS = [
     "monitoring",
     "model_card",
     "pretraining_card",
+    "hub",
+    "pushing",
     "official",
     "class_files",
     "conversion_card",

@@ -1,0 +1,354 @@
+"""Publishing with the real client on a loopback Hub: what arrives, what stays at home, and every way to fail."""
+
+import json
+import shutil
+import threading
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hub_server import Failure, Hub, is_whole, serve
+from safetensors.torch import load_file, save_file
+
+from livt_hf import LivtConfig, ViTForBalancedClassification
+from livt_hf.data.transforms import image_processor
+from livt_hf.hub import check_folder, push_folder
+from livt_hf.pushing import BackgroundPusher
+
+TOKEN, REPO = "hf_secret", "org/livt-digits"
+CARD = "---\nlibrary_name: transformers\nlicense: apache-2.0\n---\n\n# A model\n"
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+NOT_OURS = ("training_args.bin", "optimizer.pt", "run.json", "bad_images.log", "notes.txt", "model.pkl", ".env")
+
+
+def make_model(folder, seed=0):
+    torch.manual_seed(seed)
+    names = {"id2label": {0: "cat", 1: "lynx"}, "label2id": {"cat": 0, "lynx": 1}}
+    config = LivtConfig(**SIZES, **names, image_size=8, patch_size=4, class_counts={"cat": 90, "lynx": 3})
+    ViTForBalancedClassification(config).save_pretrained(folder)
+    image_processor(8, 0.875, [0.5] * 3, [0.5] * 3).save_pretrained(folder)
+    (folder / "README.md").write_text(CARD)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_model(tmp_path / "model")
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A running Hub that the client of this process talks to, without waits between its own retries."""
+    with serve(Hub(token=TOKEN)) as state:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", state.endpoint)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda seconds: None))
+        yield state
+
+
+def push(folder, **options):
+    waited: list[float] = []
+    return push_folder(folder, REPO, **{"token": TOKEN, "sleep": waited.append, **options}), waited
+
+
+def test_a_push_is_one_commit_of_exactly_what_belongs_to_the_model(hub, folder):
+    for name in NOT_OURS:
+        (folder / name).write_text("not for the public")
+    (folder / "evaluation").mkdir()
+    (folder / "evaluation" / "results.json").write_text("{}")
+    (folder / "checkpoint-5").mkdir()
+    shutil.copy(folder / "model.safetensors", folder / "checkpoint-5")
+    url, _ = push(folder, commit_message="First model")
+    assert url == f"{hub.endpoint}/{REPO}"
+    repository = hub.model(REPO)
+    assert repository.messages == ["initial commit", "First model"]
+    names = ["README.md", "config.json", "evaluation/results.json", "model.safetensors", "preprocessor_config.json"]
+    assert sorted(repository.files()) == [".gitattributes", *names]
+    assert all(repository.files()[name] == (folder / name).read_bytes() for name in names)
+    push(folder)
+    assert len(repository.commits) == 2, "the same files make no second commit"
+
+
+def test_private_revision_and_pull_request(hub, folder, tmp_path):
+    push(folder, private=True)
+    repository = hub.model(REPO)
+    assert repository.private
+    other = make_model(tmp_path / "other", seed=1)
+    url, _ = push(other, revision="v2")
+    assert url.endswith("/tree/v2")
+    weights = {name: (place / "model.safetensors").read_bytes() for name, place in (("main", folder), ("v2", other))}
+    assert {name: repository.files(name)["model.safetensors"] for name in weights} == weights
+    url, _ = push(other, create_pr=True)
+    assert url.endswith(f"{REPO}/discussions/1")
+    assert repository.files("refs/pr/1")["model.safetensors"] == weights["v2"]
+    assert repository.files("main")["model.safetensors"] == weights["main"]
+    with pytest.raises(ValueError, match="a pull request goes to main"):
+        push(other, create_pr=True, revision="v2")
+
+
+def shard(folder):
+    """The same weights in two files."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    files = {name: f"model-0000{1 + (place % 2)}-of-00002.safetensors" for place, name in enumerate(names)}
+    for file in set(files.values()):
+        save_file({name: tensors[name] for name in names if files[name] == file}, folder / file, {"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+
+
+def test_weights_of_an_earlier_upload_do_not_stay_beside_the_new_ones(hub, folder):
+    push(folder)
+    shard(folder)
+    push(folder)
+    weights = sorted(name for name in hub.model(REPO).files() if name.startswith("model"))
+    assert weights == [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+    ]
+
+
+# What is not complete is not uploaded
+
+
+def cut_weights(folder):
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[:-100])
+
+
+def widen(folder):
+    change(folder, "config.json", hidden_size=32)
+
+
+def change(folder, name, **values):
+    path = folder / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json is not valid JSON"),
+        (lambda folder: change(folder, "config.json", architectures=["Livt"]), "names no class of transformers"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
+        (cut_weights, "model.safetensors is damaged"),
+        (widen, "are not those of its config.json"),
+        (lambda folder: (shard(folder), (folder / "model-00002-of-00002.safetensors").unlink()), "which is not there"),
+        (lambda folder: (folder / "preprocessor_config.json").unlink(), "has no preprocessor_config.json"),
+        (
+            lambda folder: change(folder, "preprocessor_config.json", crop_size={"height": 16, "width": 16}),
+            "makes images of 16 pixels, the model takes 8",
+        ),
+        (lambda folder: (folder / "README.md").unlink(), "has no README.md"),
+        (lambda folder: (folder / "README.md").write_text("# Title"), "has no library_name"),
+        (lambda folder: (folder / "README.md").write_text("---\na: [\n---\n"), "metadata of .* cannot be read"),
+        (lambda folder: (folder / "README.md").write_text(f"{CARD}![x](lost.png)"), "shows lost.png"),
+        (shutil.rmtree, "there is no folder"),
+    ],
+)
+def test_an_incomplete_folder_is_refused_before_anything_is_sent(hub, folder, spoil, message):
+    spoil(folder)
+    with pytest.raises(ValueError, match=message) as error:
+        push(folder)
+    assert "\n" not in str(error.value)
+    assert hub.requests == []
+
+
+# Failures
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (401, "run `hf auth login`"),
+        (403, "your token may not write to 'org/livt-digits'"),
+        (404, "was not found on the Hub"),
+    ],
+)
+def test_what_waiting_cannot_mend_is_told_at_once_in_one_line(hub, folder, status, message):
+    hub.fail = lambda request, number: Failure(status)
+    waited: list[float] = []
+    with pytest.raises(ValueError, match=message) as error:
+        push_folder(folder, REPO, token=TOKEN, sleep=waited.append)
+    assert "\n" not in str(error.value)
+    assert waited == []
+    assert len(hub.requests) <= 2
+
+
+def test_who_is_not_logged_in_is_told_so(hub, folder, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.utils._headers.get_token", lambda: None)
+    with pytest.raises(ValueError, match="asks who you are"):
+        push_folder(folder, REPO)
+    assert hub.repositories == {}
+
+
+def test_offline_mode_and_impossible_names_are_told(folder, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="HF_HUB_OFFLINE forbids"):
+        push_folder(folder, REPO, token=TOKEN)
+    with pytest.raises(ValueError, match="cannot name a repository .*; write ORG/NAME"):
+        push_folder(folder, "org/a/b", token=TOKEN)
+
+
+def test_growing_waits_and_the_hubs_own_wish(hub, folder):
+    answers = [Failure(500), Failure(429, headers={"Retry-After": "77"}), Failure(503)]
+    hub.fail = lambda request, number: answers.pop(0) if answers and "create" in request else None
+    _, waited = push(folder, waits=(2, 10, 30, 60))
+    assert waited == [2, 77, 30]
+    assert is_whole(hub.model(REPO).files())
+
+
+def test_a_hub_that_stays_down_is_given_up(hub, folder):
+    hub.fail = lambda request, number: Failure(502)
+    waited: list[float] = []
+    with pytest.raises(ValueError, match="did not take 'org/livt-digits' .502: "):
+        push_folder(folder, REPO, token=TOKEN, sleep=waited.append, waits=(2, 10))
+    assert waited == [2, 10]
+
+
+FAILURES = {"500": Failure(500), "cut": Failure(), "lost answer": Failure(done=True)}
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_any_single_failed_request_is_survived_and_no_commit_is_ever_half_a_model(hub, folder, kind):
+    push(folder)
+    count = len(hub.requests)
+    assert count >= 8, "create, tree, preupload, LFS batch, PUT, verify, card, commit"
+    for failing in range(count):
+        hub.repositories.clear()
+        hub.storage.clear()
+        hub.requests.clear()
+        hub.fail = lambda request, number, failing=failing: FAILURES[kind] if number == failing else None
+        push(folder)
+        repository = hub.model(REPO)
+        assert all(is_whole(files) for files in repository.commits.values())
+        assert repository.files()["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+        assert len(repository.commits) == 2, f"request {failing}: a lost answer must not make a second commit"
+
+
+def test_an_upload_that_dies_at_any_request_leaves_the_repository_as_it_was(hub, folder, tmp_path):
+    push(folder)
+    before = dict(hub.model(REPO).files())
+    other = make_model(tmp_path / "other", seed=1)
+    hub.requests.clear()
+    for alive in range(8):
+        start = len(hub.requests)
+        hub.fail = lambda request, number, last=start + alive: Failure() if number >= last else None
+        with pytest.raises(ValueError, match="the upload of"):
+            push(other, waits=())
+        assert hub.model(REPO).files() == before
+    hub.fail = lambda request, number: None
+    push(other)
+    assert hub.model(REPO).files()["model.safetensors"] == (other / "model.safetensors").read_bytes()
+
+
+def test_a_pull_request_whose_answer_was_lost_is_not_opened_twice(hub, folder):
+    push(folder)
+    (folder / "README.md").write_text(f"{CARD}\nMore.\n")
+    hub.fail = lambda request, number: Failure(done=True) if "/commit/" in request else None
+    with pytest.raises(ValueError, match="the upload of"):
+        push(folder, create_pr=True)
+    assert sorted(hub.model(REPO).refs) == ["main", "refs/pr/1"]
+
+
+# In the background
+
+
+def make_checkpoint(run, step):
+    """A complete checkpoint as the trainings write it, without image processor and card."""
+    checkpoint = make_model(run / f"checkpoint-{step}", seed=step)
+    (checkpoint / "README.md").unlink()
+    (checkpoint / "preprocessor_config.json").unlink()
+    torch.save({"step": step}, checkpoint / "optimizer.pt")
+    sizes = {file.name: file.stat().st_size for file in checkpoint.iterdir()}
+    (checkpoint / "complete.json").write_text(json.dumps({"files": sizes}))
+    return checkpoint
+
+
+def pusher(run, **options):
+    said: list[str] = []
+    processor = image_processor(8, 0.875, [0.5] * 3, [0.5] * 3)
+    options = {"token": TOKEN, "say": said.append, "waits": (0.01,), **options}
+    return BackgroundPusher(REPO, run, processor, **options), said
+
+
+def test_checkpoints_are_uploaded_behind_the_training_even_if_deleted_meanwhile(hub, folder, tmp_path):
+    gate = threading.Event()
+    hub.fail = lambda request, number: gate.wait(20) and None
+    run = tmp_path / "run"
+    background, said = pusher(run)
+    weights = {}
+    for step in (1, 2, 3):
+        checkpoint = make_checkpoint(run, step)
+        weights[step] = (checkpoint / "model.safetensors").read_bytes()
+        background.push(checkpoint, f"Step {step} of 4")
+        shutil.rmtree(checkpoint)
+    gate.set()
+    background.wait()
+    repository = hub.model(REPO)
+    assert repository.messages[-1] == "Step 3 of 4"
+    assert len(repository.commits) <= 3, "a newer checkpoint replaces one that waits"
+    assert repository.files()["model.safetensors"] == weights[3]
+    assert b"Step 3 of 4" in repository.files()["README.md"]
+    assert "optimizer.pt" not in repository.files()
+    assert background.finish(folder) is None
+    assert repository.files()["README.md"] == CARD.encode()
+    assert said == [f"uploaded to {hub.endpoint}/{REPO}"]
+    assert not (run / ".push").exists()
+
+
+@pytest.mark.parametrize("strategy", ["end", "checkpoint", "all_checkpoints"])
+def test_strategies(hub, folder, tmp_path, strategy):
+    background, said = pusher(tmp_path, strategy=strategy)
+    checkpoints = {step: make_checkpoint(tmp_path, step) for step in (1, 2)}
+    for step, checkpoint in checkpoints.items():
+        background.push(checkpoint, f"Step {step}")
+        background.wait()
+    assert background.finish(folder) is None
+    names = {name.split("/")[0] for name in hub.model(REPO).files() if "/" in name}
+    assert names == {"end": set(), "checkpoint": {"last-checkpoint"}}.get(strategy, {"checkpoint-1", "checkpoint-2"})
+    if strategy == "checkpoint":
+        files, newest = hub.model(REPO).files(), checkpoints[2]
+        for file in newest.iterdir():
+            assert files[f"last-checkpoint/{file.name}"] == file.read_bytes()
+
+
+def test_a_hub_that_is_down_costs_the_training_nothing_and_gets_the_model_at_the_end(hub, folder, tmp_path):
+    hub.fail = lambda request, number: Failure(500)
+    background, said = pusher(tmp_path)
+    background.push(make_checkpoint(tmp_path, 1), "Step 1")
+    background.push(tmp_path / "nothing", "Step 2")
+    background.wait()
+    assert len(said) == len(background.errors) == 2
+    assert all("\n" not in line for line in said)
+    hub.fail = lambda request, number: None
+    assert background.finish(folder) is None
+    assert hub.model(REPO).files()["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+
+
+def test_the_last_failure_is_one_line_with_the_command_that_uploads_it_later(hub, folder, tmp_path):
+    background, _ = pusher(tmp_path, private=True, revision="v2")
+    hub.fail = lambda request, number: Failure(403)
+    line = background.finish(folder)
+    assert line.count("\n") == 0
+    assert line.endswith(f"livt push --model {folder} --hub_model_id {REPO} --private --revision v2")
+    background.push(make_checkpoint(tmp_path, 1), "after the end")
+    assert hub.repositories == {}
+
+
+def test_stopping_waits_for_nothing(hub, tmp_path):
+    gate = threading.Event()
+    hub.fail = lambda request, number: gate.wait(20) and None
+    background, _ = pusher(tmp_path)
+    background.push(make_checkpoint(tmp_path, 1), "Step 1")
+    background.stop()
+    gate.set()
+    background._thread.join(20)
+    assert not background._thread.is_alive()
+
+
+def test_the_checked_files_are_those_that_are_named(folder):
+    assert check_folder(folder) == ["README.md", "config.json", "model.safetensors", "preprocessor_config.json"]
