@@ -159,6 +159,8 @@ _LIMITS: dict[str, _Limit] = {
     "layer_decay": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
     "drop_path": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
     "crop_ratio": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    "ema": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "drw_epoch": _NOT_NEGATIVE,
     "tau": (math.isfinite, "a finite number"),
     "picture_every": _NOT_NEGATIVE,
     "probe_every": _NOT_NEGATIVE,
@@ -205,6 +207,8 @@ class FinetuneArguments(StageArguments):
     loss: str = option("bal_bce", "Training loss.")
     tau: float = option(1.0, "Scale of the loss's logit bias.")
     label_smoothing: float = option(0.1, "Smoothing of the targets, with and without mixup.")
+    drw_epoch: float | None = option(None, "Epoch from which ldam weights the classes (its paper: 160 of 200).")
+    ema: float | None = option(None, "Decay of a moving average of the weights, which becomes the model, e.g. 0.9999.")
     pooling: Literal["mean", "cls"] = option("mean", "What the classifier reads: the mean patch or the CLS token.")
     base_lr: float = option(1e-3, "Learning rate at an effective batch of 256; scaled linearly with the batch.")
     epochs: float = option(100, "Passes over the data.")
@@ -231,6 +235,9 @@ class FinetuneArguments(StageArguments):
         check_loss_name(self.loss)
         if self.loss == "lade" and self.mixes:
             raise ValueError("loss: lade needs hard labels; train it with --mixup 0 --cutmix 0")
+
+        if self.drw_epoch is not None and self.loss != "ldam":
+            raise ValueError(f"drw_epoch: deferred re-weighting belongs to ldam; leave it out with --loss {self.loss}")
 
     @property
     def mixes(self) -> bool:

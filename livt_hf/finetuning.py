@@ -83,7 +83,9 @@ def finetune(args: FinetuneArguments, more: dict[str, Any] | None = None) -> dic
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     train_set = training_dataset(args, images, transform, world, rank)
     batches = TrainingBatches(len(images), args.batch_size, args.gradient_accumulation_steps, world)
-    steps, _, warmup_epochs = schedule_length(batches.steps_per_epoch, args.epochs, args.warmup_epochs, args.max_steps)
+    steps, epochs, warmup_epochs = schedule_length(
+        batches.steps_per_epoch, args.epochs, args.warmup_epochs, args.max_steps
+    )
     watched = splits.get(args.eval_split)
     training_args = TrainingArguments(
         **{
@@ -120,6 +122,9 @@ def finetune(args: FinetuneArguments, more: dict[str, Any] | None = None) -> dic
         layer_decay=args.layer_decay,
         min_lr=args.min_lr,
         warmup_epochs=warmup_epochs,
+        ema=args.ema,
+        # --max_steps shortens the schedule, and this with it
+        drw_epoch=None if args.drw_epoch is None else args.drw_epoch * epochs / args.epochs,
         mixup=Mixup(
             model.config.num_labels,
             mixup_alpha=args.mixup,
@@ -164,6 +169,8 @@ def finetune(args: FinetuneArguments, more: dict[str, Any] | None = None) -> dic
     if trainer.is_world_process_zero():
         # As it will be loaded: without the mixed precision of the training.
         trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        if trainer.ema is not None:
+            trained.load_state_dict(trainer.ema.weights)
         processor = image_processor(size, args.crop_ratio, mean, std)
         results = _save_model(trained, processor, args, splits, steps)
     trainer.accelerator.wait_for_everyone()

@@ -28,12 +28,13 @@ from transformers import (
     TrainingArguments,
 )
 
+from .averaging import WeightAverage
 from .checkpoints import MetricsLog, StopSignal, publish, remove_old_checkpoints, write_text
-from .configuration_livt import check_not_adjusted, ordered_class_counts
+from .configuration_livt import ordered_class_counts
 from .data import ImageDataset, Mixup, TrainingBatches, erase, evaluation_loader, normalize, training_loader
 from .data.streaming import StreamedSamples, streaming_loader
 from .evaluation import predict_split
-from .losses import Loss, build_loss
+from .losses import Loss, build_loss, deferred_weights
 from .metrics import calibration_error, long_tail_accuracy
 from .optimization import adamw, parameter_groups, warmup_cosine
 from .runs import RUN_FILE, agreed_stop, load_weights
@@ -58,6 +59,8 @@ class BalancedTrainer(Trainer):
         layer_decay: see `parameter_groups`.
         min_lr, warmup_epochs: see `learning_rate`.
         mixup: what mixes a batch; None leaves hard labels.
+        ema: decay of the moving average of the weights (`WeightAverage`), which is then what is evaluated.
+        drw_epoch: epoch from which ldam weights the classes (`deferred_weights`); None leaves it out.
     """
 
     def __init__(
@@ -73,9 +76,13 @@ class BalancedTrainer(Trainer):
         min_lr: float = 0.0,
         warmup_epochs: float = 0.0,
         mixup: Mixup | None = None,
+        ema: float | None = None,
+        drw_epoch: float | None = None,
         **kwargs: Any,
     ):
         self.loss = training_loss(model.config)
+        self.drw_epoch = drw_epoch
+        self.reweighted_loss = None if drw_epoch is None else training_loss(model.config, reweighted=True)
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func: the loss is that of the model's config; set it by store_class_counts")
         # Where a run stands in its data follows from its step; nothing has to be read and skipped.
@@ -92,6 +99,9 @@ class BalancedTrainer(Trainer):
         self.mean, self.std = mean, std
         self.layer_decay, self.min_lr, self.warmup_epochs = layer_decay, min_lr, warmup_epochs
         self.mixup = mixup
+        if ema is not None and self.is_fsdp_enabled:
+            raise ValueError("ema: sharded weights (FSDP) cannot be averaged; leave one of the two out")
+        self.ema = None if ema is None else WeightAverage(self.model, ema)
         self.run_record: dict[str, Any] = {}
         self.stopped_by: str | None = None
         self.resumed_from: Path | None = None
@@ -148,8 +158,15 @@ class BalancedTrainer(Trainer):
     ) -> Tensor | tuple[Tensor, Any]:
         """The loss of the config, from the logits; the model never sees the labels."""
         outputs = model(pixel_values=inputs["pixel_values"])
-        loss = self.loss(outputs.logits, inputs["labels"])
+        loss = self.loss_now()(outputs.logits, inputs["labels"])
         return (loss, outputs) if return_outputs else loss
+
+    def loss_now(self) -> Loss:
+        """The loss of the current step: from ``drw_epoch`` on, the re-weighted one."""
+        if self.reweighted_loss is None or self.drw_epoch is None:
+            return self.loss
+        epoch = self.state.global_step / self.training_batches().steps_per_epoch
+        return self.reweighted_loss if epoch >= self.drw_epoch - 1e-9 else self.loss
 
     # Optimisation
 
@@ -200,7 +217,8 @@ class BalancedTrainer(Trainer):
         was_training = model.training
         mine = Subset(dataset, range(args.process_index, len(dataset), args.world_size))
         loader = evaluation_loader(mine, args.per_device_eval_batch_size, args.dataloader_num_workers)
-        outcome = predict_split(model, loader, self.mean, self.std, args.device)
+        with contextlib.nullcontext() if self.ema is None else self.ema.inside(model):
+            outcome = predict_split(model, loader, self.mean, self.std, args.device)
         model.train(was_training)
         if args.world_size > 1:
             parts = gather_object([outcome])
@@ -244,6 +262,8 @@ class BalancedTrainer(Trainer):
             logging_state = {"loss_sum": loss_sum, "last_step": self._globalstep_last_logged}
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
+                if self.ema is not None:
+                    self.ema.save(self._staging / name)
                 record = {**self.run_record, "logging": logging_state}
                 write_text(self._staging / name / RUN_FILE, json.dumps(record, indent=2))
                 publish(self._staging / name, output_dir / name)
@@ -264,7 +284,10 @@ class BalancedTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Upstream loads the file raw: names that were mapped on saving are then silently left out."""
         self.resumed_from = Path(resume_from_checkpoint)
-        load_weights(self.model if model is None else model, self.resumed_from)
+        model = self.model if model is None else model
+        load_weights(model, self.resumed_from)
+        if self.ema is not None:
+            self.ema.load(self.resumed_from, model)
 
     # Logging
 
@@ -275,11 +298,15 @@ class BalancedTrainer(Trainer):
             self._metrics_log.write({"step": self.state.global_step, "epoch": self.state.epoch, **values})
 
 
-def training_loss(config: Any) -> Loss:
-    """The loss that a config with `store_class_counts`'s fields describes."""
+def training_loss(config: Any, reweighted: bool = False) -> Loss:
+    """The loss that a config with `store_class_counts`'s fields describes; ``reweighted``: after ldam's deferral."""
     counts = ordered_class_counts(config)  # first: it says what is missing
-    check_not_adjusted(config)
-    return build_loss(config.loss, counts, config.tau, config.label_smoothing)
+    if reweighted and config.loss != "ldam":
+        raise ValueError(
+            f"drw_epoch: deferred re-weighting belongs to ldam, and the loss is {config.loss}; leave it out"
+        )
+    options = {"class_weights": deferred_weights(counts, progress=1.0)} if reweighted else {}
+    return build_loss(config.loss, counts, config.tau, config.label_smoothing, **options)
 
 
 class _StepCallback(TrainerCallback):
@@ -300,6 +327,8 @@ class _StepCallback(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         # Trainer counts from the first step after a resume; the epoch of a step does not depend on that.
         state.epoch = state.global_step / self.steps_per_epoch
+        if self.trainer.ema is not None:
+            self.trainer.ema.update(self.trainer.accelerator.unwrap_model(self.trainer.model))
         stopped_by = agreed_stop(self.trainer.accelerator, self.trainer._stop, state.global_step)
         if stopped_by and state.global_step < state.max_steps:
             self.trainer.stopped_by = stopped_by

@@ -14,6 +14,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Tr
 
 from livt_hf import BalancedTrainer, LivtConfig, LivtMAEForPreTraining, ViTForBalancedClassification
 from livt_hf.arguments import FinetuneArguments
+from livt_hf.averaging import WeightAverage
 from livt_hf.configuration_livt import LivtMAEConfig
 from livt_hf.data import (
     EvalTransform,
@@ -29,6 +30,7 @@ from livt_hf.data import (
 )
 from livt_hf.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from livt_hf.finetuning import finetune
+from livt_hf.losses import build_loss, effective_number_weights
 from livt_hf.modeling_livt import config_for_classes
 from livt_hf.optimization import adamw, learning_rate, parameter_groups
 
@@ -197,7 +199,7 @@ def test_a_torn_checkpoint_is_skipped_and_the_result_is_the_same(finished, mae_d
     assert log_lines(tmp_path) == log_lines(finished)
 
 
-def trainer(tmp_path: Path, batch_size: int, accumulation: int, **options) -> BalancedTrainer:
+def trainer(tmp_path: Path, batch_size: int, accumulation: int, loss: str = "bal_bce", **options) -> BalancedTrainer:
     torch.manual_seed(0)
     splits = load_long_tailed("digits")
     config = LivtConfig(
@@ -206,6 +208,7 @@ def trainer(tmp_path: Path, batch_size: int, accumulation: int, **options) -> Ba
         intermediate_size=128,
         image_size=8,
         patch_size=2,
+        loss=loss,
     )
     return BalancedTrainer(
         ViTForBalancedClassification(config),
@@ -342,3 +345,69 @@ def test_without_a_validation_or_test_split_it_trains_and_says_so(tmp_path, caps
     assert "neither a test nor a validation split" in capsys.readouterr().out
     model = ViTForBalancedClassification.from_pretrained(tmp_path / "out")
     assert model.config.ordered_class_counts() == {"dark": 6, "light": 6}
+
+
+def stop_at(step: int, monkeypatch) -> None:
+    """SIGTERM during an optimiser step."""
+    optimizer_step, steps = torch.optim.AdamW.step, []
+
+    def step_and_signal(self, *args, **kwargs):
+        steps.append(None)
+        if len(steps) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return optimizer_step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step_and_signal)
+
+
+def test_the_average_of_the_weights_survives_a_resume_and_is_what_is_saved(tmp_path, mae_dir, monkeypatch):
+    options = {"pretrained": str(mae_dir), "max_steps": 12, "save_every": 4, "ema": 0.5}
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    finetune(arguments(whole, **options), QUIET)
+    with monkeypatch.context() as patch:
+        stop_at(6, patch)
+        assert finetune(arguments(stopped, **options), QUIET) is None
+    finetune(arguments(stopped, **options), QUIET)
+    assert same_weights(whole, stopped)
+    assert log_lines(whole) == log_lines(stopped)
+    checkpoint = whole / "checkpoint-12"
+    model = ViTForBalancedClassification.from_pretrained(whole).state_dict()
+    average, trained = (
+        load_file(checkpoint / "ema.safetensors"),
+        ViTForBalancedClassification.from_pretrained(checkpoint),
+    )
+    assert all(torch.equal(model[name], average[name]) for name in average)
+    assert any(not torch.equal(model[name], tensor) for name, tensor in trained.state_dict().items())
+
+
+def test_the_average_by_hand():
+    model = torch.nn.Linear(1, 1, bias=False)
+    model.weight.data.fill_(1.0)
+    average = WeightAverage(model, 0.75)
+    for value in (2.0, 4.0):
+        model.weight.data.fill_(value)
+        average.update(model)
+    assert average.weights["weight"].item() == 0.75 * (0.75 * 1 + 0.25 * 2) + 0.25 * 4
+    with average.inside(model):
+        assert model.weight.item() == average.weights["weight"].item()
+    assert model.weight.item() == 4.0
+
+
+def test_ldam_is_reweighted_from_its_epoch_on(tmp_path):
+    """On logits of 0, the loss before and after, from the definitions."""
+    splits = load_long_tailed("digits")
+    subject = trainer(tmp_path, 8, 1, drw_epoch=2.0, loss="ldam")
+    counts, steps = class_counts(splits["train"]), subject.training_batches().steps_per_epoch
+    logits, labels = torch.zeros(4, 10), torch.tensor([0, 3, 8, 9])
+    plain = build_loss("ldam", counts)(logits, labels)
+    weighted = build_loss("ldam", counts, class_weights=effective_number_weights(counts))(logits, labels)
+    assert plain != weighted
+    for step, expected in ((0, plain), (2 * steps - 1, plain), (2 * steps, weighted), (3 * steps, weighted)):
+        subject.state.global_step = step
+        assert subject.loss_now()(logits, labels) == expected
+    with pytest.raises(ValueError, match="drw_epoch: deferred re-weighting belongs to ldam, and the loss is bal_bce"):
+        trainer(tmp_path, 8, 1, drw_epoch=2.0)
+    with pytest.raises(
+        ValueError, match="drw_epoch: deferred re-weighting belongs to ldam; leave it out with --loss ce"
+    ):
+        arguments(tmp_path, loss="ce", drw_epoch=1.0)

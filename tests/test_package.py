@@ -22,6 +22,7 @@ LAYERS = [
     "optimization",
     "classifiers",
     "checkpoints",
+    "averaging",
     "arguments",
     "runs",
     "stages",
