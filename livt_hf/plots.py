@@ -309,7 +309,7 @@ def plot_pretraining(lines: Sequence[Mapping[str, float]], path: str | Path) -> 
         axes.set_ylabel(name)
         _clean(axes)
     rows[-1].set_xlabel("epoch")
-    _save(figure, path)
+    save_png(figure, path)
 
 
 def _clean(axes: Axes) -> None:
