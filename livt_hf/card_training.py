@@ -58,14 +58,13 @@ def read_run(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def read_losses(folder: Path) -> list[tuple[float, float]]:
-    """(epoch, mean training loss) of each logged step in metrics.jsonl; empty without that file."""
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; none without that file."""
     try:
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return []
-    logged = [json.loads(line) for line in lines if line.endswith("}")]
-    return [(values["epoch"], values["loss"]) for values in logged if "loss" in values and "epoch" in values]
+    return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def hyperparameters(run: Mapping[str, Any]) -> str:

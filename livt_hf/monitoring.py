@@ -5,7 +5,6 @@ Nothing here draws random numbers or changes the model, so a watched run takes t
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +14,11 @@ from datasets import DatasetDict
 from torch import Tensor
 
 from .arguments import PretrainArguments
+from .card_training import read_metrics
 from .data import EvalTransform, ImageDataset, class_counts
 from .evaluation import reconstruct_images
 from .modeling_mae import LivtMAEForPreTraining
-from .plots import plot_pretraining, plot_reconstructions
+from .plots import plot_loss_curve, plot_reconstructions
 from .probe import knn_accuracy
 
 NUM_PICTURES = 8
@@ -76,13 +76,13 @@ class Monitor:
         return values
 
     def draw(self, model: LivtMAEForPreTraining, step: int, last: bool) -> None:
-        """Draw what is due: ``reconstructions/step-N.png`` and, with it, ``loss.png``; ``reconstructions.png`` last."""
+        """Draw what is due: ``reconstructions/step-N.png``, last ``reconstructions.png``, and ``loss_curve.png``."""
         due = bool(self.picture_steps) and step % self.picture_steps == 0
         if not due and not last:
             return
         folder = Path(self.args.output_dir)
         if self.accelerator.is_main_process:
-            plot_pretraining(read_metrics(folder / "metrics.jsonl"), folder / "loss.png")
+            plot_loss_curve(read_metrics(folder), folder / "loss_curve.png")
         if self.splits is None:
             return
         if self.images is None:
@@ -108,10 +108,3 @@ class Monitor:
         images = self._images("validation" if "validation" in self.splits else "train")
         indices = np.linspace(0, len(images) - 1, min(NUM_PICTURES, len(images))).round().astype(int)
         return torch.stack([torch.as_tensor(images[(0, int(index))]["pixel_values"]) for index in indices])
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The lines of a run's metrics.jsonl; none if there is no such file yet."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -238,23 +238,6 @@ def plot_comparison(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None
     save_png(figure, path)
 
 
-def plot_loss_curve(losses: Sequence[tuple[float, float]], path: str | Path) -> None:
-    """Training loss over epochs.
-
-    Args:
-        losses: (epoch, loss) of each logged step.
-        path: PNG file to write.
-    """
-    figure = Figure(figsize=(7.2, 3.4), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(*zip(*losses, strict=True), color=GROUP_COLOURS["many"], linewidth=1.6)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("training loss")
-    axes.set_title(f"Loss after {losses[-1][0]:g} epochs: {losses[-1][1]:.4f}")
-    _clean(axes)
-    save_png(figure, path)
-
-
 def plot_reconstructions(
     originals: np.ndarray,
     masked: np.ndarray,
@@ -289,7 +272,7 @@ def plot_reconstructions(
     save_png(figure, path, colours=None)
 
 
-def plot_pretraining(lines: Sequence[Mapping[str, float]], path: str | Path) -> None:
+def plot_loss_curve(lines: Sequence[Mapping[str, float]], path: str | Path) -> None:
     """The loss over the epochs and, if the run was probed, the accuracy of the k-NN probe below it.
 
     Args:

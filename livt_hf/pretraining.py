@@ -44,10 +44,12 @@ from .configuration_livt import LivtMAEConfig
 from .data import PretrainTransform, TrainingBatches, load_long_tailed, normalize, training_loader
 from .data.streaming import StreamedSamples, streaming_loader
 from .data.transforms import image_processor
+from .evaluation import hardware
 from .modeling_livt import interpolate_position_embeddings
 from .modeling_mae import LivtMAEForPreTraining
 from .monitoring import Monitor
 from .optimization import adamw, parameter_groups, schedule_length, warmup_cosine
+from .pretraining_card import write_pretraining_card
 from .runs import (
     RUN_FILE,
     agreed_stop,
@@ -152,6 +154,7 @@ def pretrain(args: PretrainArguments) -> Path | None:
             run.unwrapped.save_pretrained(folder, state_dict=weights)
             image_processor(config.image_size, 0.875, args.mean, args.std).save_pretrained(folder)
             write_text(folder / RUN_FILE, json.dumps(run_record(args, steps), indent=2))
+        write_pretraining_card(output_dir, images=len(images), hardware=hardware(accelerator.device))
     accelerator.wait_for_everyone()
     say(f"saved the pretrained model in {output_dir}")
     return output_dir

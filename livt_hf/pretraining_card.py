@@ -10,7 +10,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from .card_training import hyperparameters, read_losses, read_run, training_command
+from .card_training import hyperparameters, read_metrics, read_run, training_command
 from .checkpoints import write_text
 from .model_card import CITATION
 from .plots import plot_loss_curve
@@ -53,9 +53,10 @@ def write_pretraining_card(
     folder = Path(output_dir)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     name = repo_id or folder.resolve().name
-    losses = read_losses(folder)
+    lines = read_metrics(folder)
+    losses = [(line["epoch"], line["loss"]) for line in lines if "loss" in line]
     if losses:
-        plot_loss_curve(losses, folder / LOSS_CURVE)
+        plot_loss_curve(lines, folder / LOSS_CURVE)
     metadata = ModelCardData(
         license="apache-2.0",
         library_name="transformers",

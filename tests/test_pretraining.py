@@ -117,7 +117,7 @@ def test_it_takes_the_steps_of_a_plain_adamw_loop(finished):
 def test_the_output_folder_holds_a_native_model_and_its_processor(finished):
     names = {path.name for path in finished.iterdir()}
     expected = {"config.json", "model.safetensors", "preprocessor_config.json", "metrics.jsonl", "run.json"}
-    expected |= {"loss.png", "reconstructions.png"}
+    expected |= {"loss_curve.png", "reconstructions.png", "README.md"}
     assert expected | {"checkpoint-8", "checkpoint-16"} == names
     assert json.loads((finished / "run.json").read_text())["steps"] == 24
 
