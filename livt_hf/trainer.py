@@ -30,7 +30,7 @@ from transformers import (
 
 from .averaging import WeightAverage
 from .checkpoints import MetricsLog, StopSignal, publish, remove_old_checkpoints, write_text
-from .configuration_livt import ordered_class_counts
+from .configuration_livt import check_not_adjusted, ordered_class_counts
 from .data import ImageDataset, Mixup, TrainingBatches, erase, evaluation_loader, normalize, training_loader
 from .data.streaming import StreamedSamples, streaming_loader
 from .evaluation import predict_split
@@ -301,6 +301,7 @@ class BalancedTrainer(Trainer):
 def training_loss(config: Any, reweighted: bool = False) -> Loss:
     """The loss that a config with `store_class_counts`'s fields describes; ``reweighted``: after ldam's deferral."""
     counts = ordered_class_counts(config)  # first: it says what is missing
+    check_not_adjusted(config)
     if reweighted and config.loss != "ldam":
         raise ValueError(
             f"drw_epoch: deferred re-weighting belongs to ldam, and the loss is {config.loss}; leave it out"
