@@ -18,7 +18,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-from .losses import check_loss_name
+from .losses import BALANCED_LOSSES, check_loss_name
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -207,6 +207,10 @@ class FinetuneArguments(StageArguments):
     loss: str = option("bal_bce", "Training loss.")
     tau: float = option(1.0, "Scale of the loss's logit bias.")
     label_smoothing: float = option(0.1, "Smoothing of the targets, with and without mixup.")
+    stage: Literal["all", "classifier"] = option("all", "What is trained: all, or the classifier on balanced batches.")
+    classifier_method: Literal["crt", "lws"] = option(
+        "crt", "What the classifier stage trains: a new layer, or scales."
+    )
     drw_epoch: float | None = option(None, "Epoch from which ldam weights the classes (its paper: 160 of 200).")
     ema: float | None = option(None, "Decay of a moving average of the weights, which becomes the model, e.g. 0.9999.")
     pooling: Literal["mean", "cls"] = option("mean", "What the classifier reads: the mean patch or the CLS token.")
@@ -236,6 +240,13 @@ class FinetuneArguments(StageArguments):
         if self.loss == "lade" and self.mixes:
             raise ValueError("loss: lade needs hard labels; train it with --mixup 0 --cutmix 0")
 
+        if self.stage == "classifier" and self.loss in BALANCED_LOSSES:
+            raise ValueError(
+                f"loss: {self.loss} would balance the classes of --stage classifier once more, whose batches are "
+                "balanced; use --loss ce"
+            )
+        if self.stage == "classifier" and self.pretrained == "none":
+            raise ValueError("stage: classifier retrains the last layer of a trained model; name it with --pretrained")
         if self.drw_epoch is not None and self.loss != "ldam":
             raise ValueError(f"drw_epoch: deferred re-weighting belongs to ldam; leave it out with --loss {self.loss}")
 

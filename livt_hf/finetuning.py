@@ -22,6 +22,7 @@ from .checkpoints import (
     publish_files,
     write_text,
 )
+from .classifier_stage import fold_scales, train_classifier_only
 from .classifiers import has_drop_path, load_config, load_pretrained_classifier, saved_statistics
 from .configuration_livt import LivtConfig, store_class_counts
 from .data import (
@@ -123,6 +124,7 @@ def finetune(args: FinetuneArguments, more: dict[str, Any] | None = None) -> dic
         min_lr=args.min_lr,
         warmup_epochs=warmup_epochs,
         ema=args.ema,
+        classifier_only=args.stage == "classifier",
         # --max_steps shortens the schedule, and this with it
         drw_epoch=None if args.drw_epoch is None else args.drw_epoch * epochs / args.epochs,
         mixup=Mixup(
@@ -171,6 +173,7 @@ def finetune(args: FinetuneArguments, more: dict[str, Any] | None = None) -> dic
         trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         if trainer.ema is not None:
             trained.load_state_dict(trainer.ema.weights)
+        fold_scales(trained)
         processor = image_processor(size, args.crop_ratio, mean, std)
         results = _save_model(trained, processor, args, splits, steps)
     trainer.accelerator.wait_for_everyone()
@@ -198,6 +201,11 @@ def build_classifier(args: FinetuneArguments, counts: dict[str, int]) -> PreTrai
         )
         return ViTForBalancedClassification(config)
     if load_config(args.pretrained).model_type == "vit_mae":
+        if args.stage == "classifier":
+            raise ValueError(
+                f"stage: {args.pretrained!r} is a masked autoencoder, and the stage 'classifier' retrains the last "
+                "layer of a trained classifier; give its folder with --pretrained"
+            )
         settings |= {"drop_path_rate": args.drop_path, "use_mean_pooling": args.pooling == "mean"}
         if args.image_size is not None:
             settings["image_size"] = args.image_size
@@ -210,6 +218,8 @@ def build_classifier(args: FinetuneArguments, counts: dict[str, int]) -> PreTrai
         ignore_mismatched_classifier=args.ignore_mismatched_classifier,
     )
     store_class_counts(model.config, counts, **settings, pretrained=args.pretrained)
+    if args.stage == "classifier":
+        train_classifier_only(model, args.classifier_method)
     return model
 
 

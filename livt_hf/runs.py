@@ -25,6 +25,8 @@ AGREE_EVERY = 10  # steps between the moments at which several processes compare
 def load_weights(model: transformers.PreTrainedModel, checkpoint: Path) -> None:
     """All weights of a checkpoint, through `from_pretrained`: the names in the file are not those of the modules."""
     saved = type(model).from_pretrained(checkpoint).state_dict()
+    # What a native model has no place for is kept elsewhere.
+    saved |= {name: tensor for name, tensor in model.state_dict().items() if name.endswith(".scales")}
     try:
         model.load_state_dict(saved)
     except RuntimeError as error:
@@ -101,6 +103,8 @@ _SHAPE = {
     "patch_size",
     "pretrained",
     "pooling",
+    "stage",
+    "classifier_method",
     "layer_decay",
     "decoder_hidden_size",
     "decoder_num_hidden_layers",

@@ -30,6 +30,7 @@ from transformers import (
 
 from .averaging import WeightAverage
 from .checkpoints import MetricsLog, StopSignal, publish, remove_old_checkpoints, write_text
+from .classifier_stage import load_scales, save_scales
 from .configuration_livt import check_not_adjusted, ordered_class_counts
 from .data import ImageDataset, Mixup, TrainingBatches, erase, evaluation_loader, normalize, training_loader
 from .data.streaming import StreamedSamples, streaming_loader
@@ -60,6 +61,8 @@ class BalancedTrainer(Trainer):
         min_lr, warmup_epochs: see `learning_rate`.
         mixup: what mixes a batch; None leaves hard labels.
         ema: decay of the moving average of the weights (`WeightAverage`), which is then what is evaluated.
+        classifier_only: the batches hold each class equally often, and the model, of which `train_classifier_only`
+            froze all but the classifier, stays in evaluation mode.
         drw_epoch: epoch from which ldam weights the classes (`deferred_weights`); None leaves it out.
     """
 
@@ -78,10 +81,14 @@ class BalancedTrainer(Trainer):
         mixup: Mixup | None = None,
         ema: float | None = None,
         drw_epoch: float | None = None,
+        classifier_only: bool = False,
         **kwargs: Any,
     ):
         self.loss = training_loss(model.config)
         self.drw_epoch = drw_epoch
+        if classifier_only and isinstance(train_dataset, StreamedSamples):
+            raise ValueError("stage: class-balanced batches need all labels at hand; leave out --streaming")
+        self.classifier_only = classifier_only
         self.reweighted_loss = None if drw_epoch is None else training_loss(model.config, reweighted=True)
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func: the loss is that of the model's config; set it by store_class_counts")
@@ -132,6 +139,7 @@ class BalancedTrainer(Trainer):
             seed=args.seed,
             start_step=start_step,
             stop_step=stop_step,
+            labels=np.asarray(self.train_dataset.rows.dataset["label"]) if self.classifier_only else None,
         )
 
     def get_train_dataloader(self) -> _EpochLoader:
@@ -157,6 +165,8 @@ class BalancedTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
         """The loss of the config, from the logits; the model never sees the labels."""
+        if self.classifier_only:
+            model.eval()
         outputs = model(pixel_values=inputs["pixel_values"])
         loss = self.loss_now()(outputs.logits, inputs["labels"])
         return (loss, outputs) if return_outputs else loss
@@ -262,6 +272,7 @@ class BalancedTrainer(Trainer):
             logging_state = {"loss_sum": loss_sum, "last_step": self._globalstep_last_logged}
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
+                save_scales(self.accelerator.unwrap_model(self.model), self._staging / name)
                 if self.ema is not None:
                     self.ema.save(self._staging / name)
                 record = {**self.run_record, "logging": logging_state}
@@ -276,6 +287,8 @@ class BalancedTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if state_dict is None and self.classifier_only:  # `save_scales` keeps the rest
+            state_dict = {name: w for name, w in self.model.state_dict().items() if not name.endswith(".scales")}
         super()._save(output_dir, state_dict)
         # A pickle, which nothing here reads; run.json holds the arguments.
         with contextlib.suppress(FileNotFoundError):
@@ -286,6 +299,7 @@ class BalancedTrainer(Trainer):
         self.resumed_from = Path(resume_from_checkpoint)
         model = self.model if model is None else model
         load_weights(model, self.resumed_from)
+        load_scales(model, self.resumed_from)
         if self.ema is not None:
             self.ema.load(self.resumed_from, model)
 

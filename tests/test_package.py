@@ -21,6 +21,7 @@ LAYERS = [
     "data",
     "optimization",
     "classifiers",
+    "classifier_stage",
     "checkpoints",
     "averaging",
     "arguments",

@@ -27,6 +27,7 @@ from .decoding import decode_image
 from .rows import Rows
 
 ORDER_STREAM = 1  # keeps the order's draws apart from others of the same seed
+BALANCED_STREAM = 4
 
 
 class ImageDataset(torch.utils.data.Dataset):
@@ -158,6 +159,7 @@ class TrainingBatches:
         num_samples: training images.
         batch_size: images in a micro-batch of one process.
         start_step, stop_step: optimiser steps to yield; None goes on for ever.
+        labels: (N,) of the images, for batches in which each class has the same share (`class_balanced_keys`).
 
     Yields lists of (epoch, index).
     """
@@ -172,8 +174,10 @@ class TrainingBatches:
         seed: int = 0,
         start_step: int = 0,
         stop_step: int | None = None,
+        labels: np.ndarray | None = None,
     ):
         self.num_samples = num_samples
+        self.labels = labels
         self.batch_size = batch_size
         self.accumulation_steps = accumulation_steps
         self.num_processes = num_processes
@@ -199,22 +203,50 @@ class TrainingBatches:
         return max(self.stop_step - self.start_step, 0) * self.accumulation_steps
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        step, order_epoch, order = self.start_step, -1, np.empty(0, dtype=np.int64)
+        step, order_epoch = self.start_step, -1
+        order: list[tuple[int, int]] = []
         while self.stop_step is None or step < self.stop_step:
             epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
             if epoch != order_epoch:
-                order_epoch, order = epoch, epoch_order(self.num_samples, self.seed, epoch)
+                order_epoch, order = epoch, self._keys(epoch)
             first = step_in_epoch * self.global_batch_size
             for micro_batch in range(self.accumulation_steps):
                 start = first + (micro_batch * self.num_processes + self.process_index) * self.batch_size
-                yield [(epoch, index) for index in order[start : start + self.batch_size].tolist()]
+                yield order[start : start + self.batch_size]
             step += 1
+
+    def _keys(self, epoch: int) -> list[tuple[int, int]]:
+        if self.labels is not None:
+            return class_balanced_keys(self.labels, self.seed, epoch)
+        return [(epoch, index) for index in epoch_order(self.num_samples, self.seed, epoch).tolist()]
 
 
 def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
     """The permutation (N,) of an epoch. RandomState, because its stream is frozen in every numpy version."""
     bits = np.random.MT19937(np.random.SeedSequence([seed, epoch, ORDER_STREAM]))
     return np.random.RandomState(bits).permutation(num_samples)  # noqa: NPY002
+
+
+def class_balanced_keys(labels: np.ndarray, seed: int, epoch: int) -> list[tuple[int, int]]:
+    """Keys of an epoch in which each class appears N / C times (one more or less), a function of (seed, epoch).
+
+    A class runs through its images in a random order, then again in another one; each repetition within the epoch has
+    its own number in the place of the epoch, and so its own augmentation.
+    """
+    bits = np.random.MT19937(np.random.SeedSequence([seed, epoch, BALANCED_STREAM]))
+    random = np.random.RandomState(bits)  # noqa: NPY002
+    classes, first, counts = np.unique(np.sort(labels), return_index=True, return_counts=True)
+    by_class = np.argsort(labels, kind="stable")
+    slots = random.permutation(np.resize(random.permutation(len(classes)), len(labels)))  # the class of each place
+    places = np.split(np.argsort(slots, kind="stable"), np.cumsum(np.bincount(slots, minlength=len(classes)))[:-1])
+    keys = [(0, 0)] * len(labels)
+    for own_places, start, count in zip(places, first, counts, strict=True):
+        images = by_class[start : start + count]
+        for place, number in enumerate(own_places.tolist()):
+            if place % count == 0:
+                images = random.permutation(images)
+            keys[number] = (epoch + (place // int(count) << 32), int(images[place % count]))
+    return keys
 
 
 def collate(samples: list[dict]) -> dict[str, torch.Tensor]:
