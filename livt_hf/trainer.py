@@ -31,7 +31,7 @@ from transformers import (
 from .averaging import WeightAverage
 from .checkpoints import MetricsLog, StopSignal, publish, remove_old_checkpoints, write_text
 from .classifier_stage import load_scales, save_scales
-from .configuration_livt import check_not_adjusted, ordered_class_counts
+from .configuration_livt import check_not_adjusted, check_same_names, ordered_class_counts
 from .data import ImageDataset, Mixup, TrainingBatches, erase, evaluation_loader, normalize, training_loader
 from .data.streaming import StreamedSamples, streaming_loader
 from .evaluation import predict_split
@@ -85,6 +85,7 @@ class BalancedTrainer(Trainer):
         **kwargs: Any,
     ):
         self.loss = training_loss(model.config)
+        check_labels(model.config, train_dataset)
         self.drw_epoch = drw_epoch
         if classifier_only and isinstance(train_dataset, StreamedSamples):
             raise ValueError("stage: class-balanced batches need all labels at hand; leave out --streaming")
@@ -223,6 +224,8 @@ class BalancedTrainer(Trainer):
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
             raise ValueError("eval_dataset: there is nothing to evaluate on; give the data set a validation split")
+        if not len(dataset):
+            raise ValueError("eval_dataset: the validation split has no images; fill it, or leave it out")
         model, args, config = self.accelerator.unwrap_model(self.model), self.args, self.model.config
         was_training = model.training
         mine = Subset(dataset, range(args.process_index, len(dataset), args.world_size))
@@ -322,6 +325,20 @@ def training_loss(config: Any, reweighted: bool = False) -> Loss:
         )
     options = {"class_weights": deferred_weights(counts, progress=1.0)} if reweighted else {}
     return build_loss(config.loss, counts, config.tau, config.label_smoothing, **options)
+
+
+def check_labels(config: Any, dataset: ImageDataset | StreamedSamples) -> None:
+    """ValueError unless label i of the training images is class i of the model."""
+    streamed = isinstance(dataset, StreamedSamples)
+    found = list(dataset.stream.class_counts) if streamed else dataset.rows.dataset.features["label"].names
+    expected = list(ordered_class_counts(config))
+    check_same_names(expected, found, "the model", "the training images")
+    if found != expected:
+        label = next(label for label, name in enumerate(found) if name != expected[label])
+        raise ValueError(
+            f"class_counts: label {label} is {found[label]!r} in the training images, and {expected[label]!r} in the "
+            "model; give both the same order"
+        )
 
 
 class _StepCallback(TrainerCallback):

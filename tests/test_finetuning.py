@@ -411,3 +411,28 @@ def test_ldam_is_reweighted_from_its_epoch_on(tmp_path):
         ValueError, match="drw_epoch: deferred re-weighting belongs to ldam; leave it out with --loss ce"
     ):
         arguments(tmp_path, loss="ce", drw_epoch=1.0)
+
+
+def test_classes_in_another_order_than_the_images_are_refused(tmp_path):
+    splits = load_long_tailed("digits")
+    counts = class_counts(splits["train"])
+    sizes = {**SIZES, "intermediate_size": 128, "image_size": 8, "patch_size": 2}
+    for other, message in (
+        (dict(reversed(counts.items())), "class_counts: label 0 is '0' in the training images, and '9' in the model;"),
+        (
+            {f"digit {name}": count for name, count in counts.items()},
+            "class names of the model and the training images",
+        ),
+    ):
+        model = ViTForBalancedClassification(LivtConfig(**sizes, **config_for_classes(other)))
+        dataset = ImageDataset(splits["train"], FinetuneTransform(8))
+        options = {"train_dataset": dataset, "mean": (0.3,) * 3, "std": (0.4,) * 3}
+        with pytest.raises(ValueError, match=message):
+            BalancedTrainer(model, TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"), **options)
+
+
+def test_an_empty_validation_split_is_named(tmp_path):
+    subject = trainer(tmp_path, 8, 1)
+    empty = ImageDataset(load_long_tailed("digits")["validation"].select([]), EvalTransform(8, 1.0))
+    with pytest.raises(ValueError, match="eval_dataset: the validation split has no images"):
+        subject.evaluate(empty)
