@@ -17,6 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from safetensors import SafetensorError
+
 MARKER = "complete.json"
 _CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -65,6 +67,23 @@ def publish_files(path: Path) -> Iterator[Path]:
             file.replace(path / file.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def explain_failed_write(path: Path) -> Iterator[None]:
+    """Turn a write that failed, as on a full disk, into a ValueError of one line that names the folder ``path``."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch.save hides the system's reason behind an error of its own.
+        if isinstance(error, RuntimeError) and not re.search("inline_container|PytorchStreamWriter", str(error)):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        free = shutil.disk_usage(next(folder for folder in path.parents if folder.exists())).free / 1e9
+        raise ValueError(
+            f"output_dir: {str(path)!r} cannot be written ({reason}; {free:.1f} GB are free); earlier checkpoints are as "
+            "they were: make room, and the same command continues the run"
+        ) from None
 
 
 def write_text(path: Path, text: str) -> None:

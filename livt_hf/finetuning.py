@@ -18,6 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from .arguments import FinetuneArguments
 from .checkpoints import (
+    explain_failed_write,
     find_resume_checkpoint,
     publish_files,
     write_text,
@@ -246,7 +247,7 @@ def _save_model(
 ) -> dict[str, Any] | None:
     """Model, image processor, results, report and card in the output folder."""
     output_dir = Path(args.output_dir)
-    with publish_files(output_dir) as folder:
+    with explain_failed_write(output_dir), publish_files(output_dir) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
         write_text(folder / RUN_FILE, json.dumps(run_record(args, steps), indent=2))

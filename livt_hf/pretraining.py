@@ -35,6 +35,7 @@ from .checkpoints import (
     MetricsLog,
     StopSignal,
     atomic_folder,
+    explain_failed_write,
     find_resume_checkpoint,
     publish_files,
     remove_old_checkpoints,
@@ -61,7 +62,6 @@ from .runs import (
     random_state,
     read_record,
     run_record,
-    save_tensors,
     set_random_state,
 )
 from .stages import check_width, encoder_sizes, open_stream, training_dataset
@@ -150,7 +150,7 @@ def pretrain(args: PretrainArguments) -> Path | None:
         return None
     weights = run.whole_weights()
     if accelerator.is_main_process:
-        with publish_files(output_dir) as folder:
+        with explain_failed_write(output_dir), publish_files(output_dir) as folder:
             run.unwrapped.save_pretrained(folder, state_dict=weights)
             image_processor(config.image_size, 0.875, args.mean, args.std).save_pretrained(folder)
             write_text(folder / RUN_FILE, json.dumps(run_record(args, steps), indent=2))
@@ -361,12 +361,13 @@ class _Run:
         weights = self.whole_weights()
         optimizer = get_optimizer_state_dict(self.unwrapped, self.optimizer.optimizer, options=WHOLE)
         if self.accelerator.is_main_process:
-            with atomic_folder(self.output_dir / f"checkpoint-{self.step}") as folder:
+            path = self.output_dir / f"checkpoint-{self.step}"
+            with explain_failed_write(path), atomic_folder(path) as folder:
                 self.unwrapped.save_pretrained(folder, state_dict=weights)
-                save_tensors(optimizer, folder / "optimizer.pt")
-                save_tensors(random_state(self.accelerator.device), folder / "random.pt")
+                torch.save(optimizer, folder / "optimizer.pt")
+                torch.save(random_state(self.accelerator.device), folder / "random.pt")
                 if self.accelerator.scaler is not None:
-                    save_tensors(self.accelerator.scaler.state_dict(), folder / "scaler.pt")
+                    torch.save(self.accelerator.scaler.state_dict(), folder / "scaler.pt")
                 state = {"loss_sum": loss_sum.item(), **run_record(self.args, self.step)}
                 write_text(folder / STATE_FILE, json.dumps(state, indent=2))
             remove_old_checkpoints(self.output_dir, self.args.save_total_limit)

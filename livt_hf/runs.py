@@ -42,12 +42,6 @@ def run_record(args: StageArguments, steps: int) -> dict[str, Any]:
     return {"steps": steps, "arguments": dataclasses.asdict(args), "versions": versions}
 
 
-def save_tensors(state: dict[str, Any], path: Path) -> None:
-    """`torch.save`, so that a disk that is full says so: given a path, torch hides the system's reason."""
-    with path.open("wb") as file:
-        torch.save(state, file)
-
-
 def load_tensors(path: Path) -> dict[str, Any]:
     return torch.load(path, map_location="cpu", weights_only=True)
 
