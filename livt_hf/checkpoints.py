@@ -81,8 +81,8 @@ def explain_failed_write(path: Path) -> Iterator[None]:
         reason = str(error).strip().splitlines()[0]
         free = shutil.disk_usage(next(folder for folder in path.parents if folder.exists())).free / 1e9
         raise ValueError(
-            f"output_dir: {str(path)!r} cannot be written ({reason}; {free:.1f} GB are free); earlier checkpoints are as "
-            "they were: make room, and the same command continues the run"
+            f"output_dir: {str(path)!r} cannot be written ({reason}; {free:.1f} GB are free); earlier checkpoints are "
+            "as they were: make room, and the same command continues the run"
         ) from None
 
 

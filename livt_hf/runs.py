@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import transformers
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 
 from .arguments import StageArguments
 from .checkpoints import StopSignal
@@ -146,8 +147,9 @@ def finished_steps(output_dir: Path, args: StageArguments) -> int | None:
 
 
 def describe_world(accelerator: Accelerator) -> str:
+    sharded = f", {accelerator.distributed_type.value}" if accelerator.distributed_type == DistributedType.FSDP else ""
     return (
-        f"world size {accelerator.num_processes} on {accelerator.device.type}, "
+        f"world size {accelerator.num_processes} on {accelerator.device.type}{sharded}, "
         f"mixed precision {accelerator.mixed_precision}"
     )
 

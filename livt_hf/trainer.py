@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from .averaging import WeightAverage
-from .checkpoints import MetricsLog, StopSignal, publish, remove_old_checkpoints, write_text
+from .checkpoints import MetricsLog, StopSignal, explain_failed_write, publish, remove_old_checkpoints, write_text
 from .classifier_stage import load_scales, save_scales
 from .configuration_livt import check_not_adjusted, check_same_names, ordered_class_counts
 from .data import ImageDataset, Mixup, TrainingBatches, erase, evaluation_loader, normalize, training_loader
@@ -269,20 +269,22 @@ class BalancedTrainer(Trainer):
             if self.args.should_save:
                 shutil.rmtree(self._staging, ignore_errors=True)
             self.accelerator.wait_for_everyone()
-            super()._save_checkpoint(model, trial)
+            with explain_failed_write(output_dir / name):
+                super()._save_checkpoint(model, trial)
             # Upstream forgets the losses since the last logged step.
             loss_sum = self.accelerator.reduce(self._tr_loss.detach().clone(), "mean").item()
             logging_state = {"loss_sum": loss_sum, "last_step": self._globalstep_last_logged}
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                save_scales(self.accelerator.unwrap_model(self.model), self._staging / name)
-                if self.ema is not None:
-                    self.ema.save(self._staging / name)
-                record = {**self.run_record, "logging": logging_state}
-                write_text(self._staging / name / RUN_FILE, json.dumps(record, indent=2))
-                publish(self._staging / name, output_dir / name)
-                if self.args.save_total_limit:
-                    remove_old_checkpoints(output_dir, self.args.save_total_limit)
+                with explain_failed_write(output_dir / name):
+                    save_scales(self.accelerator.unwrap_model(self.model), self._staging / name)
+                    if self.ema is not None:
+                        self.ema.save(self._staging / name)
+                    record = {**self.run_record, "logging": logging_state}
+                    write_text(self._staging / name / RUN_FILE, json.dumps(record, indent=2))
+                    publish(self._staging / name, output_dir / name)
+                    if self.args.save_total_limit:
+                        remove_old_checkpoints(output_dir, self.args.save_total_limit)
         finally:
             if self.args.should_save:
                 shutil.rmtree(self._staging, ignore_errors=True)

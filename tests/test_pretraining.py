@@ -1,19 +1,25 @@
 """The pretraining loop: what it computes, and that it resumes exactly, in one process and in two."""
 
+import dataclasses
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import ViTMAEModel
 
 from livt_hf import LivtMAEForPreTraining
 from livt_hf.arguments import PretrainArguments
-from livt_hf.checkpoints import StopSignal
+from livt_hf.checkpoints import MARKER, StopSignal, incompleteness
 from livt_hf.data import (
     ImageDataset,
     PretrainTransform,
@@ -23,8 +29,9 @@ from livt_hf.data import (
     normalize,
     training_loader,
 )
+from livt_hf.modeling_livt import interpolate_position_embeddings
 from livt_hf.optimization import learning_rate
-from livt_hf.pretraining import pretrain
+from livt_hf.pretraining import build_autoencoder, pretrain
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {
@@ -212,6 +219,104 @@ def test_a_bad_step_is_found_at_the_next_logged_step_and_changes_nothing(tmp_pat
     assert not all(torch.equal(calls[3][name], calls[4][name]) for name in calls[3])
 
 
+def test_a_full_disk_is_told_in_one_line_and_costs_nothing(finished, tmp_path, monkeypatch):
+    """The second checkpoint meets a limit of the system on the size of files: every way of writing fails for real."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_the_disk(*args):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+
+    monkeypatch.setattr("livt_hf.pretraining.remove_old_checkpoints", fill_the_disk)
+    try:
+        with pytest.raises(ValueError, match="checkpoint-16' cannot be written .*GB are free.*make room") as error:
+            pretrain(arguments(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(error.value)
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.glob("*checkpoint*")] == ["checkpoint-8"]
+    assert incompleteness(tmp_path / "checkpoint-8") is None
+    pretrain(arguments(tmp_path))
+    assert same_weights(finished, tmp_path)
+
+
+def test_it_goes_on_from_a_published_autoencoder_at_another_image_size(finished, tmp_path):
+    """A file as transformers writes it (facebook/vit-mae-* are such): sizes and weights are its own."""
+    given = LivtMAEForPreTraining.from_pretrained(finished)
+    args = arguments(tmp_path, pretrained=str(finished), image_size=12, hidden_size=64, num_hidden_layers=None)
+    model = build_autoencoder(args)
+    assert (model.config.image_size, model.config.hidden_size) == (12, 32)
+    assert model.training
+    for name, weight in model.state_dict().items():
+        if "pos" not in name:
+            assert torch.equal(weight, given.state_dict()[name]), name
+    positions = model.vit.embeddings.position_embeddings
+    assert positions.shape == (1, 1 + 36, 32)
+    assert not positions.requires_grad
+    before = given.vit.embeddings.position_embeddings
+    assert torch.equal(positions, interpolate_position_embeddings(before, 36))
+    pretrain(dataclasses.replace(args, max_steps=2, num_workers=0))
+    again = LivtMAEForPreTraining.from_pretrained(tmp_path)
+    assert torch.equal(again.vit.embeddings.position_embeddings, positions)
+
+
+def test_a_file_without_a_decoder_gets_a_new_one(finished, tmp_path, capsys):
+    ViTMAEModel.from_pretrained(finished).save_pretrained(tmp_path / "encoder")
+    model = build_autoencoder(arguments(tmp_path / "out", pretrained=str(tmp_path / "encoder")))
+    assert "holds no decoder (" in capsys.readouterr().out
+    assert model.decoder.decoder_pos_embed.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 400}, "400 images .* larger than the 331 training images; lower --batch_size"),
+        ({"mask_ratio": 0.0}, "mask_ratio: 0.0 leaves"),
+        ({"mask_ratio": 1.5}, "mask_ratio: 1.5 leaves"),
+        ({"mask_ratio": 0.95}, "mask_ratio: 0.95 leaves 0 of 16 patches visible"),
+        ({"partial_reconstruction": 0.0}, "partial_reconstruction"),
+        ({"pretrained": "no/such folder"}, "pretrained: 'no/such folder' cannot be loaded"),
+        ({"log_with": ["wandbb"]}, "log_with: 'wandbb' is not installed"),
+        ({"mixed_precision": "fp16"}, "mixed_precision: fp16 needs a GPU"),
+        ({"resume": "/nowhere/checkpoint-5"}, "resume: .* there is no such folder"),
+    ],
+)
+def test_what_cannot_work_is_said_in_one_line(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message) as error:
+        pretrain(arguments(tmp_path, **options))
+    assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_of_another_patch_size_image_size_or_stage_is_refused(finished, tmp_path):
+    with pytest.raises(ValueError, match="patch_size: 4 is not the 2 of"):
+        pretrain(arguments(tmp_path / "a", pretrained=str(finished), patch_size=4))
+    shutil.copytree(finished / "checkpoint-8", tmp_path / "b" / "checkpoint-8")
+    with pytest.raises(ValueError, match="holds a run with another image_size: 8 -> 16"):
+        pretrain(arguments(tmp_path / "b", image_size=16))
+    foreign = tmp_path / "c" / "checkpoint-8"
+    shutil.copytree(finished / "checkpoint-8", foreign)
+    sizes = {file.name: file.stat().st_size for file in foreign.iterdir() if file.name not in ("state.json", MARKER)}
+    (foreign / "state.json").unlink()
+    (foreign / MARKER).write_text(json.dumps({"files": sizes}))
+    with pytest.raises(ValueError, match="is a checkpoint of another stage"):
+        pretrain(arguments(tmp_path / "c"))
+
+
+def test_pixels_that_are_no_numbers_are_bad_images(tmp_path):
+    """A float TIFF that holds NaN and infinity."""
+    pixels = np.full((8, 8), 100.0, dtype=np.float32)
+    for label in "ab":
+        folder = tmp_path / "set" / "train" / label
+        folder.mkdir(parents=True)
+        for index in range(20):
+            PIL.Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
+    pixels[0, 0], pixels[1, 1] = np.nan, np.inf
+    PIL.Image.fromarray(pixels).save(tmp_path / "set" / "train" / "a" / "nan.tiff")
+    pretrain(arguments(tmp_path / "out", dataset=str(tmp_path / "set"), batch_size=41, max_steps=1))
+    log = (tmp_path / "out" / "bad_images.log").read_text()
+    assert "nan.tiff" in log
+
+
 def test_it_trains_on_a_stream_of_parquet_files_and_resumes(tmp_path, capsys):
     digits = load_long_tailed("digits")["train"]
     for shard in range(3):
@@ -248,17 +353,3 @@ def launch(processes: int, output_dir: Path, **changed) -> str:
     run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
     return run.stdout
-
-
-def test_two_processes_train_as_one_at_the_same_global_batch(finished, tmp_path):
-    """Also when the run changes from two processes to one in the middle."""
-    output = launch(2, tmp_path, batch_size=16)
-    assert "world size 2 on cpu" in output
-    one = [line["loss"] for line in log_lines(finished)]
-    two = [line["loss"] for line in log_lines(tmp_path)]
-    assert two == pytest.approx(one, rel=1e-4)
-    for name in ("model.safetensors", "run.json"):
-        (tmp_path / name).unlink()
-    pretrain(arguments(tmp_path))
-    mixed = [line["loss"] for line in log_lines(tmp_path)]
-    assert mixed == pytest.approx(one, rel=1e-4)

@@ -37,7 +37,7 @@ def test_neighbours_vote_with_exp_of_their_cosine_similarity():
     assert votes[1] > votes[0]
     assert knn_predictions(bank, labels, query, 2, neighbours=3).tolist() == [1]
     assert knn_predictions(bank, labels, query, 2, neighbours=1).tolist() == [0]
-    assert knn_predictions(bank, labels, query, 2, neighbours=3, temperature=0.02).tolist() == [0]  # e^50 > e^49.2 + ...
+    assert knn_predictions(bank, labels, query, 2, neighbours=3, temperature=0.02).tolist() == [0]
 
 
 def test_no_image_votes_on_itself():

@@ -107,6 +107,8 @@ def _decode_with_pil(data: bytes) -> torch.Tensor:
             if image.mode.startswith("I"):  # 16 bits of grey, which PIL keeps in 16 or 32
                 grey = np.clip(np.asarray(image, dtype=np.int64), 0, 65535)
                 image = PIL.Image.fromarray(np.rint(grey / 257).astype(np.uint8))
+            elif image.mode == "F" and not np.isfinite(np.asarray(image)).all():
+                raise ValueError("it holds pixels that are not finite")
             pixels = np.array(image.convert("RGB"))  # (H, W, 3)
     return torch.from_numpy(pixels).permute(2, 0, 1)  # (3, H, W), channels last in memory
 

@@ -1,0 +1,11 @@
+"""scripts/run_mae.py under FSDP2 on a CPU: torch runs it over gloo, Accelerate offers it to accelerators only."""
+
+import sys
+
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+
+from livt_hf.cli import run, run_pretrain
+
+PartialState(cpu=True).distributed_type = DistributedType.MULTI_GPU
+sys.exit(run(run_pretrain))

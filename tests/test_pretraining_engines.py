@@ -1,0 +1,113 @@
+"""One run on several engines: two processes, two machines, FSDP2, activation checkpointing, torch.compile."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_pretraining import ROOT, TINY, arguments, launch, log_lines, same_weights
+from transformers.models.vit_mae.modeling_vit_mae import ViTMAEAttention
+
+from livt_hf import LivtMAEForPreTraining
+from livt_hf.pretraining import pretrain
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    return pretrain(arguments(tmp_path_factory.mktemp("engines") / "whole"))
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in log_lines(folder) if "loss" in line]
+
+
+def begin(finished: Path, folder: Path, step: int) -> None:
+    """A folder that holds the first steps of the finished run."""
+    folder.mkdir()
+    shutil.copytree(finished / f"checkpoint-{step}", folder / f"checkpoint-{step}")
+    shutil.copy(finished / "metrics.jsonl", folder)
+
+
+def reopen(folder: Path, step: int) -> None:
+    """As if the run had been cut off after the checkpoint of a step."""
+    (folder / "run.json").unlink()
+    for checkpoint in folder.glob("checkpoint-*"):
+        if int(checkpoint.name.split("-")[1]) > step:
+            shutil.rmtree(checkpoint)
+
+
+def test_one_process_then_two_then_one_is_the_same_run(finished, tmp_path):
+    begin(finished, tmp_path / "run", 8)
+    output = launch(2, tmp_path / "run", batch_size=16)
+    assert "world size 2 on cpu" in output
+    assert "checkpoint-8" in output
+    reopen(tmp_path / "run", 16)
+    pretrain(arguments(tmp_path / "run"))
+    assert losses(tmp_path / "run") == pytest.approx(losses(finished), rel=1e-4)
+
+
+def test_two_machines_form_one_world(finished, tmp_path):
+    """Two launches with `--num_machines 2` that meet on the loopback, as two nodes of a cluster would."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = {**TINY, "output_dir": tmp_path / "run", "batch_size": 16}
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "2"]
+    command += ["--num_processes", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", str(port)]
+    script = [str(ROOT / "scripts" / "run_mae.py")]
+    script += [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    machines = [subprocess.Popen([*command, "--machine_rank", str(rank), *script], **pipes) for rank in range(2)]
+    first, second = (machine.communicate(timeout=300) for machine in machines)
+    assert [machine.returncode for machine in machines] == [0, 0], first[1][-2000:] + second[1][-2000:]
+    assert all("world size 2 on cpu" in output for output, _ in (first, second))
+    assert losses(tmp_path / "run") == pytest.approx(losses(finished), rel=1e-4)
+
+
+def test_fsdp2_is_the_same_run_and_its_checkpoints_go_on_in_one_process(finished, tmp_path):
+    """Sharded from the start to step 16, then one process; probe and pictures need whole weights in between."""
+    options = {**TINY, "output_dir": tmp_path / "run", "batch_size": 16, "probe_every": 1.2, "picture_every": 1}
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--use_fsdp"]
+    command += ["--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP", "--main_process_port", "0"]
+    command += [str(Path(__file__).with_name("run_mae_fsdp.py"))]
+    command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "world size 2 on cpu, FSDP" in run.stdout
+    assert losses(tmp_path / "run") == pytest.approx(losses(finished), rel=1e-4)
+    reopen(tmp_path / "run", 16)
+    pretrain(arguments(tmp_path / "run", probe_every=1.2, picture_every=1))
+    assert losses(tmp_path / "run") == pytest.approx(losses(finished), rel=1e-4)
+    assert [line["step"] for line in log_lines(tmp_path / "run") if "probe_accuracy" in line] == [0, 12, 24]
+
+
+def test_activation_checkpointing_computes_the_same_twice(tmp_path, monkeypatch):
+    calls = []
+    forward = ViTMAEAttention.forward
+
+    def counted(self, *args, **kwargs):
+        calls.append(self.training)
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(ViTMAEAttention, "forward", counted)
+    pretrain(arguments(tmp_path / "plain", max_steps=2))
+    in_training = sum(calls)
+    assert in_training == 2 * 2  # steps x encoder blocks; the only decoder block reads its projections itself
+    pretrain(arguments(tmp_path / "twice", max_steps=2, gradient_checkpointing=True))
+    assert sum(calls) - in_training == 2 * in_training
+    assert same_weights(tmp_path / "plain", tmp_path / "twice")
+
+
+@pytest.mark.slow
+def test_a_compiled_model_is_the_same_run(finished, tmp_path):
+    pretrain(arguments(tmp_path, compile=True))
+    assert losses(tmp_path) == pytest.approx(losses(finished), rel=1e-4)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architectures"] == ["ViTMAEForPreTraining"]
+    LivtMAEForPreTraining.from_pretrained(tmp_path)
