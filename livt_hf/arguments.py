@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
 import yaml
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers import HfArgumentParser, TrainingArguments
 
 from .losses import BALANCED_LOSSES, check_loss_name
@@ -83,6 +85,14 @@ class StageArguments:
     save_every: int = option(500, "Steps between checkpoints.")
     save_total_limit: int = option(2, "Checkpoints to keep.")
     logging_steps: int = option(20, "Steps between lines of metrics.jsonl.")
+    push_to_hub: bool = option(False, "Upload the model to the Hub, in the background while training.")
+    hub_model_id: str | None = option(None, "Repository to upload to, ORG/NAME; made if it does not exist.")
+    hub_private_repo: bool = option(False, "Make a new repository private.")
+    hub_revision: str | None = option(None, "Branch to upload to, instead of main.")
+    hub_strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"] = option(
+        "every_save",
+        "end: the final model; every_save: also each saved one; the others: checkpoints to resume from, too.",
+    )
     resume: str = option("auto", "auto (newest complete checkpoint of the output folder), never, or a checkpoint.")
 
     def __post_init__(self) -> None:
@@ -90,6 +100,10 @@ class StageArguments:
             value = getattr(self, name, None)
             if value is not None and not is_allowed(value):
                 raise ValueError(f"{name}: {value} is out of range; it must be {allowed}")
+        if self.push_to_hub and not self.hub_model_id:
+            raise ValueError("push_to_hub: upload to which repository? name it with --hub_model_id ORG/NAME")
+        if self.hub_model_id:
+            check_repo_id(self.hub_model_id)
         for name in ("mean", "std"):
             if getattr(self, name) is not None and len(getattr(self, name)) != 3:
                 raise ValueError(f"{name}: give 3 numbers (red, green, blue), got {getattr(self, name)}")
@@ -121,6 +135,15 @@ class StageArguments:
 
     def shot_groups(self) -> dict[str, Any]:
         return {"many": self.many, "few": self.few, "by": self.group_by}
+
+
+def check_repo_id(repo_id: str) -> None:
+    """ValueError, in one line, unless it can be the name of a repository."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"hub_model_id: {repo_id!r} cannot name a repository ({reason}); write ORG/NAME") from None
 
 
 _Limit = tuple[Callable[[float], bool], str]
@@ -356,6 +379,8 @@ _MANAGED = {
     "dataloader_num_workers": "--num_workers",
     "bf16": "--mixed_precision bf16",
     "fp16": "--mixed_precision fp16",
+    "hub_token": "`hf auth login`, or the variable HF_TOKEN (a command is recorded in cards)",
+    "hub_always_push": "--hub_strategy (the newest checkpoint that waits is uploaded next)",
     "ignore_data_skip": "--resume",
     "remove_unused_columns": "--image_column and --label_column",
     "load_best_model_at_end": "the last checkpoint (the paper reports the last epoch)",

@@ -284,6 +284,32 @@ def run_adjust(argv: list[str]) -> int:
     return 0
 
 
+def run_push(argv: list[str]) -> int:
+    """upload a trained model and its card to the Hub"""
+    parser = _Parser(prog="livt push", description=run_push.__doc__, allow_abbrev=False)
+    parser.add_argument("--model", required=True, help="folder of a classifier or a masked autoencoder")
+    parser.add_argument("--hub_model_id", required=True, metavar="ORG/NAME", help="made if it does not exist")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--revision", help="branch to upload to (default: main)")
+    parser.add_argument("--create_pr", action="store_true", help="open a pull request instead")
+    parser.add_argument("--message", default="Upload the model", help="of the commit (default: %(default)s)")
+    args = parser.parse_args(argv)
+    from .hub import check_repo_id, ensure_card, push_folder
+
+    check_repo_id(args.hub_model_id)
+    ensure_card(args.model, args.hub_model_id)
+    url = push_folder(
+        args.model,
+        args.hub_model_id,
+        private=args.private or None,
+        revision=args.revision,
+        create_pr=args.create_pr,
+        commit_message=args.message,
+    )
+    print(url)
+    return 0
+
+
 def run_convert(argv: list[str]) -> int:
     """an official LiVT or MAE checkpoint, or a timm model, into a folder for transformers; or back"""
     parser = _Parser(prog="livt convert", description=run_convert.__doc__, allow_abbrev=False)
@@ -367,6 +393,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "evaluate": run_evaluate,
     "predict": run_predict,
     "adjust": run_adjust,
+    "push": run_push,
     "convert": run_convert,
     "export": run_export,
     "dataset": run_dataset,

@@ -41,6 +41,7 @@ from .model_card import write_model_card
 from .modeling_livt import ViTForBalancedClassification, config_for_classes
 from .optimization import schedule_length
 from .prior import ClassPrior
+from .pushing import start_pusher
 from .report import write_report
 from .runs import RUN_FILE, check_continues, describe_world, finished_steps, read_record, run_record
 from .stages import encoder_sizes, open_stream, training_dataset
@@ -161,8 +162,13 @@ def finetune(args: FinetuneArguments, more: dict[str, Any] | None = None) -> dic
     if args.drop_path and not has_drop_path(model.config):
         say(f"drop_path: {type(model).__name__} has none; --drop_path {args.drop_path} has no effect")
     trainer.run_record = run_record(args, steps)
+    processor = image_processor(size, args.crop_ratio, mean, std)
+    if trainer.is_world_process_zero():
+        trainer.pusher = start_pusher(args, processor)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.stopped_by:
+        if trainer.pusher:
+            trainer.pusher.stop()
         say(
             f"stopped by {trainer.stopped_by} after step {trainer.state.global_step} of {steps}; the same command "
             "continues the run"
@@ -175,10 +181,11 @@ def finetune(args: FinetuneArguments, more: dict[str, Any] | None = None) -> dic
         if trainer.ema is not None:
             trained.load_state_dict(trainer.ema.weights)
         fold_scales(trained)
-        processor = image_processor(size, args.crop_ratio, mean, std)
         results = _save_model(trained, processor, args, splits, steps)
     trainer.accelerator.wait_for_everyone()
     say(f"saved the fine-tuned model in {output_dir}")
+    if trainer.pusher and (error := trainer.pusher.finish(output_dir)):
+        say(error)
     return results
 
 
@@ -263,7 +270,7 @@ def _save_model(
     }
     results = evaluate_model(model, split, processor, num_workers=args.num_workers, description=description)
     write_report(results, output_dir, split)
-    write_model_card(output_dir, results)
+    write_model_card(output_dir, results, repo_id=args.hub_model_id)
     return results
 
 

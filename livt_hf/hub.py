@@ -16,10 +16,15 @@ from typing import Any, TypeVar
 
 import torch
 import transformers
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, ModelCardData
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from safetensors import SafetensorError, safe_open
+
+from .arguments import check_repo_id
+from .checkpoints import write_text
+from .model_card import TAGS, write_model_card
+from .pretraining_card import write_pretraining_card
+from .report import escape_markdown
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PROCESSOR = "preprocessor_config.json"
@@ -36,14 +41,35 @@ LONGEST_WAIT = 600.0  # what a Retry-After is cut to
 Result = TypeVar("Result")
 
 
-def check_repo_id(repo_id: str) -> None:
-    """ValueError, in one line, unless it can be the name of a repository."""
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise ValueError(
-            f"hub_model_id: {repo_id!r} cannot name a repository ({first_line(error)}); write ORG/NAME"
-        ) from None
+# Cards
+
+
+def ensure_card(folder: str | Path, repo_id: str) -> None:
+    """Write README.md unless there is one: from the evaluation or the pretraining that the folder tells of."""
+    folder = Path(folder)
+    if not folder.is_dir() or (folder / "README.md").exists():
+        return
+    if read_json(folder, "config.json").get("architectures") == ["ViTMAEForPreTraining"]:
+        write_pretraining_card(folder, repo_id=repo_id)
+        return
+    for results in (folder / "results.json", folder / "evaluation" / "results.json"):
+        if results.is_file():
+            write_model_card(folder, read_json(results.parent, results.name), repo_id=repo_id)
+            return
+    write_text(folder / "README.md", plain_card(folder, repo_id, "An image classifier. It was not evaluated."))
+
+
+def plain_card(folder: Path, repo_id: str, text: str) -> str:
+    """README.md of a model of which no more is known; ``text`` is Markdown."""
+    is_autoencoder = read_json(folder, "config.json").get("architectures") == ["ViTMAEForPreTraining"]
+    data = ModelCardData(
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag="image-feature-extraction" if is_autoencoder else "image-classification",
+        tags=TAGS,
+    )
+    title = escape_markdown(repo_id.split("/")[-1])
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{text}\n"))
 
 
 # Checking

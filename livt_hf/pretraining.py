@@ -51,6 +51,7 @@ from .modeling_mae import LivtMAEForPreTraining
 from .monitoring import Monitor
 from .optimization import adamw, parameter_groups, schedule_length, warmup_cosine
 from .pretraining_card import write_pretraining_card
+from .pushing import BackgroundPusher, start_pusher
 from .runs import (
     RUN_FILE,
     agreed_stop,
@@ -128,6 +129,8 @@ def pretrain(args: PretrainArguments) -> Path | None:
         register_fsdp_forward_method(model, method)  # does nothing without FSDP
     scheduler = warmup_cosine(optimizer.optimizer, batches.steps_per_epoch, peak_lr, args.min_lr, warmup_epochs, epochs)
     run = _Run(accelerator, model, optimizer, scheduler, monitor, args)
+    processor = image_processor(config.image_size, 0.875, args.mean, args.std)
+    run.pusher = start_pusher(args, processor) if accelerator.is_main_process else None
     if checkpoint is not None:
         run.load(checkpoint, state)
     batches.start_step, batches.stop_step = run.step, steps
@@ -146,17 +149,23 @@ def pretrain(args: PretrainArguments) -> Path | None:
     for tracker in accelerator.trackers:
         tracker.finish()
     if stopped_by:
+        if run.pusher:
+            run.pusher.stop()
         say(f"stopped by {stopped_by} after step {run.step} of {steps}; the same command continues the run")
         return None
     weights = run.whole_weights()
     if accelerator.is_main_process:
         with explain_failed_write(output_dir), publish_files(output_dir) as folder:
             run.unwrapped.save_pretrained(folder, state_dict=weights)
-            image_processor(config.image_size, 0.875, args.mean, args.std).save_pretrained(folder)
+            processor.save_pretrained(folder)
             write_text(folder / RUN_FILE, json.dumps(run_record(args, steps), indent=2))
-        write_pretraining_card(output_dir, images=len(images), hardware=hardware(accelerator.device))
+        write_pretraining_card(
+            output_dir, repo_id=args.hub_model_id, images=len(images), hardware=hardware(accelerator.device)
+        )
     accelerator.wait_for_everyone()
     say(f"saved the pretrained model in {output_dir}")
+    if run.pusher and (error := run.pusher.finish(output_dir)):
+        say(error)
     return output_dir
 
 
@@ -250,6 +259,7 @@ class _Run:
         self.accelerator, self.model, self.optimizer, self.scheduler = accelerator, model, optimizer, scheduler
         self.monitor, self.args, self.output_dir = monitor, args, Path(args.output_dir)
         self.unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)
+        self.pusher: BackgroundPusher | None = None
         self.step = 0
         self.shown: dict[str, str] = {}  # in the progress bar
         # Sums since the last logged step, on the device: reading them there at every step would stall it.
@@ -370,6 +380,8 @@ class _Run:
                     torch.save(self.accelerator.scaler.state_dict(), folder / "scaler.pt")
                 state = {"loss_sum": loss_sum.item(), **run_record(self.args, self.step)}
                 write_text(folder / STATE_FILE, json.dumps(state, indent=2))
+            if self.pusher:
+                self.pusher.push(self.output_dir / f"checkpoint-{self.step}", f"step {self.step}")
             remove_old_checkpoints(self.output_dir, self.args.save_total_limit)
         self.accelerator.wait_for_everyone()
 

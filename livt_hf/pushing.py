@@ -11,14 +11,49 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.utils import disable_progress_bars
 from tqdm.auto import tqdm
+from transformers import TrainingArguments
 
+from .arguments import StageArguments, check_repo_id
 from .checkpoints import MARKER, incompleteness, write_text
-from .hub import WAITS, WEIGHT_FILE, check_folder, check_repo_id, first_line, push_folder, read_json
-from .model_card import TAGS
+from .hub import (
+    WAITS,
+    WEIGHT_FILE,
+    check_folder,
+    ensure_card,
+    first_line,
+    plain_card,
+    push_folder,
+)
 from .report import escape_markdown
+
+
+def start_pusher(args: StageArguments, processor: Any) -> BackgroundPusher | None:
+    """The pusher that a stage's options ask for; for the main process only."""
+    if not args.push_to_hub:
+        return None
+    return BackgroundPusher(
+        str(args.hub_model_id),
+        args.output_dir,
+        processor,
+        strategy=args.hub_strategy,
+        private=args.hub_private_repo or None,
+        revision=args.hub_revision,
+    )
+
+
+def trainer_pusher(args: TrainingArguments, repo_id: str, processor: Any) -> BackgroundPusher:
+    """The pusher for ``TrainingArguments(push_to_hub=True)``."""
+    return BackgroundPusher(
+        repo_id,
+        str(args.output_dir),
+        processor,
+        strategy=str(getattr(args.hub_strategy, "value", args.hub_strategy)),
+        private=args.hub_private_repo,
+        revision=args.hub_revision,
+        token=args.hub_token,
+    )
 
 
 class _Snapshot(NamedTuple):
@@ -94,6 +129,7 @@ class BackgroundPusher:
         if self._thread is not None:
             self._thread.join()
         try:
+            ensure_card(folder, self.repo_id)
             url = push_folder(
                 folder,
                 self.repo_id,
@@ -160,7 +196,8 @@ class BackgroundPusher:
                 if file.name == "config.json" or WEIGHT_FILE.fullmatch(file.name):
                     _link(file, folder / file.name)
             self.processor.save_pretrained(folder)
-            write_text(folder / "README.md", _progress_card(folder, self.repo_id, message))
+            text = f"A model in training: {escape_markdown(message)}. The final model and its card will replace it."
+            write_text(folder / "README.md", plain_card(folder, self.repo_id, text))
             names = check_folder(folder)
             if self.strategy in ("checkpoint", "all_checkpoints"):
                 reason = incompleteness(checkpoint)
@@ -187,21 +224,3 @@ def _link(file: Path, target: Path) -> None:
         target.hardlink_to(file)
     except OSError:
         shutil.copy2(file, target)
-
-
-def _progress_card(folder: Path, repo_id: str, message: str) -> str:
-    """README.md of a model whose training is not finished."""
-    classifies = read_json(folder, "config.json")["architectures"] == ["BeitForImageClassification"]
-    data = ModelCardData(
-        license="apache-2.0",
-        library_name="transformers",
-        pipeline_tag="image-classification" if classifies else None,
-        tags=TAGS,
-    )
-    return str(
-        ModelCard(
-            f"---\n{data.to_yaml()}\n---\n\n# {escape_markdown(repo_id.split('/')[-1])}\n\n"
-            f"A model in training with `livt_hf`: {escape_markdown(message)}. Nothing was measured yet; the "
-            "final model and its card will replace it.\n"
-        )
-    )

@@ -34,10 +34,12 @@ from .classifier_stage import load_scales, save_scales
 from .configuration_livt import check_not_adjusted, check_same_names, ordered_class_counts
 from .data import ImageDataset, Mixup, TrainingBatches, erase, evaluation_loader, normalize, training_loader
 from .data.streaming import StreamedSamples, streaming_loader
+from .data.transforms import image_processor
 from .evaluation import predict_split
 from .losses import Loss, build_loss, deferred_weights
 from .metrics import calibration_error, long_tail_accuracy
 from .optimization import adamw, parameter_groups, warmup_cosine
+from .pushing import BackgroundPusher, trainer_pusher
 from .runs import RUN_FILE, agreed_stop, load_weights
 
 
@@ -111,6 +113,10 @@ class BalancedTrainer(Trainer):
             raise ValueError("ema: sharded weights (FSDP) cannot be averaged; leave one of the two out")
         self.ema = None if ema is None else WeightAverage(self.model, ema)
         self.run_record: dict[str, Any] = {}
+        self.pusher: BackgroundPusher | None = None
+        if args.push_to_hub and self.is_world_process_zero():
+            processor = self.processing_class or image_processor(model.config.image_size, 0.875, mean, std)
+            self.pusher = trainer_pusher(args, str(self.hub_model_id), processor)
         self.stopped_by: str | None = None
         self.resumed_from: Path | None = None
         self._metrics_log: MetricsLog | None = None
@@ -283,6 +289,8 @@ class BalancedTrainer(Trainer):
                     record = {**self.run_record, "logging": logging_state}
                     write_text(self._staging / name / RUN_FILE, json.dumps(record, indent=2))
                     publish(self._staging / name, output_dir / name)
+                    if self.pusher:
+                        self.pusher.push(output_dir / name, f"step {self.state.global_step}")
                     if self.args.save_total_limit:
                         remove_old_checkpoints(output_dir, self.args.save_total_limit)
         finally:
@@ -290,6 +298,13 @@ class BalancedTrainer(Trainer):
                 shutil.rmtree(self._staging, ignore_errors=True)
             self._staging = None
         self.accelerator.wait_for_everyone()
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Not yet: upstream would upload from a folder that is about to be renamed. `_save_checkpoint` does it."""
+
+    def _finish_current_push(self) -> None:
+        if self.pusher:
+            self.pusher.wait()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if state_dict is None and self.classifier_only:  # `save_scales` keeps the rest

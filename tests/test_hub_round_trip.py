@@ -1,0 +1,142 @@
+"""Train, push, and load from the Hub: plain transformers, in a process that cannot import this package, and ours."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hub_server import Failure, Hub, is_whole, serve
+from transformers import TrainingArguments
+
+from livt_hf import BalancedTrainer, LivtMAEForPreTraining, ViTForBalancedClassification
+from livt_hf.arguments import FinetuneArguments, PretrainArguments, parse_arguments
+from livt_hf.cli import main
+from livt_hf.data import FinetuneTransform, ImageDataset, class_counts, load_long_tailed
+from livt_hf.finetuning import build_classifier, finetune
+from livt_hf.pretraining import pretrain
+
+TOKEN = "hf_secret"
+SIZES = ["--hidden_size", "16", "--num_hidden_layers", "1", "--num_attention_heads", "2"]
+LOADING = ["--batch_size", "64", "--num_workers", "0"]
+SMALL = [*SIZES, *LOADING]
+PUSH = ["--push_to_hub", "--hub_model_id"]
+SHORT = ["--recipe", "digits", "--max_steps", "4", "--warmup_epochs", "0", "--save_every", "2", *PUSH]
+PLAIN = """
+import sys; sys.modules["livt_hf"] = None
+import json, torch
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
+from transformers import ViTMAEModel, pipeline
+from PIL import Image
+image = Image.radial_gradient("L").resize((20, 24))
+pixels = AutoImageProcessor.from_pretrained("org/livt-vit-b")(image, return_tensors="pt").pixel_values
+with torch.inference_mode():
+    model, base = (kind.from_pretrained("org/livt-vit-b") for kind in (AutoModelForImageClassification, AutoModel))
+    logits = model(pixels).logits[0]
+    features = base(pixels).pooler_output
+    mae = AutoModelForPreTraining.from_pretrained("org/livt-mae")
+    noise = torch.arange((mae.config.image_size // mae.config.patch_size) ** 2, 0, -1).float()[None]
+    masked = AutoImageProcessor.from_pretrained("org/livt-mae")(image, return_tensors="pt").pixel_values
+    loss = mae(masked, noise=noise)
+    encoder = ViTMAEModel.from_pretrained("org/livt-mae")
+scores = {row["label"]: row["score"] for row in pipeline("image-classification", "org/livt-vit-b")(image, top_k=10)}
+with torch.inference_mode():
+    same = torch.allclose(model.classifier(features)[0], logits, atol=1e-5)
+print(json.dumps({"logits": logits.tolist(), "scores": scores, "names": list(model.config.id2label.values()),
+    "loss": loss.loss.item(), "base": same, "encoder": type(encoder).__name__, "pixels": pixels.tolist(),
+    "masked": masked.tolist()}))
+"""
+OURS = """
+import json
+from livt_hf import ViTForBalancedClassification
+config = ViTForBalancedClassification.from_pretrained("org/livt-vit-b").config
+print(json.dumps({"counts": list(config.ordered_class_counts().items()), "loss": config.loss, "tau": config.tau}))
+"""
+
+
+def in_a_fresh_process(code, endpoint, cache):
+    """What a script prints, as JSON: the client takes its endpoint at import."""
+    settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE_"))}
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, capture_output=True, text=True, env={**inherited, **settings}, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    with serve(Hub(token=TOKEN)) as state:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", state.endpoint)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr("huggingface_hub.utils._headers.get_token", lambda: TOKEN)
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # it remembers its endpoint
+        yield state
+
+
+def train(tmp_path, stage, name, *options):
+    args, _ = parse_arguments(stage, [*SHORT, f"org/{name}", "--output_dir", str(tmp_path / name), *options])
+    return (pretrain if stage is PretrainArguments else finetune)(args)
+
+
+def test_what_was_trained_and_pushed_is_what_everybody_loads(hub, tmp_path):
+    decoder = ["--decoder_hidden_size", "16", "--decoder_num_hidden_layers", "1", "--decoder_num_attention_heads", "2"]
+    train(tmp_path, PretrainArguments, "livt-mae", *SMALL, *decoder)
+    train(tmp_path, FinetuneArguments, "livt-vit-b", *LOADING, "--pretrained", str(tmp_path / "livt-mae"))
+    for name in ("livt-mae", "livt-vit-b"):
+        repository = hub.model(f"org/{name}")
+        assert all(is_whole(files) for files in repository.commits.values())
+        assert repository.messages[-1] == "Upload the trained model"
+        assert not any(file.endswith((".pt", ".bin", "run.json")) for file in repository.files())
+        assert f'"org/{name}"' in repository.files()["README.md"].decode()
+    found = in_a_fresh_process(PLAIN, hub.endpoint, tmp_path / "cache")
+    here = ViTForBalancedClassification.from_pretrained(tmp_path / "livt-vit-b").eval()
+    with torch.inference_mode():
+        logits = here(torch.tensor(found["pixels"])).logits[0]
+    np.testing.assert_allclose(found["logits"], logits.numpy(), atol=1e-5)
+    names = list(here.config.id2label.values())
+    assert found["names"] == names
+    np.testing.assert_allclose([found["scores"][name] for name in names], logits.softmax(-1).numpy(), atol=1e-5)
+    assert found["base"]
+    assert found["encoder"] == "ViTMAEModel"
+    mae = LivtMAEForPreTraining.from_pretrained(tmp_path / "livt-mae").eval()
+    noise = torch.arange((mae.config.image_size // mae.config.patch_size) ** 2, 0, -1).float()[None]
+    with torch.inference_mode():
+        loss = mae(torch.tensor(found["masked"]), noise=noise).loss.item()
+    assert found["loss"] == pytest.approx(loss, rel=1e-5)
+    loaded = in_a_fresh_process(OURS, hub.endpoint, tmp_path / "other")
+    counts = class_counts(load_long_tailed("digits")["train"])
+    assert loaded == {"counts": [[*pair] for pair in counts.items()], "loss": "bal_bce", "tau": 1.0}
+
+
+def test_a_hub_that_refuses_does_not_stop_the_training_and_livt_push_mends_it(hub, tmp_path, capsys):
+    hub.fail = lambda request, number: Failure(403)
+    assert train(tmp_path, FinetuneArguments, "livt-vit-b", *SMALL) is not None
+    out = capsys.readouterr().out
+    command = out[out.index("livt push") :].splitlines()[0].split()[1:]
+    hub.fail = lambda request, number: None
+    assert main(command) == 0
+    assert capsys.readouterr().out.strip().splitlines()[-1] == f"{hub.endpoint}/org/livt-vit-b"
+    assert is_whole(hub.model("org/livt-vit-b").files())
+    assert main([*command[:2], str(tmp_path / "nothing"), *command[3:]]) == 2
+
+
+def test_a_trainer_used_directly_pushes_its_checkpoints(hub, tmp_path):
+    images = load_long_tailed("digits")["train"]
+    args, _ = parse_arguments(FinetuneArguments, [*SMALL, "--recipe", "digits"])
+    settings = {"max_steps": 4, "save_steps": 2, "push_to_hub": True, "hub_model_id": "org/direct", "report_to": "none"}
+    trainer = BalancedTrainer(
+        build_classifier(args, class_counts(images)),
+        TrainingArguments(str(tmp_path), use_cpu=True, per_device_train_batch_size=8, **settings),
+        train_dataset=ImageDataset(images, FinetuneTransform(8)),
+        mean=[0.5] * 3,
+        std=[0.5] * 3,
+    )
+    trainer.train()
+    files = hub.model("org/direct").files()
+    assert files["model.safetensors"] == (tmp_path / "checkpoint-4" / "model.safetensors").read_bytes()
+    assert "preprocessor_config.json" in files
+    assert not any(name.startswith(".staging") or name.endswith(".bin") for name in files)
