@@ -7,7 +7,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
+import io
+import json
 import os
 import statistics
 import tempfile
@@ -16,6 +19,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler is quiet
 
 import numpy as np
 import PIL.Image
@@ -41,6 +45,7 @@ from livt_hf.data import (
 from livt_hf.data.prepare import prepare_dataset
 from livt_hf.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from livt_hf.optimization import adamw, parameter_groups
+from livt_hf.pretraining import pretrain
 from livt_hf.stages import encoder_sizes
 
 IMAGE_SIZE = 224
@@ -153,7 +158,8 @@ def timm_finetune_transform():
 
 def benchmark_mae(args: argparse.Namespace) -> None:
     """Images per second of a pretraining step: ours, ours predicting a quarter of the masked patches, and upstream's
-    `ViTMAEForPreTraining` with torch's fused attention; same sizes, type and optimiser, taking turns."""
+    `ViTMAEForPreTraining` with torch's fused attention; same sizes, type and optimiser, taking turns. Then where a step
+    of ours spends its time, and the same step inside `livt pretrain`, reading JPEGs, against the step alone."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(os.cpu_count() or 1)
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[args.dtype]
@@ -166,11 +172,33 @@ def benchmark_mae(args: argparse.Namespace) -> None:
     }
     pixels = torch.randn(args.batch_size, 3, args.image_size, args.image_size, device=device)
     noise = torch.rand(args.batch_size, (args.image_size // args.patch_size) ** 2, device=device)
-    steps = {
-        name: functools.partial(train_step, model.to(device), pretraining_optimizer(model), pixels, noise, dtype)
-        for name, model in models.items()
-    }
+    steps = {}
+    for name, model in models.items():
+        forward = torch.compile(model.to(device)) if args.compile else model.to(device)
+        steps[name] = functools.partial(train_step, forward, pretraining_optimizer(model), pixels, noise, dtype)
     peak = matmul_peak(device, dtype)
+    print(
+        f"ViT-{args.model_size}/{args.patch_size}, {args.image_size} px, batch {args.batch_size}, {args.dtype}, "
+        f"{'compiled, ' * args.compile}{device}, {torch.get_num_threads()} threads; matmul peak {peak / 1e12:.2f} "
+        f"TFLOP/s; {args.repeats} repeats of {args.steps} steps"
+    )
+    rates = take_turns(steps, args, device)
+    for name, step in steps.items():
+        with FlopCounterMode(display=False) as counter:
+            train_step(models[name], step.args[1], pixels, noise, dtype)
+        achieved = counter.get_total_flops() / args.batch_size * rates[name]
+        print(
+            f"{name:<16}{rates[name]:8.1f} images/s {rates[name] / rates['upstream']:6.2f} x "
+            f"{counter.get_total_flops() / args.batch_size / 1e9:7.1f} GFLOP an image, {achieved / 1e12:.2f} TFLOP/s, "
+            f"{achieved / peak:4.0%} of the peak, {step_memory(step, device) / 2**20:6.0f} MiB in a step"
+        )
+    print_profile(steps["ours"], device)
+    if device == "cpu" or not args.compile:
+        print_end_to_end(steps["ours"], args, device)
+
+
+def take_turns(steps: dict[str, Callable[[], None]], args: argparse.Namespace, device: str) -> dict[str, float]:
+    """Median images per second of each."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for repeat in range(args.repeats + 1):
         for name, step in steps.items():
@@ -181,20 +209,70 @@ def benchmark_mae(args: argparse.Namespace) -> None:
                 torch.cuda.synchronize()
             if repeat:  # the first turn warms up
                 seconds[name].append((time.perf_counter() - start) / args.steps)
-    print(
-        f"ViT-{args.model_size}/{args.patch_size}, {args.image_size} px, batch {args.batch_size}, {args.dtype}, "
-        f"{device}, {torch.get_num_threads()} threads; matmul peak {peak / 1e12:.2f} TFLOP/s; "
-        f"{args.repeats} repeats of {args.steps} steps"
-    )
-    median = {name: statistics.median(values) for name, values in seconds.items()}
-    for name, step in steps.items():
-        with FlopCounterMode(display=False) as counter:
-            step()
-        flops = counter.get_total_flops()
-        print(
-            f"{name:<16}{args.batch_size / median[name]:8.1f} images/s {median['upstream'] / median[name]:6.2f} x "
-            f"{flops / args.batch_size / 1e9:7.1f} GFLOP an image, {flops / median[name] / peak:5.0%} of the peak"
-        )
+    return {name: args.batch_size / statistics.median(values) for name, values in seconds.items()}
+
+
+def step_memory(step: Callable[[], None], device: str) -> int:
+    """Bytes that a step needs beside weights, optimiser and inputs: activations and gradients at their peak."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(profile_memory=True, record_shapes=False) as profiler:
+        step()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    allocated = np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
+    return int(allocated.max())
+
+
+KINDS = {
+    "linear layers": ("aten::addmm", "aten::mm"),
+    "attention": ("aten::bmm", "softmax", "scaled_dot_product", "flash_attention"),
+    "optimiser": ("_fused_adamw",),
+    "copies and casts": ("aten::copy_", "aten::cat", "aten::contiguous"),
+}
+
+
+def print_profile(step: Callable[[], None], device: str) -> None:
+    """The share of a step's time that each kind of operation takes, by torch's profiler."""
+    with torch.profiler.profile() as profiler:
+        step()
+    on_device = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
+    spent = {event.key: getattr(event, on_device) for event in profiler.key_averages()}
+    total = sum(spent.values())
+    shares = dict.fromkeys([*KINDS, "the rest"], 0.0)
+    for name, time_spent in spent.items():
+        kind = next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), "the rest")
+        shares[kind] += time_spent / total
+    print("a step of ours: " + ", ".join(f"{share:.0%} {kind}" for kind, share in shares.items()))
+
+
+def print_end_to_end(step: Callable[[], None], args: argparse.Namespace, device: str) -> None:
+    """The whole of `livt pretrain` on JPEG files against the step alone, taking turns."""
+    alone, whole = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        write_photos(Path(folder) / "photos" / "train", 4 * args.batch_size, quality=90)
+        for repeat in range(args.repeats):
+            alone.append(take_turns({"step": step}, argparse.Namespace(**{**vars(args), "repeats": 1}), device)["step"])
+            run = PretrainArguments(
+                dataset=str(Path(folder) / "photos"),
+                model_size=args.model_size,
+                image_size=args.image_size,
+                patch_size=args.patch_size,
+                batch_size=args.batch_size,
+                max_steps=2 * args.steps,
+                logging_steps=args.steps,
+                mixed_precision={"bf16": "bf16", "fp32": "no"}[args.dtype],
+                num_workers=1 if device == "cpu" else 8,
+                output_dir=str(Path(folder) / f"run-{repeat}"),
+            )
+            with contextlib.redirect_stdout(None), contextlib.redirect_stderr(io.StringIO()):
+                pretrain(run)
+            lines = (Path(run.output_dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+            whole.append(json.loads(lines[-1])["images_per_second"])  # the first window warms up
+    ratio = statistics.median(run / step for run, step in zip(whole, alone, strict=True))
+    print(f"end to end      {statistics.median(whole):8.1f} images/s, {ratio:.0%} of the step alone")
 
 
 def pretraining_optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -256,6 +334,7 @@ def main() -> None:
     mae.add_argument("--patch_size", type=int, default=16, help="default: %(default)s")
     mae.add_argument("--batch_size", type=int, default=32, help="default: %(default)s")
     mae.add_argument("--dtype", default="bf16", choices=("bf16", "fp32"), help="default: %(default)s")
+    mae.add_argument("--compile", action="store_true", help="compile both sides with torch.compile")
     mae.add_argument("--steps", type=int, default=3, help="steps of a turn (default: %(default)s)")
     mae.add_argument("--repeats", type=int, default=3, help="the median counts (default: %(default)s)")
     mae.set_defaults(run=benchmark_mae)
