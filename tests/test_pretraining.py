@@ -353,3 +353,11 @@ def launch(processes: int, output_dir: Path, **changed) -> str:
     run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
     return run.stdout
+
+
+def test_trackers_get_the_figures_of_the_log(finished, tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    pretrain(arguments(tmp_path, log_with=["tensorboard"]))
+    events = accumulator.EventAccumulator(str(tmp_path / "livt_hf")).Reload()
+    logged = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert logged == [(line["step"], pytest.approx(line["loss"], rel=1e-6)) for line in log_lines(finished)]
