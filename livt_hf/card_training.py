@@ -41,7 +41,6 @@ HYPERPARAMETERS = (
     "loss",
     "tau",
     "imbalance_factor",
-    "imbalance_profile",
     "mixed_precision",
     "seed",
 )

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from .card_training import hyperparameters, read_run, training_command
 from .checkpoints import write_text
 from .losses import BALANCED_LOSSES
 from .prior import ClassPrior
-from .report import accuracy_table, escape_markdown, markdown_table, measurement, percent
+from .report import accuracy_table, code_block, escape_markdown, markdown_table, measurement, percent
 from .report_html import public_name
 
 TAGS = ["livt", "long-tailed-recognition", "imbalanced-data", "vision", "vit"]
@@ -44,8 +47,10 @@ LOSS_NAMES = {
 }
 PICTURES = {  # those that `write_report` draws
     "class_frequency.png": "Training images and accuracy of each class, largest class first",
+    "predictions.png": "Share of each class in the predictions, the test set and the training set",
     "reliability.png": "Accuracy against confidence",
 }
+EXAMPLES = "examples"  # folder of images beside the model that the Hub's widget offers
 ENDS_SHOWN = 5  # largest and smallest classes in the card
 CITATION = """\
 ```bibtex
@@ -64,36 +69,46 @@ def write_model_card(
     *,
     repo_id: str | None = None,
     dataset_id: str | None = None,
+    licence: str = "apache-2.0",
     sections: Mapping[str, str] | None = None,
 ) -> Path:
     """Write README.md into the folder of a saved model.
 
     Args:
-        model_dir: folder that `save_pretrained` wrote; the pictures of `write_report` are shown if they are there.
+        model_dir: folder that `save_pretrained` wrote; the pictures of `write_report` and what run.json says of the
+            training are shown if they are there. Images in its folder ``examples`` are offered on the Hub.
         results: what `evaluate_model` returned for it.
         repo_id: "org/name" on the Hub, if it is known; the examples then load from there.
         dataset_id: Hub id of the data set, if it has one.
+        licence: the Hub's id of the licence of the weights.
         sections: further parts, ``{heading: Markdown}``, shown after the results; e.g. a comparison.
 
     Returns:
         The path of README.md.
     """
-    path = Path(model_dir) / "README.md"
-    config = json.loads((Path(model_dir) / "config.json").read_text(encoding="utf-8"))
-    name = repo_id or Path(model_dir).resolve().name
-    metadata = card_metadata(results, name.split("/")[-1], dataset_id)
-    pictures = [f"![{words}]({file})" for file, words in PICTURES.items() if (Path(model_dir) / file).is_file()]
-    body = card_body(results, config, name, pictures, sections or {})
+    folder = Path(model_dir)
+    path = folder / "README.md"
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    name = repo_id or folder.resolve().name
+    metadata = card_metadata(results, name.split("/")[-1], dataset_id, licence)
+    metadata.widget = _widget(folder, repo_id)
+    pictures = [f"![{words}]({file})" for file, words in PICTURES.items() if (folder / file).is_file()]
+    body = card_body(results, config, name, pictures, sections or {}, read_run(folder))
     write_text(path, str(ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}")))
     return path
 
 
-def card_metadata(results: Mapping[str, Any], model_name: str, dataset_id: str | None = None) -> ModelCardData:
-    """Metadata for the Hub. Measures that are None are left out."""
+def card_metadata(
+    results: Mapping[str, Any], model_name: str, dataset_id: str | None = None, licence: str = "apache-2.0"
+) -> ModelCardData:
+    """Metadata for the Hub. Measures that are None are left out; a base model is named if it is one of the Hub."""
+    pretrained = results["pretrained"] or ""
+    on_hub = re.fullmatch(r"\w[\w.-]*/[\w.-]+", pretrained) and not Path(pretrained).exists()
     measured = {key: results[key] for key in METRIC_NAMES if results[key] is not None}
     return ModelCardData(
         model_name=model_name,
-        license="apache-2.0",
+        license=licence,
+        base_model=pretrained if on_hub else None,
         library_name="transformers",
         pipeline_tag="image-classification",
         tags=TAGS + ["masked-image-modeling"] * bool(results["pretrained"]),
@@ -120,14 +135,16 @@ def card_body(
     name: str,
     pictures: Sequence[str],
     sections: Mapping[str, str],
+    run: Mapping[str, Any] | None = None,
 ) -> str:
-    """The text below the metadata."""
+    """The text below the metadata. ``run``: what run.json holds."""
     parts = [
         f"# {escape_markdown(name.split('/')[-1])}",
         _introduction(results, config),
         "## Results",
         f"On {results['images']:,} images of {_data_name(results)}:",
         accuracy_table(results),
+        _class_figures(results),
         "Groups go by the number of training images of a class. A group's accuracy is the mean of the accuracies of "
         "its classes, each class counting the same; a dash means that no class of the group was tested.",
         f"Calibration, over {len(results['reliability'])} bins of confidence: expected error (ECE) "
@@ -138,8 +155,10 @@ def card_body(
         _training_data(results),
         "## How to use it",
         _usage(name, config),
+        *([_shift(name)] if _is_livt(config) else []),
         "## Training",
         _training(results, config),
+        *_recorded(run),
         "## Limits",
         _limits(results),
         "## How it was measured",
@@ -254,6 +273,61 @@ def _training(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     )
 
 
+def _recorded(run: Mapping[str, Any] | None) -> list[str]:
+    """Hyperparameters, command and versions of the training, if the run left a record."""
+    if run is None:
+        return []
+    libraries = ", ".join(f"{library} {version}" for library, version in run["versions"].items())
+    command = code_block(training_command("finetune", run))
+    return [
+        hyperparameters(run),
+        f"The command, every option that is not a default:\n\n{command}",
+        f"With {libraries}.",
+    ]
+
+
+def _class_figures(results: Mapping[str, Any]) -> str:
+    """Figures over classes, and how well the tail's accuracy is known."""
+    text = (
+        f"Over classes: mean **{percent(results['macro_accuracy'])} %**, harmonic mean "
+        f"{percent(results['harmonic_mean'])} %, worst class {percent(results['worst_class'])} %."
+    )
+    return text if results["top5"] is None else f"{text} Top-5 accuracy: {percent(results['top5'])} %."
+
+
+def _shift(name: str) -> str:
+    """How to make the model expect other class frequencies."""
+    command = f"livt adjust --model {shlex.quote(name)} --target_prior uniform --output_dir adjusted"
+    return (
+        "Where your images follow other class frequencies than the model takes for granted (see Limits), fold the "
+        f"difference into its logits; `uniform`, `train` or a JSON file `{{class: share}}`:\n\n{code_block(command)}"
+    )
+
+
+def _widget(folder: Path, repo_id: str | None) -> list[dict[str, str]] | None:
+    """Example images for the Hub's widget; it needs their addresses, hence a repository."""
+    images = sorted(file for file in (folder / EXAMPLES).glob("*") if file.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    if repo_id is None or not images:
+        return None
+    base = f"https://huggingface.co/{repo_id}/resolve/main/{EXAMPLES}"
+    return [{"src": f"{base}/{quote(file.name)}", "example_title": " ".join(file.stem.split())} for file in images]
+
+
+def _tested_tail(results: Mapping[str, Any]) -> str:
+    """How many test images stand behind the few-shot accuracy."""
+    groups = ClassPrior(results["class_counts"]).groups(**results["groups"]["definition"])
+    names = list(results["class_counts"])
+    tested = [results["test_counts"][names[label]] for label in groups["few"] if results["test_counts"][names[label]]]
+    if not tested:
+        return "No few-shot class was tested: nothing is known of its accuracy on the tail."
+    fewest = min(tested)
+    return (
+        f"The few-shot accuracy is the mean over {len(tested):,} classes tested on {sum(tested):,} images: one more "
+        f"right answer in a class with {fewest:,} test image{'s' if fewest > 1 else ''} moves its accuracy by "
+        f"{100 / fewest:.3g} points."
+    )
+
+
 def _limits(results: Mapping[str, Any]) -> str:
     smallest = min(results["class_counts"].values())
     few_images = f"{smallest:,} image{'s' if smallest > 1 else ''}"
@@ -262,6 +336,7 @@ def _limits(results: Mapping[str, Any]) -> str:
             "- The accuracy of rare classes is less certain than that of frequent ones: the smallest class was learnt "
             f"from {few_images}, and what these do not show, the model does not know. Look at the few-shot figure "
             "before you rely on a rare class, not at the overall one.",
+            f"- {_tested_tail(results)}",
             f"- {_assumed_frequencies(results)}",
             f"- A probability is no guarantee: on average it was {percent(results['ece'])} points away from the share "
             "of right answers, and images unlike the training images also get confident predictions.",
@@ -275,8 +350,8 @@ def _assumed_frequencies(results: Mapping[str, Any]) -> str:
     tau = results["tau"] if _is_balanced(results) else 0.0
     if tau == 1.0:
         return (
-            "Its probabilities take every class to be equally likely. Where your images follow other frequencies, add "
-            "the logarithm of each class's expected share to its logit."
+            "Its probabilities take every class to be equally likely. Where your images follow other frequencies, "
+            "shift the prior as shown above."
         )
     if tau < 1.0:
         return (

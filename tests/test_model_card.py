@@ -7,7 +7,9 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from livt_hf.arguments import FinetuneArguments, parse_arguments
 from livt_hf.model_card import write_model_card
+from livt_hf.runs import run_record
 
 FIXTURE = Path(__file__).parent / "fixtures" / "card.md"
 COUNTS = {
@@ -50,6 +52,11 @@ def results():
         },
         "per_class": dict(zip(COUNTS, accuracy, strict=True)),
         "class_counts": COUNTS,
+        "top5": 95.5,
+        "macro_accuracy": 71.75,
+        "worst_class": 35.0,
+        "harmonic_mean": 63.9,
+        "test_counts": dict.fromkeys(COUNTS, 40) | {"[link](http://x)": 0},
         "reliability": [{}] * 15,
         "command": "livt evaluate --model out/livt-digits --dataset digits",
         "versions": {"livt_hf": "0.1.0", "torch": "2.15.0"},
@@ -68,6 +75,11 @@ def folder(tmp_path):
 
 def test_whole_card(folder, results):
     (folder / "class_frequency.png").touch()
+    (folder / "examples").mkdir()
+    (folder / "examples" / "few shot.png").touch()
+    args, _ = parse_arguments(FinetuneArguments, ["--dataset", "/home/someone/a|b", "--pretrained", "../mae"])
+    record = run_record(args, 400) | {"versions": {"torch": "2.15.0", "transformers": "5.23.0"}}
+    (folder / "run.json").write_text(json.dumps(record))
     path = write_model_card(folder, results, repo_id="org/livt-digits", sections={"Other | losses": "A *table*."})
     assert path == folder / "README.md"
     assert path.read_text(encoding="utf-8") == FIXTURE.read_text(encoding="utf-8")
@@ -88,6 +100,12 @@ def test_metadata_for_the_hub(folder, results):
         "mce": 21.0,
     }
     assert {result.dataset_type for result in card.data.eval_results} == {"org/photos"}
+
+
+def test_base_model_and_licence_are_named(folder, results):
+    card = ModelCard.load(write_model_card(folder, {**results, "pretrained": "org/mae"}, licence="mit"))
+    assert (card.data.base_model, card.data.license) == ("org/mae", "mit")
+    assert ModelCard.load(write_model_card(folder, results)).data.base_model is None  # a folder of this machine
 
 
 def test_the_name_is_the_folders_where_there_is_no_repository(folder, results):
