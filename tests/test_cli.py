@@ -151,6 +151,7 @@ def test_every_command_suggests_the_nearest_option(capsys, command):
         "compare": ["--losses", "ce", "--output_dir", "x"],
         "predict": ["image.png"],
         "adjust": ["--output_dir", "x"],
+        "push": ["--hub_model_id", "org/x"],
         "dataset": ["inspect"],
         "convert": ["--source", "mae", "in.pth", "out"],
         "export": ["--format", "timm", "--output_dir", "x"],
