@@ -1,0 +1,44 @@
+"""The index of model_cards/ agrees with the results.json files beside the cards."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+spec = importlib.util.spec_from_file_location("model_cards", ROOT / "scripts" / "model_cards.py")
+model_cards = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(model_cards)
+
+
+def test_the_index_is_what_the_results_say():
+    assert (ROOT / "model_cards" / "README.md").read_text(encoding="utf-8") == model_cards.index()
+
+
+def test_every_model_has_a_card_with_its_pictures_and_no_weights():
+    folders = [file.parent for file in (ROOT / "model_cards").glob("*/results.json")]
+    assert folders
+    for folder in folders:
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        assert f"**{results['accuracy']:.1f}**" in card
+        assert all((folder / name).is_file() for name in model_cards.PICTURES if f"({name})" in card)
+        assert not list(folder.glob("*.safetensors"))
+
+
+def test_a_model_is_added_without_its_weights(tmp_path):
+    cards, model = tmp_path / "cards", tmp_path / "my|model"
+    cards.mkdir()
+    model.mkdir()
+    with pytest.raises(ValueError, match=r"it holds no README\.md"):
+        model_cards.add_model(model, cards)
+    source = next((ROOT / "model_cards").glob("*/results.json"))
+    results = json.loads(source.read_text(encoding="utf-8")) | {"accuracy": 12.34, "few": None}
+    (model / "results.json").write_text(json.dumps(results))
+    (model / "README.md").write_text("# A model")
+    (model / "model.safetensors").touch()
+    model_cards.add_model(model, cards)
+    assert sorted(path.name for path in (cards / "my|model").iterdir()) == ["README.md", "results.json"]
+    row = next(line for line in model_cards.index(cards).splitlines() if line.startswith("| [my&#124;model]"))
+    assert "| – | 12.3 |" in row
