@@ -19,7 +19,8 @@ Args:
     class_counts: number of training images of each class, {name: count} or a list in label order. Required.
     groups: {"many": 100, "few": 20, "by": "count"} (the default), or "by": "rank" for the largest and smallest ones.
 Returns:
-    accuracy, many, medium, few: percent, None for a group without classes.
+    accuracy, many, medium, few: percent, None for a group without tested classes.
+    macro_accuracy, worst_class, harmonic_mean: over the tested classes, percent.
     per_class: {class name: percent}.
     groups: the definition used and the number of classes in each group.
 """
