@@ -25,12 +25,14 @@ from .prior import GROUP_NAMES, ClassPrior
 from .report_html import (
     GROUP_SENTENCE,
     INVISIBLE,
+    PRIOR_SENTENCE,
     further_figures,
     group_shares,
     hardest_sentence,
     percent,
     public_name,
     report_html,
+    training_sentence,
 )
 
 HARDEST = "hardest.png"
@@ -71,7 +73,7 @@ def report_markdown(results: Mapping[str, Any], with_thumbnails: bool = False) -
     """The text of report.md."""
     parts = [
         f"# Evaluation of {escape_markdown(public_name(results['model']))}",
-        f"{results['images']:,} images of {_data_name(results)}. {training_sentence(results)}",
+        f"{results['images']:,} images of {_data_name(results)}. {escape_markdown(training_sentence(results))}",
         accuracy_table(results),
         f"{GROUP_SENTENCE}{_counts_sentence(results)}",
         f"Expected calibration error (ECE): **{percent(results['ece'])} %**, maximum calibration error (MCE): "
@@ -149,40 +151,10 @@ def _class_table(results: Mapping[str, Any]) -> str:
     return markdown_table(header, rows, "lrlrrr")
 
 
-def training_sentence(results: Mapping[str, Any]) -> str:
-    """How the model was trained, as far as its config tells."""
-    adjusted = _adjustment_sentence(results.get("adjustment"))
-    if results["loss"] is None:
-        return f"The checkpoint does not say how it was trained.{adjusted}"
-    start = (
-        f"initialised from {escape_markdown(public_name(results['pretrained']))}"
-        if results["pretrained"]
-        else "from scratch"
-    )
-    return f"Trained {start} with the loss {escape_markdown(results['loss'])}, tau {results['tau']:g}.{adjusted}"
-
-
-def _adjustment_sentence(adjustment: Mapping[str, Any] | None) -> str:
-    """What was folded into the classifier after its training."""
-    if not adjustment:
-        return ""
-    target = adjustment["target_prior"]
-    words = [f"target prior {target if isinstance(target, str) else 'from a file'}"] if target is not None else []
-    words += [f"tau-norm {adjustment['tau_norm']:g}"] if adjustment["tau_norm"] is not None else []
-    words += [f"temperature {adjustment['temperature']:.4g}"] if adjustment["temperature"] != 1.0 else []
-    return f" Adjusted after the training: {escape_markdown(', '.join(words))}."
-
-
 def prior_section(accuracies: Mapping[str, Mapping[str, float]]) -> str:
     """The table of `prior_accuracies`, and how it was made."""
     rows = [(name, percent(values["accuracy"]), percent(values["shifted"])) for name, values in accuracies.items()]
-    return (
-        "Accuracy in percent if the classes of the test images had these shares: forward is long-tailed as the "
-        "training images are, backward the other way round; the number is largest over smallest class (Hong et al., "
-        "CVPR 2021). Each class's accuracy counts with its share, so no image is drawn or left out. Shifted: the "
-        "logits moved from the shares that the model assumes to these, which takes that they are known.\n\n"
-        + markdown_table(("Test distribution", "As it is", "Shifted"), rows, "lrr")
-    )
+    return f"{PRIOR_SENTENCE}\n\n" + markdown_table(("Test distribution", "As it is", "Shifted"), rows, "lrr")
 
 
 def measurement(results: Mapping[str, Any]) -> str:

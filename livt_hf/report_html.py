@@ -28,6 +28,12 @@ GROUP_SENTENCE = (
     "A group's accuracy is the mean of the accuracies of its classes, each class counting the same; a dash means that "
     "no class of the group was tested."
 )
+PRIOR_SENTENCE = (
+    "Accuracy in percent if the classes of the test images had these shares: forward is long-tailed as the training "
+    "images are, backward the other way round; the number is largest over smallest class (Hong et al., CVPR 2021). Each "
+    "class's accuracy counts with its share, so no image is drawn or left out. Shifted: the logits moved from the shares "
+    "that the model assumes to these, which takes that they are known."
+)
 # Line breaks, control characters, and marks that reverse the direction of the text around them.
 INVISIBLE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]+")
 
@@ -73,7 +79,7 @@ def report_html(
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         title=escape_html(public_name(results["model"])),
         subtitle=escape_html(
-            f"{results['images']:,} images of {public_name(results['dataset'])}{split}. {_training(results)}"
+            f"{results['images']:,} images of {public_name(results['dataset'])}{split}. {training_sentence(results)}"
         ),
         tiles="".join(
             f'<div class="tile {group}"><b>{percent(results[key])}</b><span>{name}</span></div>'
@@ -128,9 +134,9 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
 
 
-def public_name(name: str) -> str:
+def public_name(name: Any) -> str:
     """On one line, and of a local path the last part: where files lie on the author's machine is nobody's business."""
-    name = " ".join(name.split())
+    name = " ".join(str(name).split())
     return Path(name).name if name.startswith((".", "/", "~")) else name
 
 
@@ -139,11 +145,23 @@ def escape_html(text: Any) -> str:
     return html.escape(INVISIBLE.sub(" ", str(text)).strip())
 
 
-def _training(results: Mapping[str, Any]) -> str:
+def training_sentence(results: Mapping[str, Any]) -> str:
+    """How the model was trained, and what was folded into it afterwards, as far as its config tells."""
+    adjusted = _adjustment_sentence(results.get("adjustment"))
     if results["loss"] is None:
-        return "The checkpoint does not say how it was trained."
+        return f"The checkpoint does not say how it was trained.{adjusted}"
     start = f"initialised from {public_name(results['pretrained'])}" if results["pretrained"] else "from scratch"
-    return f"Trained {start} with the loss {results['loss']}, tau {results['tau']:g}."
+    return f"Trained {start} with the loss {results['loss']}, tau {results['tau']:g}.{adjusted}"
+
+
+def _adjustment_sentence(adjustment: Mapping[str, Any] | None) -> str:
+    if not adjustment:
+        return ""
+    target = adjustment["target_prior"]
+    words = [f"target prior {target if isinstance(target, str) else 'from a file'}"] if target is not None else []
+    words += [f"tau-norm {adjustment['tau_norm']:g}"] if adjustment["tau_norm"] is not None else []
+    words += [f"temperature {adjustment['temperature']:.4g}"] if adjustment["temperature"] != 1.0 else []
+    return f" Adjusted after the training: {', '.join(words)}."
 
 
 def _prediction_sentence(results: Mapping[str, Any]) -> str:

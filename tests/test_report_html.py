@@ -126,3 +126,10 @@ def test_markdown_tells_the_same(written):
     assert "![Most confident mistakes](hardest.png)" in report
     assert "<script" not in report
     assert "hardest.png" not in report_markdown(naughty_results())
+
+
+def test_adjustments_are_told_and_a_model_needs_no_name(tmp_path):
+    adjustment = {"target_prior": "train", "tau_norm": None, "temperature": 1.25}
+    write_report(naughty_results() | {"adjustment": adjustment, "model": None}, tmp_path)
+    for name in ("report.html", "report.md"):
+        assert "Adjusted after the training: target prior train, temperature 1.25." in (tmp_path / name).read_text()
