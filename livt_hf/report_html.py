@@ -30,9 +30,9 @@ GROUP_SENTENCE = (
 )
 PRIOR_SENTENCE = (
     "Accuracy in percent if the classes of the test images had these shares: forward is long-tailed as the training "
-    "images are, backward the other way round; the number is largest over smallest class (Hong et al., CVPR 2021). Each "
-    "class's accuracy counts with its share, so no image is drawn or left out. Shifted: the logits moved from the shares "
-    "that the model assumes to these, which takes that they are known."
+    "images are, backward the other way round; the number is largest over smallest class (Hong et al., CVPR 2021). "
+    "Each class's accuracy counts with its share, so no image is drawn or left out. Shifted: the logits moved from the "
+    "shares that the model assumes to these, which takes that they are known."
 )
 # Line breaks, control characters, and marks that reverse the direction of the text around them.
 INVISIBLE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]+")
