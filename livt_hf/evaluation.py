@@ -218,7 +218,9 @@ def predict_split(
     """
     model.to(device).eval()  # type: ignore[arg-type]
     mapping = None if label_of is None else torch.from_numpy(label_of)
-    parts: dict[str, list[np.ndarray]] = {}
+    # Python numbers, not arrays: these would lie between the freed logits of each batch, so that the allocator could
+    # not use their space again and memory grew as if all logits were kept.
+    parts: dict[str, list[Any]] = {}
     for batch in tqdm(loader, desc="evaluate", unit="batch", disable=None):
         pixel_values = data.normalize(batch["pixel_values"].to(device, non_blocking=True), mean, std)
         logits = model(pixel_values.to(model.dtype)).logits.float()  # (B, C)
@@ -239,8 +241,8 @@ def predict_split(
             moved = [(logits + torch.from_numpy(shift).to(logits)).argmax(dim=-1) for shift in shifts]
             kept["shifted_predictions"] = torch.stack(moved, dim=1)  # (B, P)
         for name, values in kept.items():
-            parts.setdefault(name, []).append(values.cpu().numpy())
-    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+            parts.setdefault(name, []).extend(values.tolist())
+    return {name: np.array(values) for name, values in parts.items()}
 
 
 def evaluate_model(

@@ -90,8 +90,7 @@ def write_model_card(
     path = folder / "README.md"
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     name = repo_id or folder.resolve().name
-    metadata = card_metadata(results, name.split("/")[-1], dataset_id, licence)
-    metadata.widget = _widget(folder, repo_id)
+    metadata = card_metadata(results, name.split("/")[-1], dataset_id, licence, _widget(folder, repo_id))
     pictures = [f"![{words}]({file})" for file, words in PICTURES.items() if (folder / file).is_file()]
     body = card_body(results, config, name, pictures, sections or {}, read_run(folder))
     write_text(path, str(ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}")))
@@ -99,7 +98,11 @@ def write_model_card(
 
 
 def card_metadata(
-    results: Mapping[str, Any], model_name: str, dataset_id: str | None = None, licence: str = "apache-2.0"
+    results: Mapping[str, Any],
+    model_name: str,
+    dataset_id: str | None = None,
+    licence: str = "apache-2.0",
+    widget: list[dict[str, str]] | None = None,
 ) -> ModelCardData:
     """Metadata for the Hub. Measures that are None are left out; a base model is named if it is one of the Hub."""
     pretrained = results["pretrained"] or ""
@@ -126,6 +129,7 @@ def card_metadata(
             )
             for key, value in measured.items()
         ],
+        widget=widget,
     )
 
 
