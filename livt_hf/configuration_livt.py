@@ -37,6 +37,7 @@ class LivtConfig(BeitConfig):
         label_smoothing: for hard labels, default 0.
         shot_groups: arguments of `ClassPrior.groups`: the many / medium / few definition of the reported accuracies.
         pretrained: what the encoder was initialised from, or None.
+        class_balanced_batches: the classifier was trained on as many images of each class (cRT, LWS), default False.
         adjustment: what `livt adjust` folded into the classifier, or None; such a model takes no labels.
 
     Defaults that differ from BEiT's make it a plain ViT: absolute position embeddings, no relative position bias, no
@@ -49,6 +50,7 @@ class LivtConfig(BeitConfig):
     label_smoothing: float | int = 0.0
     shot_groups: dict[str, Any] | None = None
     pretrained: str | None = None
+    class_balanced_batches: bool = False
     adjustment: dict[str, Any] | None = None
     image_size: int = 224
     patch_size: int = 16
@@ -93,6 +95,7 @@ def store_class_counts(
     label_smoothing: float = 0.0,
     shot_groups: Mapping[str, Any] | None = None,
     pretrained: str | None = None,
+    class_balanced_batches: bool = False,
 ) -> None:
     """Write what balanced training and its evaluation need into the config of any image classifier.
 
@@ -122,6 +125,7 @@ def store_class_counts(
     config.loss, config.tau, config.label_smoothing = check_loss_name(loss), tau, label_smoothing
     config.shot_groups = dict(shot_groups or DEFAULT_SHOT_GROUPS)
     config.pretrained = pretrained
+    config.class_balanced_batches = class_balanced_batches
 
 
 def ordered_class_counts(config: PreTrainedConfig) -> dict[str, int]:

@@ -175,9 +175,8 @@ def finetune(args: FinetuneArguments, more: dict[str, Any] | None = None) -> dic
         )
         return None
     results = None
+    trained = trainer.whole_model()
     if trainer.is_world_process_zero():
-        # As it will be loaded: without the mixed precision of the training.
-        trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         if trainer.ema is not None:
             trained.load_state_dict(trainer.ema.weights)
         fold_scales(trained)
@@ -225,8 +224,9 @@ def build_classifier(args: FinetuneArguments, counts: dict[str, int]) -> PreTrai
         drop_path=args.drop_path,
         ignore_mismatched_classifier=args.ignore_mismatched_classifier,
     )
-    store_class_counts(model.config, counts, **settings, pretrained=args.pretrained)
-    if args.stage == "classifier":
+    balanced = args.stage == "classifier"
+    store_class_counts(model.config, counts, **settings, pretrained=args.pretrained, class_balanced_batches=balanced)
+    if balanced:
         train_classifier_only(model, args.classifier_method)
     return model
 

@@ -21,7 +21,6 @@ from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
     set_optimizer_state_dict,
@@ -54,6 +53,7 @@ from .pretraining_card import write_pretraining_card
 from .pushing import BackgroundPusher, start_pusher
 from .runs import (
     RUN_FILE,
+    WHOLE,
     agreed_stop,
     check_continues,
     describe_world,
@@ -67,7 +67,6 @@ from .runs import (
 )
 from .stages import check_width, encoder_sizes, open_stream, training_dataset
 
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # tensors that are not cut into shards
 STATE_FILE = "state.json"  # in a checkpoint: the run record and what else a resume needs
 
 

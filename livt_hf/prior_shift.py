@@ -26,7 +26,8 @@ def assumed_log_prior(config: Any, prior: ClassPrior) -> np.ndarray:
     """Logarithm of the class shares that a model's logits assume, float64 (C,), up to a constant.
 
     Args:
-        config: of the model: its ``loss`` and ``tau`` (none: an unbalanced loss), and its ``adjustment``.
+        config: of the model: its ``loss`` and ``tau`` (none: an unbalanced loss), its ``adjustment``, and whether it
+            met each class equally often (``class_balanced_batches``: cRT, LWS), which leaves equal shares.
         prior: of its training images.
 
     Raises:
@@ -37,6 +38,8 @@ def assumed_log_prior(config: Any, prior: ClassPrior) -> np.ndarray:
         raise ValueError("model: its classifier was tau-normalised: which class shares its logits assume is unknown")
     if adjustment.get("target_prior") is not None:
         return np.log(target_prior(adjustment["target_prior"], prior))
+    if getattr(config, "class_balanced_batches", False):  # --stage classifier, without a balanced loss
+        return np.zeros(len(prior))
     balanced = getattr(config, "loss", None) in BALANCED_LOSSES
     return (1.0 - config.tau if balanced else 1.0) * prior.log_prior
 

@@ -15,21 +15,30 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
 from .arguments import StageArguments
 from .checkpoints import StopSignal
 
 RUN_FILE = "run.json"  # in the output folder of a finished run: its arguments and steps
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # tensors that are not cut into shards
 AGREE_EVERY = 10  # steps between the moments at which several processes compare whether one was told to stop
 
 
-def load_weights(model: transformers.PreTrainedModel, checkpoint: Path) -> None:
-    """All weights of a checkpoint, through `from_pretrained`: the names in the file are not those of the modules."""
+def load_weights(model: transformers.PreTrainedModel, checkpoint: Path, sharded: bool = False) -> None:
+    """All weights of a checkpoint, through `from_pretrained`: the names in the file are not those of the modules.
+
+    ``sharded``: FSDP has cut the model's tensors; then all processes call this, and only the first one's file counts.
+    """
     saved = type(model).from_pretrained(checkpoint).state_dict()
     # What a native model has no place for is kept elsewhere.
     saved |= {name: tensor for name, tensor in model.state_dict().items() if name.endswith(".scales")}
     try:
-        model.load_state_dict(saved)
+        if sharded:
+            options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+            set_model_state_dict(model, saved, options=options)
+        else:
+            model.load_state_dict(saved)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ValueError(

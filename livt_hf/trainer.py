@@ -17,14 +17,17 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.utils.data import Subset
-from tqdm.auto import tqdm
 from transformers import (
     PreTrainedModel,
     PrinterCallback,
     ProgressCallback,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
 )
 
@@ -40,7 +43,8 @@ from .losses import Loss, build_loss, deferred_weights
 from .metrics import calibration_error, long_tail_accuracy
 from .optimization import adamw, parameter_groups, warmup_cosine
 from .pushing import BackgroundPusher, trainer_pusher
-from .runs import RUN_FILE, agreed_stop, load_weights
+from .runs import RUN_FILE, WHOLE, load_tensors, load_weights
+from .trainer_callbacks import ProgressBar, StepCallback
 
 
 class BalancedTrainer(Trainer):
@@ -111,6 +115,8 @@ class BalancedTrainer(Trainer):
         self.mixup = mixup
         if ema is not None and self.is_fsdp_enabled:
             raise ValueError("ema: sharded weights (FSDP) cannot be averaged; leave one of the two out")
+        if classifier_only and self.is_fsdp_enabled:
+            raise ValueError("stage: a classifier alone needs no sharded weights; launch it without FSDP")
         self.ema = None if ema is None else WeightAverage(self.model, ema)
         self.run_record: dict[str, Any] = {}
         self.pusher: BackgroundPusher | None = None
@@ -124,9 +130,9 @@ class BalancedTrainer(Trainer):
         self._stop = StopSignal()
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
-        self.add_callback(_StepCallback(self))
+        self.add_callback(StepCallback(self))
         if not args.disable_tqdm:
-            self.add_callback(_ProgressBar)
+            self.add_callback(ProgressBar)
 
     # Data
 
@@ -234,13 +240,16 @@ class BalancedTrainer(Trainer):
             raise ValueError("eval_dataset: the validation split has no images; fill it, or leave it out")
         model, args, config = self.accelerator.unwrap_model(self.model), self.args, self.model.config
         was_training = model.training
-        mine = Subset(dataset, range(args.process_index, len(dataset), args.world_size))
+        share = range(args.process_index, len(dataset), args.world_size)
+        # As many images for every process, since those of FSDP run each batch together; what is too much is cut off.
+        padded = range(args.process_index, -(-len(dataset) // args.world_size) * args.world_size, args.world_size)
+        mine = Subset(dataset, [index % len(dataset) for index in padded])
         loader = evaluation_loader(mine, args.per_device_eval_batch_size, args.dataloader_num_workers)
         with contextlib.nullcontext() if self.ema is None else self.ema.inside(model):
             outcome = predict_split(model, loader, self.mean, self.std, args.device)
         model.train(was_training)
         if args.world_size > 1:
-            parts = gather_object([outcome])
+            parts = gather_object([{name: values[: len(share)] for name, values in outcome.items()}])
             outcome = {name: np.concatenate([part[name] for part in parts]) for name in outcome}
         arrays = outcome["labels"], outcome["predictions"]
         counts = ordered_class_counts(config)
@@ -260,7 +269,7 @@ class BalancedTrainer(Trainer):
                 return super().train(*args, **kwargs)
             finally:
                 for callback in self.callback_handler.callbacks:
-                    if isinstance(callback, _ProgressBar):
+                    if isinstance(callback, ProgressBar):
                         callback.close()
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -299,6 +308,45 @@ class BalancedTrainer(Trainer):
             self._staging = None
         self.accelerator.wait_for_everyone()
 
+    def whole_model(self) -> PreTrainedModel:
+        """The trained model as it will be loaded: without mixed precision, put together from the shards of FSDP.
+
+        All processes call it; of FSDP's, the main one alone gets the weights.
+        """
+        model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        if not self.is_fsdp_enabled:
+            return model
+        weights = get_model_state_dict(model, options=WHOLE)
+        whole = type(model)(model.config)  # FSDP's class makes one of the original class
+        if self.is_world_process_zero():
+            whole.load_state_dict(weights)
+        return whole
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Whole tensors under FSDP, too, so that `from_pretrained` reads every checkpoint."""
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        weights = get_model_state_dict(self.model, options=WHOLE)
+        if self.args.should_save:
+            self._save(output_dir, state_dict=weights)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """By tensor name, so that a run goes on with another engine (one device, DDP, FSDP2)."""
+        model = self.accelerator.unwrap_model(self.model)
+        state = get_optimizer_state_dict(model, self.optimizer.optimizer, options=WHOLE)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / "optimizer.pt")
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        model = self.accelerator.unwrap_model(self.model)
+        state = load_tensors(Path(checkpoint) / "optimizer.pt")
+        set_optimizer_state_dict(model, self.optimizer.optimizer, state, options=WHOLE)
+        self.lr_scheduler.load_state_dict(load_tensors(Path(checkpoint) / "scheduler.pt"))
+
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Not yet: upstream would upload from a folder that is about to be renamed. `_save_checkpoint` does it."""
 
@@ -318,7 +366,7 @@ class BalancedTrainer(Trainer):
         """Upstream loads the file raw: names that were mapped on saving are then silently left out."""
         self.resumed_from = Path(resume_from_checkpoint)
         model = self.model if model is None else model
-        load_weights(model, self.resumed_from)
+        load_weights(model, self.resumed_from, sharded=self.is_fsdp_enabled)
         load_scales(model, self.resumed_from)
         if self.ema is not None:
             self.ema.load(self.resumed_from, model)
@@ -356,64 +404,6 @@ def check_labels(config: Any, dataset: ImageDataset | StreamedSamples) -> None:
             f"class_counts: label {label} is {found[label]!r} in the training images, and {expected[label]!r} in the "
             "model; give both the same order"
         )
-
-
-class _StepCallback(TrainerCallback):
-    """What has to happen once a step, or at the start: the log, the epoch, and stopping on a signal."""
-
-    def __init__(self, trainer: BalancedTrainer):
-        self.trainer = trainer
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.steps_per_epoch = self.trainer.training_batches().steps_per_epoch
-        if self.trainer.resumed_from is not None:
-            record = json.loads((self.trainer.resumed_from / RUN_FILE).read_text(encoding="utf-8"))
-            self.trainer._tr_loss.fill_(record["logging"]["loss_sum"])
-            self.trainer._globalstep_last_logged = record["logging"]["last_step"]
-        if state.is_world_process_zero:
-            self.trainer._metrics_log = MetricsLog(Path(args.output_dir), state.global_step)
-
-    def on_step_end(self, args, state, control, **kwargs):
-        # Trainer counts from the first step after a resume; the epoch of a step does not depend on that.
-        state.epoch = state.global_step / self.steps_per_epoch
-        if self.trainer.ema is not None:
-            self.trainer.ema.update(self.trainer.accelerator.unwrap_model(self.trainer.model))
-        stopped_by = agreed_stop(self.trainer.accelerator, self.trainer._stop, state.global_step)
-        if stopped_by and state.global_step < state.max_steps:
-            self.trainer.stopped_by = stopped_by
-            control.should_save = control.should_training_stop = True
-        return control
-
-
-class _ProgressBar(TrainerCallback):
-    """One line: steps, time left, the last logged loss and learning rate, the last validation accuracies."""
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.shown: dict[str, str] = {}
-        self.bar = tqdm(
-            total=state.max_steps,
-            initial=state.global_step,
-            disable=not state.is_world_process_zero,
-            desc="fine-tuning",
-            unit="step",
-        )
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.bar.update(state.global_step - self.bar.n)
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        formats = {"loss": ".3f", "learning_rate": ".2e", "eval_accuracy": ".1f", "eval_few": ".1f"}
-        shown = {name: format(logs[name], form) for name, form in formats.items() if name in logs}
-        self.shown |= {name.replace("learning_rate", "lr"): value for name, value in shown.items()}
-        if hasattr(self, "bar"):
-            self.bar.set_postfix(self.shown, refresh=False)
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.close()
-
-    def close(self):
-        if hasattr(self, "bar"):
-            self.bar.close()
 
 
 class _EpochLoader:

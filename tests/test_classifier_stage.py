@@ -8,10 +8,13 @@ import torch
 from any_model import save_tiny, tiny
 from safetensors.torch import load_file
 from test_finetuning import QUIET, arguments, log_lines, same_weights, stop_at
+from transformers import AutoConfig
 
 from livt_hf.classifier_stage import fold_scales, scaled_layers, train_classifier_only
 from livt_hf.data.loading import class_balanced_keys
 from livt_hf.finetuning import finetune
+from livt_hf.prior import ClassPrior
+from livt_hf.prior_shift import assumed_log_prior
 
 LABELS = np.array([0] * 30 + [1] * 6 + [2] * 3 + [3])
 
@@ -62,6 +65,8 @@ def test_only_the_classifier_changes_and_a_resume_is_bit_identical(method, tmp_p
     ratio = after["classifier.weight"] / before["classifier.weight"]  # (C, D)
     is_scaled = bool((ratio - ratio[:, :1]).abs().max() < 1e-4)
     assert is_scaled == (method == "lws")
+    config = AutoConfig.from_pretrained(whole)  # equal shares, whatever the training set's
+    assert assumed_log_prior(config, ClassPrior(config.class_counts)).tolist() == [0.0] * 10
 
 
 def test_what_the_stage_cannot_start_from_is_named(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -436,3 +437,49 @@ def test_an_empty_validation_split_is_named(tmp_path):
     empty = ImageDataset(load_long_tailed("digits")["validation"].select([]), EvalTransform(8, 1.0))
     with pytest.raises(ValueError, match="eval_dataset: the validation split has no images"):
         subject.evaluate(empty)
+
+
+def test_fsdp2_is_the_same_run_and_resumes_with_any_engine(finished, mae_dir, tmp_path):
+    """Whole, sharded over two processes; from its step 16 on, sharded anew; likewise in one process."""
+    one_dir, run_dir = tmp_path / "one", tmp_path / "run"
+    options = {"pretrained": str(mae_dir), "drop_path": 0.0, "max_steps": 20, "epochs": 4, "warmup_epochs": 0.4}
+    finetune(arguments(one_dir, **options), QUIET)
+    expected = log_lines(one_dir)
+
+    def check():
+        found = log_lines(run_dir)
+        assert [line["step"] for line in found] == [line["step"] for line in expected]
+        for first, second in zip(expected, found, strict=True):
+            for name in {"loss", "lr", "eval_accuracy"} & set(first):
+                assert second[name] == pytest.approx(first[name], rel=1e-4)
+        model, info = AutoModelForImageClassification.from_pretrained(run_dir, output_loading_info=True)
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+        whole = load_file(one_dir / "model.safetensors")
+        for name, tensor in load_file(run_dir / "model.safetensors").items():
+            torch.testing.assert_close(tensor, whole[name], rtol=1e-3, atol=1e-4, msg=name)
+        assert torch.isfinite(model(torch.rand(2, 3, 8, 8)).logits).all()
+
+    def cut_off_after(step: int):
+        for name in ("run.json", "model.safetensors"):
+            (run_dir / name).unlink()
+        for folder in run_dir.glob("checkpoint-*"):
+            if int(folder.name.split("-")[1]) > step:
+                shutil.rmtree(folder)
+
+    flat = {**TINY, **options, "batch_size": 16, "output_dir": run_dir}
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--use_fsdp"]
+    command += ["--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP", "--main_process_port", "0"]
+    command += [str(Path(__file__).with_name("run_finetune_fsdp.py"))]
+    command += [part for name, value in flat.items() for part in (f"--{name}", str(value))]
+    root = str(Path(__file__).resolve().parents[1])
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    for start in ("", "resumed from"):
+        run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+        assert run.returncode == 0, run.stderr[-3000:]
+        assert "world size 2 on cpu, FSDP" in run.stdout
+        assert start in run.stdout
+        check()
+        cut_off_after(16)
+    finetune(arguments(run_dir, **options), QUIET)
+    check()

@@ -44,6 +44,7 @@ LAYERS = [
     "conversion_card",
     "conversion",
     "export",
+    "trainer_callbacks",
     "trainer",
     "pretraining",
     "finetuning",
