@@ -310,6 +310,25 @@ def run_push(argv: list[str]) -> int:
     return 0
 
 
+def run_demo(argv: list[str]) -> int:
+    """look at a trained classifier in the browser, or write the page as a Space"""
+    parser = _Parser(prog="livt demo", description=run_demo.__doc__, allow_abbrev=False)
+    parser.add_argument("--model", required=True, help="folder or Hub id of the classifier")
+    parser.add_argument("--mae", help="pretrained autoencoder that fills in hidden patches")
+    parser.add_argument("--dataset", help="examples from its largest and smallest classes")
+    parser.add_argument("--split", default="test", help="split of the examples (default: %(default)s)")
+    _add_data_options(parser)
+    parser.add_argument("--port", type=int, default=7860, help="on this machine only (default: %(default)s)")
+    parser.add_argument("--export_space", metavar="DIR", help="write a Space for the Hub into a new folder instead")
+    args = parser.parse_args(argv)
+    from .demo import demo
+
+    demo(**vars(args))
+    if args.export_space:
+        print(f"{args.export_space} holds the Space; it shows the examples: look at them before you publish it")
+    return 0
+
+
 def run_convert(argv: list[str]) -> int:
     """an official LiVT or MAE checkpoint, or a timm model, into a folder for transformers; or back"""
     parser = _Parser(prog="livt convert", description=run_convert.__doc__, allow_abbrev=False)
@@ -394,6 +413,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "predict": run_predict,
     "adjust": run_adjust,
     "push": run_push,
+    "demo": run_demo,
     "convert": run_convert,
     "export": run_export,
     "dataset": run_dataset,

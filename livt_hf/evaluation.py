@@ -139,6 +139,11 @@ def load_classifier(model: str | Path) -> tuple[PreTrainedModel, Any]:
     return _load("model", model, AutoModelForImageClassification, "an image classifier")
 
 
+def load_autoencoder(mae: str | Path) -> tuple[LivtMAEForPreTraining, Any]:
+    """A masked autoencoder and its image processor; ValueError as in `load_classifier`."""
+    return _load("mae", mae, LivtMAEForPreTraining, "a masked autoencoder")
+
+
 def _load(option: str, model: str | Path, model_class: Any, kind: str) -> tuple[Any, Any]:
     """Model and image processor. transformers fills missing weights with random ones; here that is an error."""
     _check_model_folder(option, model)
@@ -372,7 +377,7 @@ def draw_reconstructions(
     Raises:
         ValueError: ``mae`` is no masked autoencoder.
     """
-    model, image_processor = _load("mae", mae, LivtMAEForPreTraining, "a masked autoencoder")
+    model, image_processor = load_autoencoder(mae)
     first_image: dict[str, int] = {}
     for index, label in enumerate(split["label"]):
         first_image.setdefault(split.features["label"].names[label], index)

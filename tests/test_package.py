@@ -49,6 +49,8 @@ LAYERS = [
     "pretraining",
     "finetuning",
     "inference",
+    "demo_app",
+    "demo",
     "comparison_plots",
     "comparison_report",
     "comparison",

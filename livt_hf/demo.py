@@ -1,0 +1,192 @@
+"""`livt demo`: look at a classifier in the browser, or write the same app as a Space for the Hub.
+
+The app itself is `demo_app`, which knows nothing of this package: a Space gets a copy of that file.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+import yaml
+from datasets import Dataset, DatasetDict
+
+from . import data
+from .checkpoints import publish_files
+from .evaluation import ProcessorTransform, load_autoencoder, load_classifier, mean_and_std, reconstruct_images
+
+Example = tuple[PIL.Image.Image, str]
+
+APP = '''"""A Space that `livt demo --export_space` wrote."""
+
+from pathlib import Path
+
+from demo_app import THEME, build_space
+
+demo = build_space(Path(__file__).parent)
+
+if __name__ == "__main__":
+    demo.launch(theme=THEME)
+'''
+
+
+def demo(
+    model: str | Path,
+    *,
+    mae: str | Path | None = None,
+    dataset: str | Path | DatasetDict | None = None,
+    split: str = "test",
+    port: int = 7860,
+    export_space: str | Path | None = None,
+    block: bool = True,
+    **data_options: Any,
+) -> Any:
+    """Serve the demo of a classifier on this machine, or with ``export_space`` write it as a Space.
+
+    Args:
+        model: folder or Hub id of an image classifier.
+        mae: folder or Hub id of a masked autoencoder that fills in hidden patches; not part of a Space.
+        dataset: where examples come from, and the class counts of a model that does not know them.
+        split: of the examples.
+        export_space: new folder. A model from a folder is copied into it, one from the Hub is named.
+        block: stay until interrupted.
+        data_options: further arguments of `load_long_tailed`.
+
+    Returns:
+        The app that was launched; None after an export.
+
+    Raises:
+        ValueError: gradio is not installed, or a model, data set, split, port or folder that cannot be used.
+    """
+    app = _import_app()
+    if export_space is not None and mae is not None:
+        raise ValueError("mae: a Space shows the classifier alone; leave --mae out of --export_space")
+    if export_space is not None and Path(export_space).exists():
+        raise ValueError(f"export_space: {str(export_space)!r} exists already; name a new folder")
+    if not 1 <= port <= 65535:
+        raise ValueError(f"port: {port}; a port is a number from 1 to 65535")
+    classifier, image_processor = load_classifier(model)
+    examples: list[Example] = []
+    if dataset is not None:
+        splits = dataset if isinstance(dataset, DatasetDict) else data.load_long_tailed(dataset, **data_options)
+        if split not in splits:
+            raise ValueError(f"split: {dataset} has no split {split!r}; choose one of {', '.join(splits)}")
+        if getattr(classifier.config, "class_counts", None) is None and "train" in splits:
+            classifier.config.class_counts = data.class_counts(splits["train"])
+        examples = head_and_tail(splits[split], classifier.config)
+    title = f"Image classifier {Path(model).name}"
+    if export_space is not None:
+        _write_space(Path(export_space), model, classifier, image_processor, title, examples)
+        return None
+    reconstruct = None if mae is None else _reconstruction(mae, app.enlarge)
+    page = app.build_app(app.Classifier(classifier, image_processor), title, examples, reconstruct)
+    try:
+        page.launch(
+            server_name="127.0.0.1", server_port=port, theme=app.THEME, share=False, prevent_thread_lock=not block
+        )
+    except OSError as error:
+        raise ValueError(f"port: {port} cannot be used ({error}); choose another with --port") from None
+    return page
+
+
+def _import_app() -> ModuleType:
+    try:
+        from . import demo_app
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "gradio":
+            raise
+        raise ValueError("demo: it needs gradio, which is not installed: pip install 'livt-hf[demo]'") from None
+    return demo_app
+
+
+def head_and_tail(split: Dataset, config: Any, number: int = 8) -> list[Example]:
+    """One image each of half as many of the largest and of the smallest training classes, with captions.
+
+    Raises:
+        ValueError: the class names of model and data differ.
+    """
+    names = [config.id2label[label] for label in range(config.num_labels)]
+    label_of = data.match_labels(split.features["label"].names, names, "the data set")
+    first: dict[str, int] = {}
+    for index, label in enumerate(split["label"]):
+        first.setdefault(names[label_of[label]], index)
+    counts = getattr(config, "class_counts", None) or dict.fromkeys(names, 0)
+    by_size = sorted(first, key=lambda name: -counts[name])
+    if len(by_size) > number:
+        by_size = by_size[: number // 2] + by_size[-(number - number // 2) :]
+    images = data.ImageDataset(split, lambda image: {"pixel_values": image})
+    return [
+        (_as_picture(images[first[name]]["pixel_values"]), f"{name} ({counts[name]} in training)" * bool(counts[name]))
+        for name in by_size
+    ]
+
+
+def _as_picture(image: torch.Tensor) -> PIL.Image.Image:
+    return PIL.Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+
+
+def _reconstruction(
+    mae: str | Path, enlarge: Callable[[PIL.Image.Image], PIL.Image.Image]
+) -> Callable[[PIL.Image.Image | None], PIL.Image.Image | None]:
+    """A function that hides patches of an image and sets what the autoencoder makes of them beside it."""
+    autoencoder, image_processor = load_autoencoder(mae)
+    transform = ProcessorTransform(image_processor)
+
+    def reconstruct(image: PIL.Image.Image | None) -> PIL.Image.Image | None:
+        if image is None:
+            return None
+        pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        images = transform(pixels)["pixel_values"][None]
+        _, masked, filled = reconstruct_images(autoencoder, images, *mean_and_std(image_processor))
+        return enlarge(PIL.Image.fromarray(np.concatenate([masked[0], filled[0]], axis=1)))
+
+    return reconstruct
+
+
+def _write_space(
+    folder: Path, model: str | Path, classifier: Any, image_processor: Any, title: str, examples: list[Example]
+) -> None:
+    """README.md, requirements.txt, app.py, demo_app.py, space.json, examples, and the weights of a local model."""
+    local = Path(model).is_dir()
+    front_matter = {
+        "title": title,
+        "sdk": "gradio",
+        "sdk_version": importlib.metadata.version("gradio"),
+        "app_file": "app.py",
+        "pinned": False,
+        **({} if local else {"models": [str(model)]}),
+    }
+    libraries = ("torch", "torchvision", "transformers", "pillow", "numpy")
+    with publish_files(folder) as new:
+        (new / "README.md").write_text(
+            f"---\n{yaml.safe_dump(front_matter, sort_keys=False, allow_unicode=True)}---\n\n"
+            "Classify an image, move the class shares to expect from those of the training to uniform ones, and see\n"
+            "which patches the model attends to. Made with livt_hf; it runs on plain transformers.\n",
+            encoding="utf-8",
+        )
+        versions = [f"{library}>={importlib.metadata.version(library).split('+')[0]}" for library in libraries]
+        (new / "requirements.txt").write_text("\n".join(versions) + "\n", encoding="utf-8")
+        (new / "app.py").write_text(APP, encoding="utf-8")
+        shutil.copyfile(Path(__file__).with_name("demo_app.py"), new / "demo_app.py")
+        if local:
+            classifier.save_pretrained(new / "model")
+            image_processor.save_pretrained(new / "model")
+        files = []
+        for place, (picture, caption) in enumerate(examples):
+            files.append([f"example_{place}.png", caption])
+            picture.save(new / files[-1][0])
+        settings = {
+            "title": title,
+            "model": None if local else str(model),
+            "model_folder": "model" if local else None,
+            "examples": files,
+        }
+        (new / "space.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

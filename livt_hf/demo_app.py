@@ -1,0 +1,214 @@
+"""The demo of one classifier as a Gradio app: `livt demo`, and as it stands a file of the Space that this writes.
+
+Needs gradio, transformers, torch, numpy and Pillow, and nothing of livt_hf, so that a Space runs it as it is.
+Legend: C classes, H, W image size, G_h, G_w patches a side.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
+
+import gradio as gr
+import numpy as np
+import PIL.Image
+import torch
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # of the system
+COLUMNS = ["Class", "Training images", "Model, %", "At these shares, %"]
+TOP = 5
+BALANCED_LOSSES = ("bal_ce", "bal_bce", "lade")  # the logits of such a model assume other shares than the training's
+PICTURE_SIDE = 336  # pixels of the shorter side at least
+
+
+def assumed_exponent(config: Any) -> float | None:
+    """a of the class shares pi ** a, pi the training prior, that a model's logits assume.
+
+    1 after an unbalanced loss, 1 - tau after a balanced one; after `livt adjust` that of its target prior. None: the
+    config holds no class counts, or was adjusted in a way that leaves this path (tau-norm, a prior of one's own).
+    """
+    if not getattr(config, "class_counts", None):
+        return None
+    adjustment = getattr(config, "adjustment", None) or {}
+    target = adjustment.get("target_prior")
+    if adjustment.get("tau_norm") is not None or target not in (None, "uniform", "train"):
+        return None
+    if target is not None:
+        return {"uniform": 0.0, "train": 1.0}[target]
+    return 1.0 - config.tau if getattr(config, "loss", None) in BALANCED_LOSSES else 1.0
+
+
+def prior_shift(config: Any, position: float) -> np.ndarray:
+    """Logit shift, float64 (C,), to the class shares pi ** (1 - position): 0 is the training prior, 1 uniform.
+
+    log q_i - log p_i with q the target and p the assumed shares (Menon et al., ICLR 2021, Eq. 9); it is 0 where the
+    position is ``1 - assumed_exponent(config)``.
+    """
+    exponent = assumed_exponent(config)
+    if exponent is None:
+        return np.zeros(config.num_labels)
+    counts = np.array([config.class_counts[config.id2label[label]] for label in range(config.num_labels)])
+    return (1.0 - position - exponent) * np.log(counts / counts.sum())
+
+
+class Classifier:
+    """A model and its image processor; what they make of one image."""
+
+    def __init__(self, model: Any, image_processor: Any):
+        self.model, self.image_processor, self.config = model.eval(), image_processor, model.config
+        model.set_attn_implementation("eager")  # the only one that tells its attention
+
+    @torch.inference_mode()
+    def logits(self, image: PIL.Image.Image) -> np.ndarray:
+        """float64 (C,)."""
+        return self.model(**self._inputs(image)).logits[0].double().cpu().numpy()
+
+    def classify(self, image: PIL.Image.Image | None, position: float) -> tuple[dict[str, float] | None, list[list]]:
+        """The most probable classes at the given class shares, and a table that sets them beside the model's own."""
+        if image is None:
+            return None, []
+        logits = self.logits(image)
+        own, shifted = softmax(logits), softmax(logits + prior_shift(self.config, position))
+        counts = getattr(self.config, "class_counts", None) or {}
+        best = np.argsort(-shifted, kind="stable")[:TOP]
+        names = [self.config.id2label[int(label)] for label in best]
+        table = [
+            [name, counts.get(name, "unknown"), f"{100 * own[label]:.1f}", f"{100 * shifted[label]:.1f}"]
+            for name, label in zip(names, best, strict=True)
+        ]
+        return {name: float(shifted[label]) for name, label in zip(names, best, strict=True)}, table
+
+    @torch.inference_mode()
+    def attention(self, image: PIL.Image.Image) -> np.ndarray | None:
+        """Attention that each patch receives in the last layer, mean over heads and tokens, float (G_h, G_w).
+
+        None for a model that has no such attention (convolutions, windows).
+        """
+        inputs = self._inputs(image)
+        attentions = getattr(self.model(**inputs, output_attentions=True), "attentions", None)
+        patch_size = getattr(self.config, "patch_size", None)
+        if not attentions or attentions[-1] is None or not isinstance(patch_size, int):
+            return None
+        last = attentions[-1]  # (1, heads, tokens, tokens); CLS and the like come first
+        rows, columns = (side // patch_size for side in inputs["pixel_values"].shape[-2:])
+        if last.ndim != 4 or len(last) != 1 or last.shape[-1] < rows * columns:
+            return None
+        received = last[0].float().mean(dim=(0, 1))[-rows * columns :]
+        return received.reshape(rows, columns).cpu().numpy()
+
+    def picture(self, image: PIL.Image.Image | None) -> PIL.Image.Image | None:
+        """The crop that the model sees, dark where it attends little."""
+        if image is None:
+            return None
+        attention = self.attention(image)
+        if attention is None:
+            return None
+        pixels = self._inputs(image)["pixel_values"][0].float().cpu()
+        if self.image_processor.do_normalize:
+            mean, std = (torch.tensor(values)[:, None, None] for values in self._statistics())
+            pixels = pixels * std + mean
+        seen = pixels.clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        crop = enlarge(PIL.Image.fromarray(seen))
+        weight = (attention - attention.min()) / max(float(np.ptp(attention)), 1e-12)
+        mask = PIL.Image.fromarray((255 * weight).astype(np.uint8)).resize(crop.size, PIL.Image.Resampling.BICUBIC)
+        bright = 0.15 + 0.85 * np.asarray(mask, dtype=np.float32)[:, :, None] / 255
+        return PIL.Image.fromarray((np.asarray(crop) * bright).astype(np.uint8))
+
+    def _statistics(self) -> tuple[Sequence[float], Sequence[float]]:
+        return self.image_processor.image_mean, self.image_processor.image_std
+
+    def _inputs(self, image: PIL.Image.Image) -> dict[str, torch.Tensor]:
+        pixel_values = self.image_processor(image.convert("RGB"), return_tensors="pt")["pixel_values"]
+        return {"pixel_values": pixel_values.to(self.model.device, self.model.dtype)}
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the last axis."""
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def enlarge(image: PIL.Image.Image) -> PIL.Image.Image:
+    """By a whole factor, to at least ``PICTURE_SIDE`` pixels."""
+    factor = max(1, -(-PICTURE_SIDE // min(image.size)))
+    return image.resize((image.width * factor, image.height * factor), PIL.Image.Resampling.BICUBIC)
+
+
+def build_app(
+    classifier: Classifier,
+    title: str,
+    examples: Sequence[tuple[PIL.Image.Image, str]] = (),
+    reconstruct: Callable[[PIL.Image.Image | None], PIL.Image.Image | None] | None = None,
+) -> gr.Blocks:
+    """The app; launch it with ``theme=THEME``.
+
+    Args:
+        examples: images with their captions, from head to tail.
+        reconstruct: what a masked autoencoder makes of an image, as one picture.
+    """
+    exponent = assumed_exponent(classifier.config)
+    own = 0.0 if exponent is None else 1.0 - exponent
+    with gr.Blocks(title=title, analytics_enabled=False) as app:
+        gr.HTML(f"<h2>{html.escape(title)}</h2>")
+        with gr.Row():
+            with gr.Column():
+                image = gr.Image(type="pil", label="Image", height=300, sources=["upload", "clipboard"])
+                position = gr.Slider(
+                    min(0.0, own),
+                    max(1.0, own),
+                    value=own,
+                    step=0.01,
+                    label="Class shares to expect: 0 as in training, 1 all the same",
+                    info=f"At {own:g} the probabilities are the model's own.",
+                    visible=exponent is not None,
+                )
+            with gr.Column():
+                label = gr.Label(num_top_classes=TOP, label="Most probable classes")
+                table = gr.Dataframe(headers=COLUMNS, datatype="str", interactive=False, label="What the shares change")
+        with gr.Row():
+            attention = gr.Image(
+                label="Attention that each patch receives in the last layer", interactive=False, height=340
+            )
+            if reconstruct is not None:
+                masked = gr.Image(label="Patches hidden, and filled in by the masked autoencoder", height=340)
+        if examples:
+            gallery = gr.Gallery(
+                [(picture, caption) for picture, caption in examples],
+                label="Examples, from the largest class to the smallest: click one",
+                columns=len(examples),
+                allow_preview=False,
+                height=170,
+                object_fit="contain",
+            )
+
+            def choose(event: gr.SelectData) -> PIL.Image.Image:
+                return examples[event.index][0]
+
+            gallery.select(choose, None, image, api_name=False)
+        shown = {"inputs": [image, position], "outputs": [label, table]}
+        image.change(classifier.classify, **shown, api_name="classify")
+        position.change(
+            classifier.classify, **shown, api_name=False, trigger_mode="always_last", show_progress="hidden"
+        )
+        image.change(classifier.picture, image, attention, api_name="attention")
+        if reconstruct is not None:
+            image.change(reconstruct, image, masked, api_name="reconstruct")
+    return app
+
+
+def build_space(folder: Path) -> gr.Blocks:
+    """The app of a Space, from the space.json that `livt demo --export_space` wrote into its folder."""
+    settings = json.loads((folder / "space.json").read_text(encoding="utf-8"))
+    model = str(folder / settings["model_folder"]) if settings["model_folder"] else settings["model"]
+    classifier = Classifier(
+        AutoModelForImageClassification.from_pretrained(model), AutoImageProcessor.from_pretrained(model)
+    )
+    examples = [(PIL.Image.open(folder / file), caption) for file, caption in settings["examples"]]
+    return build_app(classifier, settings["title"], examples)
