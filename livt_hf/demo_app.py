@@ -22,7 +22,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # of the system
-COLUMNS = ["Class", "Training images", "Model, %", "At these shares, %"]
+COLUMNS = ["Class", "Training images", "Model, %", "Shifted, %"]
 TOP = 5
 BALANCED_LOSSES = ("bal_ce", "bal_bce", "lade")  # the logits of such a model assume other shares than the training's
 PICTURE_SIDE = 336  # pixels of the shorter side at least
@@ -116,9 +116,10 @@ class Classifier:
             pixels = pixels * std + mean
         seen = pixels.clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy()
         crop = enlarge(PIL.Image.fromarray(seen))
-        weight = (attention - attention.min()) / max(float(np.ptp(attention)), 1e-12)
+        low, high = np.quantile(attention, [0.05, 0.95])  # one patch of extreme attention would leave the rest black
+        weight = np.clip((attention - low) / max(high - low, 1e-12), 0, 1)
         mask = PIL.Image.fromarray((255 * weight).astype(np.uint8)).resize(crop.size, PIL.Image.Resampling.BICUBIC)
-        bright = 0.15 + 0.85 * np.asarray(mask, dtype=np.float32)[:, :, None] / 255
+        bright = 0.3 + 0.7 * np.asarray(mask, dtype=np.float32)[:, :, None] / 255
         return PIL.Image.fromarray((np.asarray(crop) * bright).astype(np.uint8))
 
     def _statistics(self) -> tuple[Sequence[float], Sequence[float]]:
@@ -173,18 +174,21 @@ def build_app(
                 label = gr.Label(num_top_classes=TOP, label="Most probable classes")
                 table = gr.Dataframe(headers=COLUMNS, datatype="str", interactive=False, label="What the shares change")
         with gr.Row():
-            attention = gr.Image(
-                label="Attention that each patch receives in the last layer", interactive=False, height=340
-            )
+            with gr.Column():
+                gr.Markdown("Attention in the last layer: bright patches receive more")
+                attention = gr.Image(show_label=False, interactive=False, height=300)
             if reconstruct is not None:
-                masked = gr.Image(label="Patches hidden, and filled in by the masked autoencoder", height=340)
+                with gr.Column():
+                    gr.Markdown("Patches hidden, and filled in by the masked autoencoder")
+                    masked = gr.Image(show_label=False, interactive=False, height=300)
         if examples:
+            gr.Markdown("Examples, from the largest class to the smallest, with their training images: click one")
             gallery = gr.Gallery(
                 [(picture, caption) for picture, caption in examples],
-                label="Examples, from the largest class to the smallest: click one",
+                show_label=False,
                 columns=len(examples),
                 allow_preview=False,
-                height=170,
+                height=150,
                 object_fit="contain",
             )
 

@@ -179,10 +179,10 @@ def test_examples_are_those_of_the_largest_and_the_smallest_classes():
     config = _config(COUNTS)
     examples = head_and_tail(load_long_tailed("digits")["test"], config, number=4)
     assert [caption for _, caption in examples] == [
-        "0 (120 in training)",
-        "1 (107 in training)",
-        "8 (16 in training)",
-        "9 (3 in training)",
+        "0 · 120",
+        "1 · 107",
+        "8 · 16",
+        "9 · 3",
     ]
 
 
