@@ -177,12 +177,13 @@ def benchmark_mae(args: argparse.Namespace) -> None:
         forward = torch.compile(model.to(device)) if args.compile else model.to(device)
         steps[name] = functools.partial(train_step, forward, pretraining_optimizer(model), pixels, noise, dtype)
     peak = matmul_peak(device, dtype)
+    rates = take_turns(steps, args, device)
+    peak = max(peak, matmul_peak(device, dtype))  # other work on the machine may have disturbed one of them
     print(
         f"ViT-{args.model_size}/{args.patch_size}, {args.image_size} px, batch {args.batch_size}, {args.dtype}, "
         f"{'compiled, ' * args.compile}{device}, {torch.get_num_threads()} threads; matmul peak {peak / 1e12:.2f} "
         f"TFLOP/s; {args.repeats} repeats of {args.steps} steps"
     )
-    rates = take_turns(steps, args, device)
     for name, step in steps.items():
         with FlopCounterMode(display=False) as counter:
             train_step(models[name], step.args[1], pixels, noise, dtype)
