@@ -31,7 +31,8 @@ PICTURE_SIDE = 336  # pixels of the shorter side at least
 def assumed_exponent(config: Any) -> float | None:
     """a of the class shares pi ** a, pi the training prior, that a model's logits assume.
 
-    1 after an unbalanced loss, 1 - tau after a balanced one; after `livt adjust` that of its target prior. None: the
+    1 after an unbalanced loss, 1 - tau after a balanced one, 0 after class-balanced batches (`prior_shift.py`, tested
+    to be the same); after `livt adjust` that of its target prior. None: the
     config holds no class counts, or was adjusted in a way that leaves this path (tau-norm, a prior of one's own).
     """
     if not getattr(config, "class_counts", None):
@@ -42,6 +43,8 @@ def assumed_exponent(config: Any) -> float | None:
         return None
     if target is not None:
         return {"uniform": 0.0, "train": 1.0}[target]
+    if getattr(config, "class_balanced_batches", False):
+        return 0.0
     return 1.0 - config.tau if getattr(config, "loss", None) in BALANCED_LOSSES else 1.0
 
 

@@ -103,6 +103,7 @@ def test_the_shift_leads_from_the_assumed_shares_to_those_of_the_slider():
         {"loss": "ce"},
         {},
         *({"loss": loss, "tau": tau} for loss in BALANCED_LOSSES for tau in (1.0, 0.5)),
+        {"loss": "ce", "class_balanced_batches": True},
         {"loss": "ce", "adjustment": {"target_prior": "uniform"}},
         {"loss": "bal_ce", "tau": 1.0, "adjustment": {"target_prior": "train"}},
     ):
