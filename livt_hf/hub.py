@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from .arguments import check_repo_id
 from .checkpoints import write_text
-from .model_card import TAGS, write_model_card
+from .model_card import EXAMPLES, TAGS, write_model_card
 from .pretraining_card import write_pretraining_card
 from .report import escape_markdown
 
@@ -32,6 +32,7 @@ PROCESSOR = "preprocessor_config.json"
 PUBLISHED = re.compile(
     r"README\.md|config\.json|preprocessor_config\.json|metrics\.jsonl"
     r"|(evaluation/)?([\w-]+\.(png|svg)|results\.json|report\.(md|html))"
+    rf"|{EXAMPLES}/[^/]+\.(?i:png|jpg|jpeg)"  # the card's widget shows them
 )
 WEIGHT_FILE = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
 # Seconds before the next try of a whole upload. The client itself repeats most single requests up to 5 times.

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from any_model import FAMILIES, save_tiny
 from hub_server import Failure, Hub, is_whole, serve
 from safetensors.torch import load_file, save_file
 
@@ -57,13 +58,17 @@ def test_a_push_is_one_commit_of_exactly_what_belongs_to_the_model(hub, folder):
         (folder / name).write_text("not for the public")
     (folder / "evaluation").mkdir()
     (folder / "evaluation" / "results.json").write_text("{}")
+    (folder / "examples").mkdir()
+    for name in ("few shot.JPG", "notes.txt"):
+        (folder / "examples" / name).write_text(name)
     (folder / "checkpoint-5").mkdir()
     shutil.copy(folder / "model.safetensors", folder / "checkpoint-5")
     url, _ = push(folder, commit_message="First model")
     assert url == f"{hub.endpoint}/{REPO}"
     repository = hub.model(REPO)
     assert repository.messages == ["initial commit", "First model"]
-    names = ["README.md", "config.json", "evaluation/results.json", "model.safetensors", "preprocessor_config.json"]
+    names = ["README.md", "config.json", "evaluation/results.json", "examples/few shot.JPG"]
+    names += ["model.safetensors", "preprocessor_config.json"]
     assert sorted(repository.files()) == [".gitattributes", *names]
     assert all(repository.files()[name] == (folder / name).read_bytes() for name in names)
     push(folder)
@@ -348,6 +353,16 @@ def test_stopping_waits_for_nothing(hub, tmp_path):
     gate.set()
     background._thread.join(20)
     assert not background._thread.is_alive()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_classifier_of_every_family_can_be_published(family, tmp_path):
+    """The names of the tensors in a file are not those of the modules; the check has to take each family's."""
+    save_tiny(family, tmp_path)
+    size = json.loads((tmp_path / "config.json").read_text()).get("image_size", 32)
+    image_processor(size, 0.875, [0.5] * 3, [0.5] * 3).save_pretrained(tmp_path)
+    (tmp_path / "README.md").write_text(CARD)
+    assert check_folder(tmp_path) == ["README.md", "config.json", "model.safetensors", "preprocessor_config.json"]
 
 
 def test_the_checked_files_are_those_that_are_named(folder):
