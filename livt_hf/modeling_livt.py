@@ -27,6 +27,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.models.beit.modeling_beit import BeitEmbeddings, BeitPatchEmbeddings
 from transformers.utils import logging
 
+from .attention import use_exact_attention
 from .configuration_livt import LivtConfig, check_not_adjusted, label_names
 from .losses import Loss, build_loss
 from .prior import ClassPrior
@@ -61,6 +62,7 @@ class ViTForBalancedClassification(BeitForImageClassification):
 
     def __init__(self, config: LivtConfig):
         super().__init__(config)
+        use_exact_attention(self)
         self._loss: Loss | None = None
 
     @classmethod

@@ -14,10 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, ViTMAEConfig, ViTMAEForPreTraining
+from transformers import ViTMAEConfig, ViTMAEForPreTraining
 from transformers import initialization as init
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.vit_mae.modeling_vit_mae import (
     ViTMAEAttention,
@@ -29,6 +27,7 @@ from transformers.models.vit_mae.modeling_vit_mae import (
     eager_attention_forward,
 )
 
+from .attention import project_heads, use_exact_attention
 from .configuration_livt import LivtMAEConfig
 
 PIXEL_EPS = 1e-6  # added to a patch's variance, official models_mae.py `forward_loss`
@@ -44,9 +43,10 @@ class LivtMAEForPreTraining(ViTMAEForPreTraining):
         if not isinstance(config, LivtMAEConfig):
             config = LivtMAEConfig.from_dict(config.to_dict())
         super().__init__(config)
-        if self.config._attn_implementation == "sdpa":
-            self.set_attn_implementation(ATTENTION)
+        use_exact_attention(self)
         self.decoder = LivtMAEDecoder(self.config, self.vit.embeddings.patch_embeddings.num_patches)
+        for layer in (*self.vit.layers, *self.decoder.decoder_layers):
+            layer.attention = LivtMAEAttention(layer.attention.config)
         self.post_init()
         self._no_split_modules = ["ViTMAELayer", "_LastDecoderLayer"]  # FSDP's units; upstream's decoder is not there
 
@@ -165,6 +165,27 @@ class LivtMAEForPreTraining(ViTMAEForPreTraining):
         return set()
 
 
+class LivtMAEAttention(ViTMAEAttention):
+    """As upstream, but one matrix product makes queries, keys and values. Same parameters, same names."""
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        heads = project_heads(hidden_states, [self.q_proj, self.k_proj, self.v_proj], self.num_attention_heads)
+        return self.attend(*heads, attention_mask, **kwargs)
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Tokens (B, T, D) from queries (B, heads, T, width), keys and values, and the attention if it is computed."""
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        dropout = self.attention_dropout if self.training else 0.0
+        attended, weights = attend(
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+        )
+        return self.o_proj(attended.flatten(2)), weights
+
+
 class LivtMAEDecoder(ViTMAEDecoder):
     """MAE's decoder, computing only what the loss reads. Same parameters as upstream, same names.
 
@@ -199,48 +220,12 @@ class _LastDecoderLayer(ViTMAELayer):
     """The last block: every token is read, but only the last ``num_predicted`` ones are written."""
 
     def forward(self, hidden_states: Tensor, num_predicted: int) -> Tensor:  # type: ignore[override]
-        attention = self.attention
-        normed = self.layernorm_before(hidden_states)
-        read = (*normed.shape[:2], attention.num_attention_heads, attention.head_dim)
-        written = (len(normed), num_predicted, *read[2:])
-        query = attention.q_proj(normed[:, -num_predicted:]).view(written).transpose(1, 2)  # (B, heads, M, width)
-        key = attention.k_proj(normed).view(read).transpose(1, 2)
-        value = attention.v_proj(normed).view(read).transpose(1, 2)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
-        attended, _ = attend(attention, query, key, value, None, scaling=attention.scaling)
-        attended = attention.o_proj(attended.reshape(*written[:2], -1))
+        attention, normed = self.attention, self.layernorm_before(hidden_states)
+        (query,) = project_heads(normed[:, -num_predicted:], [attention.q_proj], attention.num_attention_heads)
+        key, value = project_heads(normed, [attention.k_proj, attention.v_proj], attention.num_attention_heads)
+        attended, _ = attention.attend(query, key, value)
         hidden_states = self.dropout(attended) + hidden_states[:, -num_predicted:]
         return self.dropout(self.mlp(self.layernorm_after(hidden_states))) + hidden_states
-
-
-def exact_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """softmax(q k^T * scaling) v by whatever is fastest for the device and type; tensors are (B, heads, tokens, width).
-
-    torch's fused kernel, but for half precision on a CPU: there two batched matrix products take less time
-    (`scripts/benchmark.py mae` measures both).
-    """
-    plain = attention_mask is None and dropout == 0.0
-    if plain and query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16):
-        scores = (query * (scaling or query.shape[-1] ** -0.5)).flatten(0, 1) @ key.flatten(0, 1).transpose(1, 2)
-        attended = (scores.softmax(dim=-1) @ value.flatten(0, 1)).unflatten(0, query.shape[:2])
-        return attended.transpose(1, 2).contiguous(), None
-    return sdpa_attention_forward(
-        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=False
-    )
-
-
-ATTENTION = "livt_exact"
-AttentionInterface.register(ATTENTION, exact_attention)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
 def take(patches: Tensor, indices: Tensor) -> Tensor:

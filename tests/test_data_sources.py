@@ -60,6 +60,20 @@ def test_totals_of_the_published_cifar_sets(classes, per_class, imbalance_factor
     assert len(long_tailed_indices(labels, imbalance_factor)) == total
 
 
+@needs_shared
+def test_the_balanced_cifar_set_has_the_images_of_the_tail_equally_many_a_class():
+    folder = SHARED / "data/cifar10_jpeg"
+    for factor, per_class in ((None, 1240), (10, 2043)):  # of 12,406 and 20,431 images
+        splits = load_long_tailed("cifar10-bal", data_dir=folder, imbalance_factor=factor)
+        assert set(class_counts(splits).values()) == {per_class}
+        assert len(splits["test"]) == 10_000
+    tail = load_long_tailed("cifar10-lt", data_dir=folder)["train"]
+    balanced = load_long_tailed("cifar10-bal", data_dir=folder)["train"]
+    # Of each class both take the first ones of the same shuffled list.
+    rarest = tail.filter(lambda label: label == 9, input_columns="label")["image"]
+    assert rarest[:] == balanced.filter(lambda label: label == 9, input_columns="label")["image"][: len(rarest)]
+
+
 def test_the_step_profile_keeps_half_the_classes_whole():
     labels = np.repeat(np.arange(5), 40)
     kept = long_tailed_indices(labels, 10, profile="step")

@@ -16,6 +16,7 @@ LAYERS = [
     "configuration_livt",
     "prior_shift",
     "temperature",
+    "attention",
     "modeling_livt",
     "modeling_mae",
     "data",

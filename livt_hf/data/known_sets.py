@@ -75,6 +75,8 @@ CIFAR_SETS = {
     "cifar10-lt": CifarSet("uoft-cs/cifar10", "label", 10),
     "cifar100-lt": CifarSet("uoft-cs/cifar100", "fine_label", 100),
 }
+# What ImageNet-BAL is to ImageNet-LT: as many images, equally many of each class.
+CIFAR_BAL_SETS = {"cifar10-bal": "cifar10-lt", "cifar100-bal": "cifar100-lt"}
 CIFAR_IMBALANCE_FACTOR = 100  # the papers' hardest and usual setting; 5,000 or 500 images in the largest class
 
 IMAGENET_BAL_IMAGES_PER_CLASS = 160

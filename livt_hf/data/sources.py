@@ -14,6 +14,7 @@ from .digits import load_digits_dataset
 from .hub import HUB_ID, find_arrow, is_arrow_folder, load_arrow_files, load_arrow_folder, load_hub
 from .image_folder import load_image_folder
 from .known_sets import (
+    CIFAR_BAL_SETS,
     CIFAR_IMBALANCE_FACTOR,
     CIFAR_SETS,
     IMAGENET_BAL_IMAGES_PER_CLASS,
@@ -24,7 +25,7 @@ from .list_files import load_lists
 from .long_tail import balanced_indices, dataset_labels, long_tailed_indices
 from .parquet_folder import find_parquet, load_parquet_folder
 
-NAMES = ("digits", *CIFAR_SETS, *LIST_SETS, "imagenet-bal")
+NAMES = ("digits", *CIFAR_SETS, *CIFAR_BAL_SETS, *LIST_SETS, "imagenet-bal")
 
 
 def load_long_tailed(
@@ -46,13 +47,15 @@ def load_long_tailed(
         source: one of
             - "digits";
             - "cifar10-lt", "cifar100-lt": from the Hub, or a folder ``data_dir`` (Parquet or images);
+            - "cifar10-bal", "cifar100-bal": as many of the same images, but equally many of each class;
             - "imagenet-lt", "places-lt", "inat18": images under ``data_dir``, the official lists there or as named;
             - "imagenet-bal": 160 images a class of ImageNet's folders ``data_dir/train`` (and ``data_dir/val``);
             - a folder of images (``train/CLASS/*.jpg`` or ``CLASS/*.jpg``), of Parquet or Arrow files;
             - a CSV file of ``path,label``, which is the training list;
             - the id of a data set on the Hub.
         imbalance_factor: cut a long tail into the training split (`long_tailed_indices`); None keeps the data as they
-            are, except for digits (50) and the CIFAR sets (100).
+            are, except for digits (50) and the CIFAR sets (100). For the balanced CIFAR sets, the tail whose number of
+            images they have.
         imbalance_profile: "exp" or "step".
         seed: which images the tail keeps.
         data_dir: where the images of a named set or of lists lie.
@@ -71,6 +74,12 @@ def load_long_tailed(
     elif name in CIFAR_SETS:
         splits = _load_cifar(name, root, image_column, label_column)
         imbalance_factor = CIFAR_IMBALANCE_FACTOR if imbalance_factor is None else imbalance_factor
+    elif name in CIFAR_BAL_SETS:
+        splits = _load_cifar(CIFAR_BAL_SETS[name], root, image_column, label_column)
+        labels = dataset_labels(splits["train"])
+        tail = long_tailed_indices(labels, imbalance_factor or CIFAR_IMBALANCE_FACTOR, imbalance_profile, seed)
+        kept = balanced_indices(labels, len(tail) // CIFAR_SETS[CIFAR_BAL_SETS[name]].classes, seed)
+        splits["train"], imbalance_factor = splits["train"].select(kept), None
     elif root is not None and name != "imagenet-bal":
         raise ValueError(f"--data_dir {data_dir}: not used with --dataset {source}; leave it out")
     elif name == "imagenet-bal":
