@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_loss_func import KINDS, gradients_of_the_batch
 from transformers import AutoImageProcessor, AutoModelForImageClassification, TrainingArguments
 
 from livt_hf import BalancedTrainer, LivtConfig, LivtMAEForPreTraining, ViTForBalancedClassification
@@ -258,19 +259,37 @@ def test_accumulated_micro_batches_have_the_gradients_of_the_whole_batch(tmp_pat
             torch.testing.assert_close(gradient, whole[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
+def launch_two(script: Path, *words: str) -> str:
+    """What a script prints in two processes on a CPU."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--main_process_port", "0", str(script), *words]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return run.stdout
+
+
+def test_two_processes_have_the_gradients_of_the_whole_batch(tmp_path):
+    """8 x 1 = 2 processes x 4: `BalancedTrainer` with mixup, and a stock Trainer with hard and with soft labels."""
+    launch_two(Path(__file__).with_name("run_gradients.py"), str(tmp_path))
+    expected = {"balanced": gradients(tmp_path / "one", 8, 1)}
+    expected |= {kind: gradients_of_the_batch("bal_bce", kind) for kind in KINDS}
+    for run, whole in expected.items():
+        found = load_file(tmp_path / f"{run}.safetensors")
+        assert set(found) == set(whole)
+        assert max(gradient.abs().max() for gradient in whole.values()) > 1e-2
+        for name, gradient in whole.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-6, msg=f"{run}: {name}")
+
+
 def test_two_processes_train_as_one_at_the_same_global_batch(finished, mae_dir, tmp_path):
     one_dir, two_dir = tmp_path / "one", tmp_path / "two"
     options = {"pretrained": str(mae_dir), "drop_path": 0.0, "max_steps": 12}
     finetune(arguments(one_dir, **options), QUIET)
     flat = {**TINY, **options, "batch_size": 16, "output_dir": two_dir}
-    root = Path(__file__).resolve().parents[1]
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--main_process_port", "0", str(root / "scripts" / "run_finetune.py")]
-    command += [part for name, value in flat.items() for part in (f"--{name}", str(value))]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert "world size 2 on cpu" in run.stdout
+    script = Path(__file__).resolve().parents[1] / "scripts" / "run_finetune.py"
+    output = launch_two(script, *(part for name, value in flat.items() for part in (f"--{name}", str(value))))
+    assert "world size 2 on cpu" in output
     one, two = log_lines(one_dir), log_lines(two_dir)
     assert [line["step"] for line in two] == [line["step"] for line in one]
     for first, second in zip(one, two, strict=True):
@@ -314,6 +333,19 @@ def test_bf16_trains_on_a_cpu_as_float32_does_up_to_its_rounding(tmp_path):
         losses.append([line["loss"] for line in log_lines(tmp_path / precision) if "loss" in line])
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_is_the_same_run(tmp_path):
+    """Without drop path, whose draws differ."""
+    for name, more in (("plain", QUIET), ("compiled", {**QUIET, "torch_compile": True})):
+        finetune(arguments(tmp_path / name, drop_path=0.0, max_steps=12), more)
+    plain, compiled = (log_lines(tmp_path / name) for name in ("plain", "compiled"))
+    assert [line["loss"] for line in compiled if "loss" in line] == pytest.approx(
+        [line["loss"] for line in plain if "loss" in line], rel=1e-4
+    )
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "compiled")
+    assert type(model).__name__ == "BeitForImageClassification"
 
 
 def test_it_trains_on_a_stream(tmp_path):

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from test_pretraining import ROOT, TINY, arguments, launch, log_lines, same_weights
-from transformers.models.vit_mae.modeling_vit_mae import ViTMAEAttention
 
 from livt_hf import LivtMAEForPreTraining
+from livt_hf.modeling_mae import LivtMAEAttention
 from livt_hf.pretraining import pretrain
 
 
@@ -89,13 +89,13 @@ def test_fsdp2_is_the_same_run_and_its_checkpoints_go_on_in_one_process(finished
 
 def test_activation_checkpointing_computes_the_same_twice(tmp_path, monkeypatch):
     calls = []
-    forward = ViTMAEAttention.forward
+    forward = LivtMAEAttention.forward
 
     def counted(self, *args, **kwargs):
         calls.append(self.training)
         return forward(self, *args, **kwargs)
 
-    monkeypatch.setattr(ViTMAEAttention, "forward", counted)
+    monkeypatch.setattr(LivtMAEAttention, "forward", counted)
     pretrain(arguments(tmp_path / "plain", max_steps=2))
     in_training = sum(calls)
     assert in_training == 2 * 2  # steps x encoder blocks; the only decoder block reads its projections itself
