@@ -214,6 +214,10 @@ class BalancedTrainer(Trainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def _get_learning_rate(self) -> float:
+        """What is logged: the head's, as officially. Upstream takes the first group, which layer decay slows most."""
+        return max(self.lr_scheduler.get_last_lr())
+
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(model, inputs, *args, **kwargs)
         if not torch.isfinite(loss):

@@ -136,12 +136,11 @@ def test_it_takes_the_steps_of_a_plain_loop(tmp_path, mae_dir):
     mixup = Mixup(10, seed=args.seed)
     peak, epochs = 4e-3 * 32 / 256, 24 / batches.steps_per_epoch
     optimizer = adamw(parameter_groups(model, 0.05, 0.75), peak, (0.9, 0.99))
-    losses = []
+    losses, rates = [], []
     for step, batch in enumerate(training_loader(dataset, batches, num_workers=0)):
+        rates.append(learning_rate(step / batches.steps_per_epoch, peak, 1e-6, epochs / 10, epochs))
         for group in optimizer.param_groups:
-            group["lr"] = group["lr_scale"] * learning_rate(
-                step / batches.steps_per_epoch, peak, 1e-6, epochs / 10, epochs
-            )
+            group["lr"] = group["lr_scale"] * rates[-1]
         pixels = erase(
             normalize(batch["pixel_values"], IMAGENET_MEAN, IMAGENET_STD), batch["erase_box"], batch["erase_seed"]
         )
@@ -159,6 +158,7 @@ def test_it_takes_the_steps_of_a_plain_loop(tmp_path, mae_dir):
     assert [line["step"] for line in logged] == [5, 10, 15, 20]
     expected = [sum(losses[start : start + 5]) / 5 for start in (0, 5, 10, 15)]
     assert [line["loss"] for line in logged] == pytest.approx(expected, rel=1e-5)
+    assert [line["lr"] for line in logged] == pytest.approx([rates[step - 1] for step in (5, 10, 15, 20)])  # the head's
     trained = ViTForBalancedClassification.from_pretrained(tmp_path)
     for (name, one), two in zip(trained.state_dict().items(), model.state_dict().values(), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6, msg=name)
