@@ -27,7 +27,15 @@ SHORT_NAMES = {
     "lade": "LADE",
 }
 POST_HOC_NAMES = {"logit_adjustment": "LA", "tau_norm": "tau-norm"}
-MEASURES = {"many": "Many", "medium": "Med.", "few": "Few", "accuracy": "Acc", "ece": "ECE", "mce": "MCE"}
+MEASURES = {
+    "many": "Many",
+    "medium": "Med.",
+    "few": "Few",
+    "accuracy": "Acc",
+    "macro_accuracy": "Macro",
+    "ece": "ECE",
+    "mce": "MCE",
+}
 LOWER_IS_BETTER = ("ece", "mce")
 
 
@@ -66,6 +74,17 @@ def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
     return {"mean": statistics.fmean(known), "std": statistics.stdev(known) if len(known) > 1 else None}
 
 
+def shown_measures(accuracies: Iterable[tuple[float, float | None]]) -> dict[str, str]:
+    """`MEASURES`; without the macro accuracy where it is the accuracy, as on a test set with equally large classes.
+
+    Args:
+        accuracies: accuracy and macro accuracy of everything that is shown.
+    """
+    if any(macro is not None and abs(accuracy - macro) > 1e-6 for accuracy, macro in accuracies):
+        return MEASURES
+    return {measure: name for measure, name in MEASURES.items() if measure != "macro_accuracy"}
+
+
 def row_name(row: Mapping[str, Any]) -> str:
     """Loss, and what was done after the training."""
     return SHORT_NAMES[row["loss"]] + (f" + {POST_HOC_NAMES[row['post_hoc']]}" if row["post_hoc"] else "")
@@ -81,13 +100,18 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The paper's table in Markdown, of what `summarise` returned; the best mean of each column in bold."""
     header, cells = _table(rows, _MARKDOWN)
     cells = [[escape_markdown(row[1]) if place == 1 else cell for place, cell in enumerate(row)] for row in cells]
-    return markdown_table(header, cells, "lll" + "r" * len(MEASURES))
+    return markdown_table(header, cells, "lll" + "r" * (len(header) - 3))
 
 
 def latex_table(rows: Sequence[Mapping[str, Any]]) -> str:
     r"""The same for LaTeX: a tabular with the rules of booktabs, ``\midrule`` between sizes and pretrainings."""
     header, cells = _table(rows, _LATEX)
-    lines = [r"\begin{tabular}{lll" + "r" * len(MEASURES) + "}", r"\toprule", " & ".join(header) + r" \\", r"\midrule"]
+    lines = [
+        r"\begin{tabular}{lll" + "r" * (len(header) - 3) + "}",
+        r"\toprule",
+        " & ".join(header) + r" \\",
+        r"\midrule",
+    ]
     for place, row in enumerate(cells):
         if place and row[:2] != cells[place - 1][:2]:
             lines.append(r"\midrule")
@@ -96,8 +120,9 @@ def latex_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _table(rows: Sequence[Mapping[str, Any]], marks: Mapping[str, str]) -> tuple[list[str], list[list[str]]]:
+    measures = shown_measures((row["accuracy"]["mean"], row["macro_accuracy"]["mean"]) for row in rows)
     best = {}
-    for measure in MEASURES:
+    for measure in measures:
         means = [row[measure]["mean"] for row in rows if row[measure]["mean"] is not None]
         best[measure] = (min if measure in LOWER_IS_BETTER else max)(means, default=None)
 
@@ -109,13 +134,13 @@ def _table(rows: Sequence[Mapping[str, Any]], marks: Mapping[str, str]) -> tuple
         return mean if figure["std"] is None else f"{mean}{marks['pm']}{percent(figure['std'])}"
 
     arrows = {measure: marks["down" if measure in LOWER_IS_BETTER else "up"] for measure in MEASURES}
-    header = ["Size", "Pretraining", "Loss", *(name + arrows[measure] for measure, name in MEASURES.items())]
+    header = ["Size", "Pretraining", "Loss", *(name + arrows[measure] for measure, name in measures.items())]
     cells = [
         [
             f"{row['parameters'] / 1e6:.2f}M",
             row["pretraining"],
             row_name(row),
-            *(cell(row[measure], measure) for measure in MEASURES),
+            *(cell(row[measure], measure) for measure in measures),
         ]
         for row in rows
     ]
@@ -199,6 +224,7 @@ def _post_hoc_sentence(runs: Sequence[Mapping[str, Any]]) -> str:
 
 def _report(comparison: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     runs, counts = comparison["runs"], comparison["class_counts"]
+    measures = shown_measures((run["accuracy"], run["macro_accuracy"]) for run in runs)
     definition = describe_groups(comparison["groups"]["definition"])
     seeds = sorted({run["seed"] for run in runs})
     spread = f"One seed ({seeds[0]}): a difference of a few points may be chance."
@@ -217,9 +243,9 @@ def _report(comparison: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         *(f"![{text.split('.')[0]}]({file})\n\n*{text}*" for file, text in pictures.items()),
         "## Every run",
         markdown_table(
-            ("Run", *MEASURES.values()),
-            [(escape_markdown(run["name"]), *(percent(run[measure]) for measure in MEASURES)) for run in runs],
-            "l" + "r" * len(MEASURES),
+            ("Run", *measures.values()),
+            [(escape_markdown(run["name"]), *(percent(run[measure]) for measure in measures)) for run in runs],
+            "l" + "r" * len(measures),
         ),
         "## How it was measured",
         measurement(comparison),
