@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """Speed measurements, each against what people use otherwise, both sides in one run.
 
-`python scripts/benchmark.py loader` compares image loading, `python scripts/benchmark.py mae` a pretraining step.
+`python scripts/benchmark.py loader` compares image loading, `mae` a pretraining step, `finetune` a fine-tuning step;
+`all` does the three with their defaults. `--output FILE.json` keeps the figures, with the machine and the versions.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler is quiet
@@ -32,7 +34,7 @@ from torchvision import transforms
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from livt_hf import LivtMAEForPreTraining
-from livt_hf.arguments import PretrainArguments
+from livt_hf.arguments import FinetuneArguments, PretrainArguments
 from livt_hf.configuration_livt import VIT_SIZES, LivtMAEConfig
 from livt_hf.data import (
     FinetuneTransform,
@@ -44,6 +46,8 @@ from livt_hf.data import (
 )
 from livt_hf.data.prepare import prepare_dataset
 from livt_hf.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from livt_hf.evaluation import command_line, hardware, versions
+from livt_hf.finetuning import build_classifier
 from livt_hf.optimization import adamw, parameter_groups
 from livt_hf.pretraining import pretrain
 from livt_hf.stages import encoder_sizes
@@ -51,7 +55,7 @@ from livt_hf.stages import encoder_sizes
 IMAGE_SIZE = 224
 
 
-def benchmark_loader(args: argparse.Namespace) -> None:
+def benchmark_loader(args: argparse.Namespace) -> dict[str, Any]:
     """Images per second of one core: both sides read the same JPEG files, batch by batch, in one process.
 
     CPU time is counted, so that other work on the machine disturbs little. Ours ends with uint8 batches (normalisation
@@ -80,10 +84,12 @@ def benchmark_loader(args: argparse.Namespace) -> None:
         }
         speeds = measure(sides, args.repeats)
 
-    base = 1.0
+    base, figures = 1.0, {}
     for name, speed in speeds.items():
         base = base if "ours" in name else speed
         print(f"{name:<29}{speed:7.0f} images/s per core {speed / base:6.2f} x")
+        figures[name] = {"images_per_second": speed, "ratio": speed / base}
+    return figures
 
 
 def measure(sides: dict[str, Callable[[], Iterable]], repeats: int) -> dict[str, float]:
@@ -156,7 +162,7 @@ def timm_finetune_transform():
     return transform
 
 
-def benchmark_mae(args: argparse.Namespace) -> None:
+def benchmark_mae(args: argparse.Namespace) -> dict[str, Any]:
     """Images per second of a pretraining step: ours, ours predicting a quarter of the masked patches, and upstream's
     `ViTMAEForPreTraining` with torch's fused attention; same sizes, type and optimiser, taking turns. Then where a step
     of ours spends its time, and the same step inside `livt pretrain`, reading JPEGs, against the step alone."""
@@ -184,18 +190,70 @@ def benchmark_mae(args: argparse.Namespace) -> None:
         f"{'compiled, ' * args.compile}{device}, {torch.get_num_threads()} threads; matmul peak {peak / 1e12:.2f} "
         f"TFLOP/s; {args.repeats} repeats of {args.steps} steps"
     )
+    figures: dict[str, Any] = {"matmul_peak_tflops": peak / 1e12}
     for name, step in steps.items():
         with FlopCounterMode(display=False) as counter:
             train_step(models[name], step.args[1], pixels, noise, dtype)
-        achieved = counter.get_total_flops() / args.batch_size * rates[name]
+        flops, memory = counter.get_total_flops() / args.batch_size, step_memory(step, device)
         print(
-            f"{name:<16}{rates[name]:8.1f} images/s {rates[name] / rates['upstream']:6.2f} x "
-            f"{counter.get_total_flops() / args.batch_size / 1e9:7.1f} GFLOP an image, {achieved / 1e12:.2f} TFLOP/s, "
-            f"{achieved / peak:4.0%} of the peak, {step_memory(step, device) / 2**20:6.0f} MiB in a step"
+            f"{name:<16}{rates[name]:8.1f} images/s {rates[name] / rates['upstream']:6.2f} x {flops / 1e9:7.1f} GFLOP "
+            f"an image, {flops * rates[name] / 1e12:.2f} TFLOP/s, {flops * rates[name] / peak:4.0%} of the peak, "
+            f"{memory / 2**20:6.0f} MiB in a step"
         )
-    print_profile(steps["ours"], device)
+        figures[name] = {
+            "images_per_second": rates[name],
+            "ratio": rates[name] / rates["upstream"],
+            "gflop_an_image": flops / 1e9,
+            "share_of_peak": flops * rates[name] / peak,
+            "mib_in_a_step": memory / 2**20,
+        }
+    figures["profile"] = print_profile(steps["ours"], device)
     if device == "cpu" or not args.compile:
-        print_end_to_end(steps["ours"], args, device)
+        figures["end_to_end"] = print_end_to_end(steps["ours"], args, device)
+    return figures
+
+
+def benchmark_finetune(args: argparse.Namespace) -> dict[str, Any]:
+    """Images per second of a fine-tuning step: ours, and the same classifier with transformers' fused attention,
+    taking turns."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(os.cpu_count() or 1)
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[args.dtype]
+    counts = {str(label): 1000 // (label + 1) for label in range(100)}
+    pixels = torch.randn(args.batch_size, 3, args.image_size, args.image_size, device=device)
+    labels = torch.arange(args.batch_size, device=device) % len(counts)
+    steps = {}
+    for name in ("transformers", "ours"):
+        run = FinetuneArguments(
+            model_size=args.model_size,
+            image_size=args.image_size,
+            patch_size=args.patch_size,
+            label_smoothing=0.0,
+        )
+        model = build_classifier(run, counts).to(device)
+        if name == "transformers":
+            model.set_attn_implementation("sdpa")
+        groups = parameter_groups(model, run.weight_decay, run.layer_decay)
+        steps[name] = functools.partial(
+            classifier_step, model.train(), adamw(groups, 1e-3, run.betas), pixels, labels, dtype
+        )
+    rates = take_turns(steps, args, device)
+    print(
+        f"ViT-{args.model_size}/{args.patch_size}, {args.image_size} px, batch {args.batch_size}, {args.dtype}, {device}"
+    )
+    figures = {}
+    for name, rate in rates.items():
+        print(f"{name:<16}{rate:8.1f} images/s {rate / rates['transformers']:6.2f} x")
+        figures[name] = {"images_per_second": rate, "ratio": rate / rates["transformers"]}
+    return figures
+
+
+def classifier_step(model, optimizer, pixels: torch.Tensor, labels: torch.Tensor, dtype: torch.dtype) -> None:
+    with torch.autocast(pixels.device.type, dtype, enabled=dtype != torch.float32):
+        loss = model(pixels, labels=labels).loss
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def take_turns(steps: dict[str, Callable[[], None]], args: argparse.Namespace, device: str) -> dict[str, float]:
@@ -235,7 +293,7 @@ KINDS = {
 }
 
 
-def print_profile(step: Callable[[], None], device: str) -> None:
+def print_profile(step: Callable[[], None], device: str) -> dict[str, float]:
     """The share of a step's time that each kind of operation takes, by torch's profiler."""
     with torch.profiler.profile() as profiler:
         step()
@@ -247,9 +305,10 @@ def print_profile(step: Callable[[], None], device: str) -> None:
         kind = next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), "the rest")
         shares[kind] += time_spent / total
     print("a step of ours: " + ", ".join(f"{share:.0%} {kind}" for kind, share in shares.items()))
+    return shares
 
 
-def print_end_to_end(step: Callable[[], None], args: argparse.Namespace, device: str) -> None:
+def print_end_to_end(step: Callable[[], None], args: argparse.Namespace, device: str) -> dict[str, float]:
     """The whole of `livt pretrain` on JPEG files against the step alone, taking turns."""
     alone, whole = [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -274,6 +333,7 @@ def print_end_to_end(step: Callable[[], None], args: argparse.Namespace, device:
             whole.append(json.loads(lines[-1])["images_per_second"])  # the first window warms up
     ratio = statistics.median(run / step for run, step in zip(whole, alone, strict=True))
     print(f"end to end      {statistics.median(whole):8.1f} images/s, {ratio:.0%} of the step alone")
+    return {"images_per_second": statistics.median(whole), "share_of_the_step": ratio}
 
 
 def pretraining_optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -318,30 +378,54 @@ def write_photos(folder: Path, count: int, quality: int) -> list[Path]:
     return files
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def benchmark_all(args: argparse.Namespace) -> dict[str, Any]:
+    """All benchmarks with their defaults."""
+    figures = {}
+    for command in ("loader", "mae", "finetune"):
+        print(f"# {command}")
+        one = build_parser().parse_args([command])
+        figures[command] = one.run(one)
+    return figures
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    loader = commands.add_parser(
-        "loader", help="image loading against PIL and timm", description=benchmark_loader.__doc__
-    )
+    everywhere = argparse.ArgumentParser(add_help=False)
+    everywhere.add_argument("--output", type=Path, metavar="FILE.json", help="keep the figures")
+    measured = argparse.ArgumentParser(add_help=False)
+    measured.add_argument("--batch_size", type=int, default=32, help="default: %(default)s")
+    measured.add_argument("--repeats", type=int, default=3, help="the median counts (default: %(default)s)")
+    model = argparse.ArgumentParser(add_help=False)
+    model.add_argument("--model_size", default="ti", choices=list(VIT_SIZES), help="default: %(default)s")
+    model.add_argument("--image_size", type=int, default=224, help="default: %(default)s")
+    model.add_argument("--patch_size", type=int, default=16, help="default: %(default)s")
+    model.add_argument("--dtype", default="bf16", choices=("bf16", "fp32"), help="default: %(default)s")
+    model.add_argument("--steps", type=int, default=3, help="steps of a turn (default: %(default)s)")
+
+    def add(name: str, run: Callable[[argparse.Namespace], dict[str, Any]], text: str, *parents) -> Any:
+        command = commands.add_parser(name, help=text, description=run.__doc__, parents=[everywhere, *parents])
+        command.set_defaults(run=run)
+        return command
+
+    loader = add("loader", benchmark_loader, "image loading against PIL and timm", measured)
     loader.add_argument("--images", type=int, default=192, help="different images (default: %(default)s)")
-    loader.add_argument("--batch_size", type=int, default=32, help="default: %(default)s")
     loader.add_argument("--jpeg_quality", type=int, default=90, help="default: %(default)s")
-    loader.add_argument("--repeats", type=int, default=3, help="the median counts (default: %(default)s)")
-    loader.set_defaults(run=benchmark_loader)
-    mae = commands.add_parser("mae", help="a pretraining step against upstream's", description=benchmark_mae.__doc__)
-    mae.add_argument("--model_size", default="ti", choices=list(VIT_SIZES), help="default: %(default)s")
-    mae.add_argument("--image_size", type=int, default=224, help="default: %(default)s")
-    mae.add_argument("--patch_size", type=int, default=16, help="default: %(default)s")
-    mae.add_argument("--batch_size", type=int, default=32, help="default: %(default)s")
-    mae.add_argument("--dtype", default="bf16", choices=("bf16", "fp32"), help="default: %(default)s")
+    mae = add("mae", benchmark_mae, "a pretraining step against upstream's", measured, model)
     mae.add_argument("--compile", action="store_true", help="compile both sides with torch.compile")
-    mae.add_argument("--steps", type=int, default=3, help="steps of a turn (default: %(default)s)")
-    mae.add_argument("--repeats", type=int, default=3, help="the median counts (default: %(default)s)")
-    mae.set_defaults(run=benchmark_mae)
-    args = parser.parse_args()
+    add("finetune", benchmark_finetune, "a fine-tuning step with either attention", measured, model)
+    add("all", benchmark_all, "all of them, with their defaults")
+    return parser
+
+
+def main() -> None:
+    args = build_parser().parse_args()
     disable_progress_bars()
-    args.run(args)
+    figures = args.run(args)
+    if args.output:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        record = {"command": command_line(), "hardware": hardware(device), "versions": versions()}
+        args.output.write_text(json.dumps({**record, "figures": figures}, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,255 @@
+"""Write model_cards/EVIDENCE.md and the README's table from measured comparisons: python scripts/evidence.py
+
+Each folder of model_cards/comparisons/ is a data set: the results.json files of its `livt compare` runs under names of
+their own, and what its autoencoders were pretrained with. `--add FOLDER OUTPUT_DIR ...` copies these from the output
+folders of `livt compare` and `livt pretrain`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from livt_hf.card_training import read_metrics, read_run, training_command
+from livt_hf.comparison_report import MEASURES, SHORT_NAMES, comparison_table, summarise
+from livt_hf.report import code_block, escape_markdown, markdown_table
+
+ROOT = Path(__file__).parents[1]
+COMPARISONS = ROOT / "model_cards" / "comparisons"
+START, END = "<!-- evidence -->\n", "<!-- /evidence -->"
+PRETRAINING = "pretraining.json"
+
+# folder -> title and what a reader should know of it
+SETS = {
+    "cifar10-lt-100": ("CIFAR-10-LT (JPEG copies), factor 100", "The 3 / 4 / 3 largest classes are the groups."),
+    "cifar10-lt-10": ("CIFAR-10-LT (JPEG copies), factor 10", "The 3 / 4 / 3 largest classes are the groups."),
+    "grocery": ("Grocery Store", "43 classes of real photos with a natural tail; the test set is unbalanced, too."),
+    "digits": ("Digits", "The quickstart's 8 x 8 digits, with three seeds."),
+}
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def load(folder: Path) -> list[dict[str, Any]]:
+    """The comparisons of a data set, and with them the names of what they started from."""
+    files = sorted(file for file in folder.glob("*.json") if file.name != PRETRAINING)
+    comparisons = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    runs = [run for comparison in comparisons for run in comparison["runs"]]
+    starts = {run["pretrained"] for run in runs if run["pretrained"]}
+    if len(starts) > 1:  # "MAE" would not tell them apart
+        for run in runs:
+            run["pretraining"] = Path(run["pretrained"]).name if run["pretrained"] else "none"
+    return comparisons
+
+
+def rows_of(folder: Path) -> Rows:
+    """One row for each pretraining and loss, of all comparisons of a data set; seeds of one run count once."""
+    runs = {}
+    for comparison in load(folder):
+        runs.update({run["name"]: run for run in comparison["runs"]})
+    return summarise(runs.values())
+
+
+def figure(rows: Rows, loss: str, measure: str = "accuracy", pretraining: str | None = None) -> float | None:
+    """The mean of a row; ``pretraining`` None: of the first row with that loss."""
+    for row in rows:
+        if row["loss"] == loss and not row["post_hoc"] and pretraining in (None, row["pretraining"]):
+            return row[measure]["mean"]
+    return None
+
+
+def gain(loss: str, over: str, measure: str = "accuracy") -> Callable[[Rows], float | None]:
+    """Figure of one loss less that of another."""
+
+    def difference(rows: Rows) -> float | None:
+        first, second = figure(rows, loss, measure), figure(rows, over, measure)
+        return None if first is None or second is None else first - second
+
+    return difference
+
+
+def gain_of_pretraining(loss: str, measure: str = "accuracy") -> Callable[[Rows], float | None]:
+    def difference(rows: Rows) -> float | None:
+        first, second = figure(rows, loss, measure), figure(rows, loss, measure, "none")
+        return None if first is None or second is None else first - second
+
+    return difference
+
+
+def gain_of_balance(rows: Rows) -> float | None:
+    """CE after pretraining on equally many images of each class, less CE after pretraining on the tail."""
+    balanced = next((row["pretraining"] for row in rows if "bal" in row["pretraining"]), None)
+    if balanced is None:
+        return None
+    return figure(rows, "ce", pretraining=balanced) - figure(rows, "ce")  # type: ignore[operator]
+
+
+# statement, the paper's figure (ImageNet-LT, ViT-B unless named), and the same of ours
+STATEMENTS: list[tuple[str, float | None, Callable[[Rows], float | None]]] = [
+    ("BCE loses the tail: few-shot accuracy, BCE less CE", 15.6 - 19.4, gain("bce", "ce", "few")),
+    ("Bal-BCE over BCE, all", 8.6, gain("bal_bce", "bce")),
+    ("Bal-BCE over BCE, few-shot", 25.4, gain("bal_bce", "bce", "few")),
+    ("Bal-CE over CE, all", 5.6, gain("bal_ce", "ce")),
+    ("Bal-CE over CE, few-shot", 24.3, gain("bal_ce", "ce", "few")),
+    ("Bal-BCE over Bal-CE, all", 60.9 - 60.1, gain("bal_bce", "bal_ce")),
+    ("Pretraining over none, CE, all", 54.5 - 31.6, gain_of_pretraining("ce")),
+    ("Pretraining over none, Bal-BCE, all", None, gain_of_pretraining("bal_bce")),
+    ("Pretraining on balanced images over the tail's, CE, all", None, gain_of_balance),
+    ("Calibration: ECE, Bal-BCE less BCE", 2.4 - 5.6, gain("bal_bce", "bce", "ece")),
+    ("Calibration: MCE, Bal-BCE less BCE", 3.2 - 7.9, gain("bal_bce", "bce", "mce")),
+]
+
+
+def statements_table(sets: Mapping[str, Rows]) -> str:
+    """The paper's statements: its differences in points, and ours on every data set."""
+
+    def cell(value: float | None) -> str:
+        return "–" if value is None else f"{value:+.1f}"
+
+    rows = [
+        [statement, cell(paper), *(cell(measure(rows)) for rows in sets.values())]
+        for statement, paper, measure in STATEMENTS
+    ]
+    header = ["Statement (difference in points)", "Paper", *(SETS[name][0] for name in sets)]
+    return markdown_table(header, rows, "l" + "r" * (len(header) - 1))
+
+
+def evidence_page(comparisons: Path = COMPARISONS) -> str:
+    """The text of model_cards/EVIDENCE.md."""
+    folders = [comparisons / name for name in SETS if (comparisons / name).is_dir()]
+    sets = {folder.name: rows_of(folder) for folder in folders}
+    notes = (comparisons / "notes.md").read_text(encoding="utf-8").strip()
+    return "\n\n".join(
+        [
+            "# Evidence",
+            "What the paper states, measured with this code on real images, and how far it is from the published "
+            "figures. Accuracies and calibration errors in percent; mean ± sample standard deviation where there is "
+            "more than one seed.",
+            "## The paper's statements",
+            "The paper's figures are those of ViT-B on ImageNet-LT (Xu et al., CVPR 2023). Ours are of far smaller "
+            "models, images and trainings: the sign of a difference can be compared, its size cannot.",
+            statements_table(sets),
+            notes,
+            *(_data_set(folder, sets[folder.name]) for folder in folders),
+            "*This page is written by `python scripts/evidence.py` from the files in `comparisons/`.*\n",
+        ]
+    )
+
+
+def _data_set(folder: Path, rows: Rows) -> str:
+    title, words = SETS[folder.name]
+    comparisons = load(folder)
+    counts, images = comparisons[0]["class_counts"], comparisons[0]["images"]
+    parts = [
+        f"## {title}",
+        f"{words} {sum(counts.values()):,} training images of {len(counts)} classes, {max(counts.values()):,} to "
+        f"{min(counts.values()):,} each; tested on {images:,} images, after the last epoch.",
+        comparison_table(rows),
+    ]
+    if (folder / "convergence.png").is_file():
+        parts.append(f"![Accuracy over the epochs of fine-tuning](comparisons/{folder.name}/convergence.png)")
+    pretraining = _pretraining(folder)
+    if pretraining:
+        parts.append("\n".join(f"- {_pretraining_line(name, run)}" for name, run in pretraining.items()))
+    commands = [run["command"] for run in pretraining.values()] + [c["command"] for c in comparisons]
+    parts.append(code_block("\n".join(dict.fromkeys(commands))))
+    parts.append(f"*{measured_on(comparisons)}*")
+    return "\n\n".join(parts)
+
+
+def _pretraining(folder: Path) -> dict[str, Any]:
+    file = folder / PRETRAINING
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _pretraining_line(name: str, run: Mapping[str, Any]) -> str:
+    return (
+        f"{escape_markdown(name)}: {run['epochs']:g} epochs of masked pretraining ({run['steps']:,} steps), loss "
+        f"{run['first_loss']:.3f} -> {run['loss']:.3f}."
+    )
+
+
+def measured_on(comparisons: Sequence[Mapping[str, Any]]) -> str:
+    """Machine and versions, each once."""
+    lines = []
+    for comparison in comparisons:
+        machine, versions = comparison["hardware"], comparison["versions"]
+        device = "CPU" if machine["device"] == "cpu" else machine["device"]
+        lines.append(
+            f"{device} ({machine['cpu']}, {machine['cores']} cores), torch {versions['torch']}, transformers "
+            f"{versions['transformers']}"
+        )
+    return "; ".join(dict.fromkeys(lines)) + "."
+
+
+def readme_section(comparisons: Path = COMPARISONS) -> str:
+    """What stands between the README's marks: overall and few-shot accuracy of the main losses on every data set."""
+    losses = ("ce", "bce", "bal_ce", "bal_bce")
+    rows = []
+    for name, (title, _) in SETS.items():
+        if not (comparisons / name).is_dir():
+            continue
+        table = rows_of(comparisons / name)
+        for measure in ("accuracy", "few"):
+            values = [figure(table, loss, measure) for loss in losses]
+            rows.append([title, MEASURES[measure], *("–" if v is None else f"{v:.1f}" for v in values)])
+    header = ["Data", "", *(SHORT_NAMES[loss] for loss in losses)]
+    return markdown_table(header, rows, "ll" + "r" * len(losses)) + "\n"
+
+
+def with_section(readme: str, section: str) -> str:
+    """The README with another text between its marks."""
+    before, rest = readme.split(START)
+    _, after = rest.split(END)
+    return f"{before}{START}{section}{END}{after}"
+
+
+def add(folder: Path, output_dir: Path) -> None:
+    """Copy what a `livt compare` or a `livt pretrain` measured.
+
+    Raises:
+        ValueError: it is the output folder of neither, or of an unfinished one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if (output_dir / "results.json").is_file():
+        shutil.copyfile(output_dir / "results.json", folder / f"{output_dir.name}.json")
+        if (output_dir / "convergence.png").is_file():
+            shutil.copyfile(output_dir / "convergence.png", folder / "convergence.png")
+    elif (record := read_run(output_dir)) and "mask_ratio" in record["arguments"]:
+        losses = [entry["loss"] for entry in read_metrics(output_dir) if "loss" in entry]
+        runs = _pretraining(folder)
+        runs[output_dir.name] = {
+            "command": training_command("pretrain", record),
+            "epochs": record["arguments"]["epochs"],
+            "steps": record["steps"],
+            "first_loss": losses[0],
+            "loss": losses[-1],
+            "versions": record["versions"],
+        }
+        (folder / PRETRAINING).write_text(json.dumps(runs, indent=2) + "\n", encoding="utf-8")
+    else:
+        raise ValueError(f"{output_dir}: it is no output folder of a finished `livt compare` or `livt pretrain`")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--add", choices=list(SETS), metavar="FOLDER", help="in model_cards/comparisons/")
+    parser.add_argument("output_dir", nargs="*", type=Path, help="with --add: output folders to copy from")
+    args = parser.parse_args()
+    try:
+        for output_dir in args.output_dir:
+            add(COMPARISONS / args.add, output_dir)
+    except ValueError as error:
+        sys.exit(str(error))
+    (ROOT / "model_cards" / "EVIDENCE.md").write_text(evidence_page(), encoding="utf-8")
+    readme = ROOT / "README.md"
+    readme.write_text(with_section(readme.read_text(encoding="utf-8"), readme_section()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
