@@ -238,9 +238,8 @@ def benchmark_finetune(args: argparse.Namespace) -> dict[str, Any]:
             classifier_step, model.train(), adamw(groups, 1e-3, run.betas), pixels, labels, dtype
         )
     rates = take_turns(steps, args, device)
-    print(
-        f"ViT-{args.model_size}/{args.patch_size}, {args.image_size} px, batch {args.batch_size}, {args.dtype}, {device}"
-    )
+    sizes = f"ViT-{args.model_size}/{args.patch_size}, {args.image_size} px"
+    print(f"{sizes}, batch {args.batch_size}, {args.dtype}, {device}, {torch.get_num_threads()} threads")
     figures = {}
     for name, rate in rates.items():
         print(f"{name:<16}{rate:8.1f} images/s {rate / rates['transformers']:6.2f} x")
