@@ -181,7 +181,7 @@ def benchmark_mae(args: argparse.Namespace) -> dict[str, Any]:
     steps = {}
     for name, model in models.items():
         forward = torch.compile(model.to(device)) if args.compile else model.to(device)
-        steps[name] = functools.partial(train_step, forward, pretraining_optimizer(model), pixels, noise, dtype)
+        steps[name] = functools.partial(train_step, forward, pretraining_optimizer(model), dtype, pixels, noise=noise)
     peak = matmul_peak(device, dtype)
     rates = take_turns(steps, args, device)
     peak = max(peak, matmul_peak(device, dtype))  # other work on the machine may have disturbed one of them
@@ -193,7 +193,7 @@ def benchmark_mae(args: argparse.Namespace) -> dict[str, Any]:
     figures: dict[str, Any] = {"matmul_peak_tflops": peak / 1e12}
     for name, step in steps.items():
         with FlopCounterMode(display=False) as counter:
-            train_step(models[name], step.args[1], pixels, noise, dtype)
+            train_step(models[name], step.args[1], dtype, pixels, noise=noise)
         flops, memory = counter.get_total_flops() / args.batch_size, step_memory(step, device)
         print(
             f"{name:<16}{rates[name]:8.1f} images/s {rates[name] / rates['upstream']:6.2f} x {flops / 1e9:7.1f} GFLOP "
@@ -234,9 +234,8 @@ def benchmark_finetune(args: argparse.Namespace) -> dict[str, Any]:
         if name == "transformers":
             model.set_attn_implementation("sdpa")
         groups = parameter_groups(model, run.weight_decay, run.layer_decay)
-        steps[name] = functools.partial(
-            classifier_step, model.train(), adamw(groups, 1e-3, run.betas), pixels, labels, dtype
-        )
+        optimizer = adamw(groups, 1e-3, run.betas)
+        steps[name] = functools.partial(train_step, model.train(), optimizer, dtype, pixels, labels=labels)
     rates = take_turns(steps, args, device)
     sizes = f"ViT-{args.model_size}/{args.patch_size}, {args.image_size} px"
     print(f"{sizes}, batch {args.batch_size}, {args.dtype}, {device}, {torch.get_num_threads()} threads")
@@ -245,14 +244,6 @@ def benchmark_finetune(args: argparse.Namespace) -> dict[str, Any]:
         print(f"{name:<16}{rate:8.1f} images/s {rate / rates['transformers']:6.2f} x")
         figures[name] = {"images_per_second": rate, "ratio": rate / rates["transformers"]}
     return figures
-
-
-def classifier_step(model, optimizer, pixels: torch.Tensor, labels: torch.Tensor, dtype: torch.dtype) -> None:
-    with torch.autocast(pixels.device.type, dtype, enabled=dtype != torch.float32):
-        loss = model(pixels, labels=labels).loss
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
 
 
 def take_turns(steps: dict[str, Callable[[], None]], args: argparse.Namespace, device: str) -> dict[str, float]:
@@ -339,9 +330,9 @@ def pretraining_optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
     return adamw(parameter_groups(model, weight_decay=0.05), 1.5e-4, (0.9, 0.95))
 
 
-def train_step(model, optimizer, pixels: torch.Tensor, noise: torch.Tensor, dtype: torch.dtype) -> None:
+def train_step(model, optimizer, dtype: torch.dtype, pixels: torch.Tensor, **inputs: torch.Tensor) -> None:
     with torch.autocast(pixels.device.type, dtype, enabled=dtype != torch.float32):
-        loss = model(pixels, noise=noise).loss
+        loss = model(pixels, **inputs).loss
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()
