@@ -109,7 +109,7 @@ def statements_table(sets: Mapping[str, Rows]) -> str:
     """The paper's statements: its differences in points, and ours on every data set."""
 
     def cell(value: float | None) -> str:
-        return "–" if value is None else f"{value:+.1f}"
+        return "–" if value is None else f"{round(value, 1) + 0.0:+.1f}"  # no -0.0
 
     rows = [
         [statement, cell(paper), *(cell(measure(rows)) for rows in sets.values())]
