@@ -20,7 +20,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers import HfArgumentParser, TrainingArguments
 
-from .losses import BALANCED_LOSSES, check_loss_name
+from .checkpoints import check_folder
+from .losses import BALANCED_LOSSES, LOSS_NAMES, check_loss_name
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -114,6 +115,8 @@ class StageArguments:
             )
         if self.std is not None and not all(value > 0 for value in self.std):
             raise ValueError(f"std: must be positive, got {self.std}")
+        if self.class_counts is not None and not self.streaming:
+            raise ValueError("class_counts: only --streaming reads it; leave it out, and the images are counted")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas: give 2 numbers, at least 0 and below 1, got {self.betas}")
 
@@ -124,8 +127,7 @@ class StageArguments:
                 raise ValueError(
                     f"{name}: none was given; name one with --{name}" + " or a --recipe" * (name == "dataset")
                 )
-        if Path(self.output_dir).is_file():
-            raise ValueError(f"output_dir: {self.output_dir!r} is a file; name a folder")
+        check_folder(self.output_dir)
 
     def data_options(self) -> dict[str, Any]:
         """Keyword arguments of `load_long_tailed`, beside the source."""
@@ -227,7 +229,7 @@ class FinetuneArguments(StageArguments):
     )
     mean: list[float] | None = option(None, "Channel means for normalisation, in 0..1: of --pretrained, or ImageNet's.")
     std: list[float] | None = option(None, "Channel standard deviations, in 0..1: of --pretrained, or ImageNet's.")
-    loss: str = option("bal_bce", "Training loss.")
+    loss: str = option("bal_bce", f"Training loss: {', '.join(LOSS_NAMES)}.")
     tau: float = option(1.0, "Scale of the loss's logit bias.")
     label_smoothing: float = option(0.1, "Smoothing of the targets, with and without mixup.")
     stage: Literal["all", "classifier"] = option("all", "What is trained: all, or the classifier on balanced batches.")

@@ -23,6 +23,17 @@ MARKER = "complete.json"
 _CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 
 
+def check_folder(output_dir: str | Path) -> None:
+    """ValueError, in one line, where the folder of ``--output_dir`` is a file or cannot be made. It makes nothing."""
+    path = Path(output_dir)
+    if path.is_file():
+        raise ValueError(f"output_dir: {str(output_dir)!r} is a file; name a folder")
+    there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        reason = "is a file" if there.is_file() else "may not be written to"
+        raise ValueError(f"output_dir: {str(output_dir)!r} cannot be made, {there} {reason}; name another folder")
+
+
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A temporary folder to write into; on leaving it without an error it is published as ``path``.

@@ -26,9 +26,10 @@ from datasets import Dataset, DatasetDict
 from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
 from . import __version__, data
+from .checkpoints import check_folder
 from .configuration_livt import check_same_names
 from .metrics import (
     calibration_error,
@@ -83,6 +84,7 @@ def evaluate_checkpoint(
     for option, value, smallest in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
         if value < smallest:
             raise ValueError(f"{option}: {value}; at least {smallest} is needed")
+    check_folder(output_dir)
     device = choose_device(device)
     classifier, image_processor = load_classifier(model)
     if isinstance(dataset, DatasetDict):
@@ -149,6 +151,11 @@ def _load(option: str, model: str | Path, model_class: Any, kind: str) -> tuple[
     _check_model_folder(option, model)
     start = f"{option}: {str(model)!r} cannot be loaded as {kind}"
     try:
+        is_autoencoder = AutoConfig.from_pretrained(model).model_type == "vit_mae"
+        if is_autoencoder and model_class is AutoModelForImageClassification:
+            raise ValueError("it is a masked autoencoder; fine-tune it first, livt finetune --pretrained")
+        if not is_autoencoder and model_class is LivtMAEForPreTraining:
+            raise ValueError("it is another model; name the output folder of livt pretrain")
         loaded, info = model_class.from_pretrained(model, output_loading_info=True)
         image_processor = AutoImageProcessor.from_pretrained(model)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

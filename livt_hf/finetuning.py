@@ -36,14 +36,14 @@ from .data import (
     load_long_tailed,
 )
 from .data.transforms import IMAGENET_MEAN, IMAGENET_STD, image_processor
-from .evaluation import evaluate_model
+from .evaluation import evaluate_model, load_classifier
 from .model_card import write_model_card
 from .modeling_livt import ViTForBalancedClassification, config_for_classes
 from .optimization import schedule_length
 from .prior import ClassPrior
 from .pushing import start_pusher
 from .report import write_report
-from .runs import RUN_FILE, check_continues, describe_world, finished_steps, read_record, run_record
+from .runs import RUN_FILE, check_continues, check_keeps, describe_world, finished_steps, read_record, run_record
 from .stages import encoder_sizes, open_stream, training_dataset
 from .trainer import BalancedTrainer
 
@@ -143,11 +143,18 @@ def finetune(args: FinetuneArguments, more: dict[str, Any] | None = None) -> dic
     )
     say = trainer.accelerator.print
     if finished_steps(output_dir, args) == steps:
-        say(f"{output_dir} holds this run, finished after {steps} steps; nothing to do")
+        unmeasured = {"test", "validation"} & set(splits) and not (output_dir / "results.json").exists()
+        say(
+            f"{output_dir} holds this run, finished after {steps} steps; "
+            + ("it is only evaluated" if unmeasured else "nothing to do")
+        )
+        if unmeasured and trainer.is_world_process_zero():
+            return _evaluate(*load_classifier(output_dir), args, splits)
         return _saved_results(output_dir)
     checkpoint, skipped = find_resume_checkpoint(output_dir, args.resume)
     for line in skipped:
         say(line)
+    check_keeps(output_dir, args, steps, checkpoint)
     if checkpoint is not None:
         record, state = read_record(checkpoint, RUN_FILE), read_record(checkpoint, TRAINER_STATE_NAME)
         for line in check_continues(checkpoint, record["arguments"], args, state["global_step"], steps):
@@ -252,12 +259,20 @@ def _device_options(mixed_precision: str | None) -> dict[str, bool]:
 def _save_model(
     model: PreTrainedModel, processor: Any, args: FinetuneArguments, splits: DatasetDict, steps: int
 ) -> dict[str, Any] | None:
-    """Model, image processor, results, report and card in the output folder."""
+    """Model and image processor in the output folder, and then what was measured of them."""
     output_dir = Path(args.output_dir)
     with explain_failed_write(output_dir), publish_files(output_dir) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
         write_text(folder / RUN_FILE, json.dumps(run_record(args, steps), indent=2))
+    return _evaluate(model, processor, args, splits)
+
+
+def _evaluate(
+    model: PreTrainedModel, processor: Any, args: FinetuneArguments, splits: DatasetDict
+) -> dict[str, Any] | None:
+    """Results, report and card of the saved model in the output folder."""
+    output_dir = Path(args.output_dir)
     split: Dataset | None = splits.get("test", splits.get("validation"))
     if split is None:
         print(f"{args.dataset} has neither a test nor a validation split: nothing is evaluated")
@@ -268,7 +283,12 @@ def _save_model(
         "split": "test" if "test" in splits else "validation",
         "seed": args.seed,
     }
-    results = evaluate_model(model, split, processor, num_workers=args.num_workers, description=description)
+    try:
+        results = evaluate_model(model, split, processor, num_workers=args.num_workers, description=description)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; the trained model is saved in {output_dir}, and the same command then evaluates it"
+        ) from error
     write_report(results, output_dir, split)
     write_model_card(output_dir, results, repo_id=args.hub_model_id)
     return results

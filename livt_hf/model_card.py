@@ -164,7 +164,7 @@ def card_body(
         _training(results, config),
         *_recorded(run),
         "## Limits",
-        _limits(results),
+        _limits(results, config),
         "## How it was measured",
         measurement(results),
         "## Citation",
@@ -251,7 +251,10 @@ print(model.config.loss, model.config.tau, model.config.ordered_class_counts())
 
 
 def _training(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    if results["pretrained"] and not _is_livt(config):
+    if results["pretrained"] and config.get("class_balanced_batches"):
+        source = escape_markdown(public_name(results["pretrained"]))
+        start = f"the trained classifier {source}, of which the last layer alone was trained, on class-balanced batches"
+    elif results["pretrained"] and not _is_livt(config):
         start = f"the weights of {escape_markdown(public_name(results['pretrained']))}"
     elif results["pretrained"]:
         source = escape_markdown(public_name(results["pretrained"]))
@@ -332,7 +335,7 @@ def _tested_tail(results: Mapping[str, Any]) -> str:
     )
 
 
-def _limits(results: Mapping[str, Any]) -> str:
+def _limits(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     smallest = min(results["class_counts"].values())
     few_images = f"{smallest:,} image{'s' if smallest > 1 else ''}"
     return "\n".join(
@@ -341,7 +344,7 @@ def _limits(results: Mapping[str, Any]) -> str:
             f"from {few_images}, and what these do not show, the model does not know. Look at the few-shot figure "
             "before you rely on a rare class, not at the overall one.",
             f"- {_tested_tail(results)}",
-            f"- {_assumed_frequencies(results)}",
+            f"- {_assumed_frequencies(results, config)}",
             f"- A probability is no guarantee: on average it was {percent(results['ece'])} points away from the share "
             "of right answers, and images unlike the training images also get confident predictions.",
             "- It has not been examined for bias against groups of people, and is not meant for decisions about them.",
@@ -349,10 +352,10 @@ def _limits(results: Mapping[str, Any]) -> str:
     )
 
 
-def _assumed_frequencies(results: Mapping[str, Any]) -> str:
+def _assumed_frequencies(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     """The class frequencies that the logits assume: proportional to (training share) ** (1 - tau)."""
     tau = results["tau"] if _is_balanced(results) else 0.0
-    if tau == 1.0:
+    if tau == 1.0 or config.get("class_balanced_batches"):
         return (
             "Its probabilities take every class to be equally likely. Where your images follow other frequencies, "
             "shift the prior as shown above."

@@ -56,6 +56,7 @@ from .runs import (
     WHOLE,
     agreed_stop,
     check_continues,
+    check_keeps,
     describe_world,
     finished_steps,
     load_tensors,
@@ -112,6 +113,7 @@ def pretrain(args: PretrainArguments) -> Path | None:
     checkpoint, skipped = find_resume_checkpoint(output_dir, args.resume)
     for line in skipped:
         say(line)
+    check_keeps(output_dir, args, steps, checkpoint)
     if checkpoint is not None:
         state = read_record(checkpoint, STATE_FILE)
         for line in check_continues(checkpoint, state["arguments"], args, state["steps"], steps):

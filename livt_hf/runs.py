@@ -151,6 +151,25 @@ def check_continues(checkpoint: Path, before: dict[str, Any], args: StageArgumen
     return changed
 
 
+def check_keeps(output_dir: Path, args: StageArguments, steps: int, checkpoint: Path | None) -> None:
+    """ValueError if a run would replace a finished model in its folder that another run made.
+
+    A longer run that goes on from a checkpoint may, and so may ``--resume never``.
+    """
+    if args.resume == "never" or not (output_dir / RUN_FILE).is_file():
+        return
+    record = read_record(output_dir, RUN_FILE)
+    here = f"output_dir: {str(output_dir)!r} holds the finished model of"
+    if ("mask_ratio" in record["arguments"]) != hasattr(args, "mask_ratio"):
+        raise ValueError(f"{here} the other stage; name another folder")
+    changed = changed_arguments(record["arguments"], args)
+    if changed and (checkpoint is None or steps <= record["steps"]):
+        raise ValueError(
+            f"{here} a run with another {'; '.join(changed)}; name another output_dir, keep the options, or replace it "
+            "with --resume never"
+        )
+
+
 def finished_steps(output_dir: Path, args: StageArguments) -> int | None:
     """Steps of the finished run in a folder, if it is there and had the same arguments."""
     try:

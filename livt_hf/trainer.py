@@ -241,7 +241,7 @@ class BalancedTrainer(Trainer):
         if dataset is None:
             raise ValueError("eval_dataset: there is nothing to evaluate on; give the data set a validation split")
         if not len(dataset):
-            raise ValueError("eval_dataset: the validation split has no images; fill it, or leave it out")
+            raise ValueError("eval_dataset: the split to evaluate on has no images; fill it, or leave it out")
         model, args, config = self.accelerator.unwrap_model(self.model), self.args, self.model.config
         was_training = model.training
         share = range(args.process_index, len(dataset), args.world_size)

@@ -364,3 +364,9 @@ def test_a_run_from_before_an_option_existed_is_the_same_run_with_its_default():
     for name in ("betas", "eval_every", "loss"):
         del record[name]
     assert changed_arguments(record, args) == ["loss: bal_bce -> ce"]
+
+
+def test_class_counts_that_nothing_would_read_are_refused():
+    with pytest.raises(ValueError, match="^class_counts: only --streaming reads it; leave it out"):
+        PretrainArguments(class_counts="counts.json")
+    assert PretrainArguments(class_counts="counts.json", streaming=True).class_counts == "counts.json"

@@ -241,6 +241,8 @@ def test_an_output_folder_that_is_a_file_is_named(capsys, tmp_path, data, stage)
     file = tmp_path / "out"
     file.write_text("mine")
     assert the_error(capsys, run_stage(stage, data, file)).startswith(f"output_dir: '{file}'")
+    error = the_error(capsys, run_stage(stage, data, file / "below"))
+    assert error == f"output_dir: '{file / 'below'}' cannot be made, {file} is a file; name another folder"
     assert file.read_text() == "mine"
 
 
@@ -360,6 +362,15 @@ def test_a_finished_run_is_not_passed_off_as_one_with_another_loss(capsys, tmp_p
     assert error.startswith(f"output_dir: '{tmp_path / 'out'}'")
     assert "loss: bal_bce -> ce" in error
     assert json.loads((tmp_path / "out" / "config.json").read_text())["loss"] == "bal_bce"
+
+
+def test_a_masked_autoencoder_is_told_from_a_classifier(capsys, tmp_path, runs, data):
+    for words, message in (
+        (["--model", str(runs / "pretrain")], "it is a masked autoencoder; fine-tune it first"),
+        (["--model", str(runs / "finetune"), "--mae", str(runs / "finetune")], "it is another model; name the output"),
+    ):
+        options = ["--dataset", str(data), "--output_dir", str(tmp_path), *words]
+        assert message in the_error(capsys, main(["evaluate", *options]))
 
 
 @pytest.mark.parametrize(("stage", "other"), [("pretrain", "finetune"), ("finetune", "pretrain")])

@@ -167,7 +167,7 @@ def test_bad_arguments_are_named(folder, split, tmp_path):
         evaluate_checkpoint(tmp_path / "missing", data, output_dir=tmp_path)
     with pytest.raises(ValueError, match=r"holds no config\.json"):
         evaluate_checkpoint(tmp_path, data, output_dir=tmp_path)
-    with pytest.raises(ValueError, match="mae: .* cannot be loaded as a masked autoencoder: it lacks"):
+    with pytest.raises(ValueError, match="mae: .* cannot be loaded as a masked autoencoder: it is another model"):
         evaluate_checkpoint(folder, data, mae=folder, output_dir=tmp_path)
 
 

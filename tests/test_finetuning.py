@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import PIL.Image
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -467,7 +468,7 @@ def test_classes_in_another_order_than_the_images_are_refused(tmp_path):
 def test_an_empty_validation_split_is_named(tmp_path):
     subject = trainer(tmp_path, 8, 1)
     empty = ImageDataset(load_long_tailed("digits")["validation"].select([]), EvalTransform(8, 1.0))
-    with pytest.raises(ValueError, match="eval_dataset: the validation split has no images"):
+    with pytest.raises(ValueError, match="eval_dataset: the split to evaluate on has no images"):
         subject.evaluate(empty)
 
 
@@ -515,3 +516,48 @@ def test_fsdp2_is_the_same_run_and_resumes_with_any_engine(finished, mae_dir, tm
         cut_off_after(16)
     finetune(arguments(run_dir, **options), QUIET)
     check()
+
+
+def test_a_finished_model_is_not_replaced_by_another_run(finished, mae_dir, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    for checkpoint in (tmp_path / "run").glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    same = {"pretrained": str(mae_dir)}
+    with pytest.raises(ValueError, match=r"holds the finished model of a run with another seed: 0 -> 5; name another"):
+        finetune(arguments(tmp_path / "run", seed=5, **same), QUIET)
+    assert same_weights(finished, tmp_path / "run")
+    replaced = finetune(arguments(tmp_path / "run", seed=5, resume="never", max_steps=2, **same), QUIET)
+    assert replaced["seed"] == 5
+
+
+def test_an_image_that_ends_the_evaluation_costs_no_training(tmp_path):
+    """The trained model is kept and named; once the image is mended, the same command evaluates it."""
+    for split, count in (("train", 20), ("test", 4)):
+        for index, (image, label) in enumerate(digits_images(count)):
+            folder = tmp_path / "photos" / split / str(label)
+            folder.mkdir(parents=True, exist_ok=True)
+            image.save(folder / f"{index}.png")
+    broken = next((tmp_path / "photos" / "test").glob("*/*.png"))
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:60])
+    args = arguments(tmp_path / "out", dataset=str(tmp_path / "photos"), batch_size=16, max_steps=2, mixup=0, cutmix=0)
+    with pytest.raises(
+        ValueError, match=r"cannot be decoded.*; the trained model is saved in .*, and the same command"
+    ):
+        finetune(args, QUIET)
+    trained = load_file(tmp_path / "out" / "model.safetensors")
+    broken.write_bytes(whole)
+    results = finetune(args, QUIET)
+    assert results["images"] == 4
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["accuracy"] == results["accuracy"]
+    assert (tmp_path / "out" / "README.md").exists()
+    again = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(trained[name], again[name]) for name in trained)
+
+
+def digits_images(count: int) -> list[tuple[PIL.Image.Image, int]]:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    pixels = (digits.images[:count] * 15.9).astype("uint8")
+    return [(PIL.Image.fromarray(image), label % 2) for image, label in zip(pixels, digits.target, strict=False)]

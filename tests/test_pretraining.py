@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import ViTMAEModel
 
 from livt_hf import LivtMAEForPreTraining
-from livt_hf.arguments import PretrainArguments
+from livt_hf.arguments import FinetuneArguments, PretrainArguments
 from livt_hf.checkpoints import MARKER, StopSignal, incompleteness
 from livt_hf.data import (
     ImageDataset,
@@ -29,6 +29,7 @@ from livt_hf.data import (
     normalize,
     training_loader,
 )
+from livt_hf.finetuning import finetune
 from livt_hf.modeling_livt import interpolate_position_embeddings
 from livt_hf.optimization import learning_rate
 from livt_hf.pretraining import build_autoencoder, pretrain
@@ -285,6 +286,18 @@ def test_what_cannot_work_is_said_in_one_line(tmp_path, options, message):
     with pytest.raises(ValueError, match=message) as error:
         pretrain(arguments(tmp_path, **options))
     assert "\n" not in str(error.value)
+
+
+def test_a_finished_autoencoder_is_not_replaced(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    for checkpoint in (tmp_path / "run").glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    with pytest.raises(ValueError, match="holds the finished model of a run with another seed: 0 -> 5; name another"):
+        pretrain(arguments(tmp_path / "run", seed=5))
+    classifier = FinetuneArguments(dataset="digits", pretrained=str(finished), output_dir=str(tmp_path / "run"))
+    with pytest.raises(ValueError, match="holds the finished model of the other stage; name another folder"):
+        finetune(classifier)
+    assert same_weights(finished, tmp_path / "run")
 
 
 def test_a_checkpoint_of_another_patch_size_image_size_or_stage_is_refused(finished, tmp_path):
