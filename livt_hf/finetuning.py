@@ -44,7 +44,7 @@ from .prior import ClassPrior
 from .pushing import start_pusher
 from .report import write_report
 from .runs import RUN_FILE, check_continues, check_keeps, describe_world, finished_steps, read_record, run_record
-from .stages import encoder_sizes, open_stream, training_dataset
+from .stages import encoder_sizes, open_stream, training_dataset, unused_sizes
 from .trainer import BalancedTrainer
 
 
@@ -166,6 +166,8 @@ def finetune(args: FinetuneArguments, more: dict[str, Any] | None = None) -> dic
         f"{training_args.learning_rate:.3g}; {describe_world(trainer.accelerator)}"
         + (f"; resumed from {checkpoint}" if checkpoint else "")
     )
+    if line := unused_sizes(args, model.config):
+        say(line)
     if args.drop_path and not has_drop_path(model.config):
         say(f"drop_path: {type(model).__name__} has none; --drop_path {args.drop_path} has no effect")
     trainer.run_record = run_record(args, steps)

@@ -66,7 +66,7 @@ from .runs import (
     run_record,
     set_random_state,
 )
-from .stages import check_width, encoder_sizes, open_stream, training_dataset
+from .stages import check_width, encoder_sizes, open_stream, training_dataset, unused_sizes
 
 STATE_FILE = "state.json"  # in a checkpoint: the run record and what else a resume needs
 
@@ -214,6 +214,8 @@ def build_autoencoder(args: PretrainArguments, say: Callable[[str], None] = prin
         raise ValueError(
             f"patch_size: {args.patch_size} is not the {given.config.patch_size} of {args.pretrained}; leave it out"
         )
+    if line := unused_sizes(args, given.config):
+        say(line)
     settings = {name: getattr(args, name) for name in ("mask_ratio", "norm_pix_loss", "partial_reconstruction")}
     image_size = args.image_size or given.config.image_size
     config = LivtMAEConfig(**{**given.config.to_dict(), **settings, "image_size": image_size})

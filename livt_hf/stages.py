@@ -56,6 +56,14 @@ def encoder_sizes(args: StageArguments) -> dict[str, Any]:
     return {**sizes, "intermediate_size": 4 * width}
 
 
+def unused_sizes(args: StageArguments, config: Any) -> str | None:
+    """What to say where sizes were given, but a pretrained model brings its own; None where nothing is lost."""
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads")
+    given = {name: getattr(args, name) for name in names}
+    unused = [f"{name} {value}" for name, value in given.items() if value not in (None, getattr(config, name, None))]
+    return f"{', '.join(unused)}: not used, the sizes are those of {args.pretrained}" if unused else None
+
+
 def check_width(prefix: str, width: int, heads: int) -> None:
     if width % heads or width % 4:
         raise ValueError(

@@ -518,6 +518,11 @@ def test_fsdp2_is_the_same_run_and_resumes_with_any_engine(finished, mae_dir, tm
     check()
 
 
+def test_sizes_that_the_pretrained_model_decides_are_told(mae_dir, tmp_path, capsys):
+    finetune(arguments(tmp_path, pretrained=str(mae_dir), num_hidden_layers=5, max_steps=1), QUIET)
+    assert f"num_hidden_layers 5: not used, the sizes are those of {mae_dir}" in capsys.readouterr().out
+
+
 def test_a_finished_model_is_not_replaced_by_another_run(finished, mae_dir, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     for checkpoint in (tmp_path / "run").glob("checkpoint-*"):
