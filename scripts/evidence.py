@@ -29,8 +29,8 @@ SETS = {
     "cifar10-lt-100": ("CIFAR-10-LT (JPEG copies), factor 100", "The 3 / 4 / 3 largest classes are the groups."),
     "cifar10-lt-10": (
         "CIFAR-10-LT (JPEG copies), factor 10",
-        "The 3 / 4 / 3 largest classes are the groups. Pretrained on the tail of factor 100, whose images are all among "
-        "these.",
+        "The 3 / 4 / 3 largest classes are the groups. Pretrained on the tail of factor 100, all of whose images are "
+        "among these.",
     ),
     "grocery": ("Grocery Store", "43 classes of real photos with a natural tail; the test set is unbalanced, too."),
     "digits": ("Digits", "The quickstart's 8 x 8 digits, with three seeds."),
