@@ -36,7 +36,7 @@ def exact_attention(
     """softmax(q k^T * scaling) v of tensors (B, heads, T, width of a head): (B, T, heads, width).
 
     torch's fused kernel, but for half precision on a CPU: there two batched matrix products take less time
-    (`scripts/benchmark.py mae` measures both).
+    (`scripts/benchmark.py mae` and `finetune` measure both).
     """
     plain = attention_mask is None and dropout == 0.0
     if plain and query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16):
