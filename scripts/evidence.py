@@ -83,9 +83,11 @@ def gain(loss: str, over: str, measure: str = ALL) -> Callable[[Rows], float | N
     return difference
 
 
-def gain_of_pretraining(loss: str, measure: str = ALL) -> Callable[[Rows], float | None]:
+def gain_of_pretraining(loss: str) -> Callable[[Rows], float | None]:
+    """Figure of a loss after pretraining, less that without."""
+
     def difference(rows: Rows) -> float | None:
-        first, second = figure(rows, loss, measure), figure(rows, loss, measure, "none")
+        first, second = figure(rows, loss), figure(rows, loss, pretraining="none")
         return None if first is None or second is None else first - second
 
     return difference
