@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import gc
 import os
 import sys
 import traceback
@@ -448,7 +449,9 @@ def run(command: Callable[[list[str]], int], argv: Sequence[str] | None = None) 
 
     disable_progress_bar()  # one for every file read or written would run through the one that matters
     try:
-        return command(list(sys.argv[1:] if argv is None else argv))
+        status = command(list(sys.argv[1:] if argv is None else argv))
+        leave_process_group()
+        return status
     except ValueError as error:
         if not _raised_here(error):
             raise
@@ -460,6 +463,14 @@ def run(command: Callable[[list[str]], int], argv: Sequence[str] | None = None) 
     except KeyboardInterrupt:
         print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
         return 130
+
+
+def leave_process_group() -> None:
+    """End the communication with other processes. Its threads, left running, can abort Python while it ends."""
+    torch = sys.modules.get("torch")  # most commands have no need of it
+    if torch is not None and torch.distributed.is_initialized():
+        gc.collect()  # a wrapped model that is part of a cycle would keep the threads alive
+        torch.distributed.destroy_process_group()
 
 
 def _raised_here(error: BaseException) -> bool:

@@ -160,15 +160,34 @@ def _escape_latex(text: str) -> str:
 
 def write_comparison(output_dir: Path, comparison: Mapping[str, Any]) -> None:
     """Tables, pictures and report; results.json last."""
-    rows, runs = comparison["rows"], comparison["runs"]
+    rows = comparison["rows"]
+    pictures = draw_comparison(output_dir, rows, comparison["runs"])
+    write_text(output_dir / "table.md", comparison_table(rows) + "\n")
+    write_text(output_dir / "table.tex", latex_table(rows))
+    write_text(output_dir / "report.md", _report(comparison, pictures))
+    write_text(output_dir / "results.json", json.dumps(comparison, indent=2, ensure_ascii=False) + "\n")
+
+
+def draw_comparison(
+    output_dir: Path, rows: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]
+) -> dict[str, str]:
+    """Draw accuracy.png and, where there is something to see, convergence.png and model_size.png.
+
+    Args:
+        output_dir: where they go.
+        rows: what the table shows, of `summarise`.
+        runs: the runs of these rows, with their curves.
+
+    Returns:
+        The caption of each file.
+    """
     panels = {(row["pretraining"], row["parameters"]): _panel_name(row, rows) for row in rows}
-    pictures = {"accuracy.png": "Accuracy of each loss, with the spread over seeds."}
-    plot_comparison(
-        [_bar(row, panels[row["pretraining"], row["parameters"]]) for row in rows], output_dir / "accuracy.png"
-    )
+    captions = {"accuracy.png": "Accuracy of each loss, with the spread over seeds."}
+    bars = [_bar(row, panels[row["pretraining"], row["parameters"]]) for row in rows]
+    plot_comparison(bars, output_dir / "accuracy.png")
     trained = [run for run in runs if not run["post_hoc"]]
     if all(len(run["curve"]["epoch"]) > 1 for run in trained):
-        pictures["convergence.png"] = _convergence_caption(trained)
+        captions["convergence.png"] = _convergence_caption(trained)
         curves: dict[str, dict[str, list[dict[float, float]]]] = {}
         for run in trained:
             curve = dict(zip(run["curve"]["epoch"], run["curve"]["accuracy"], strict=True))
@@ -177,12 +196,9 @@ def write_comparison(output_dir: Path, comparison: Mapping[str, Any]) -> None:
         plot_convergence(curves, trained[0]["curve"]["split"], output_dir / "convergence.png")
     sizes = {(row["pretraining"] == "none", row["parameters"]) for row in rows}
     if len(sizes) > len({from_scratch for from_scratch, _ in sizes}):
-        pictures["model_size.png"] = "Accuracy over the number of parameters."
+        captions["model_size.png"] = "Accuracy over the number of parameters."
         plot_model_size([{**row, "name": row_name(row)} for row in rows], output_dir / "model_size.png")
-    write_text(output_dir / "table.md", comparison_table(rows) + "\n")
-    write_text(output_dir / "table.tex", latex_table(rows))
-    write_text(output_dir / "report.md", _report(comparison, pictures))
-    write_text(output_dir / "results.json", json.dumps(comparison, indent=2, ensure_ascii=False) + "\n")
+    return captions
 
 
 def _bar(row: Mapping[str, Any], panel: str) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 Each folder of model_cards/comparisons/ is a data set: the results.json files of its `livt compare` runs under names of
 their own, and what its autoencoders were pretrained with. `--add FOLDER OUTPUT_DIR ...` copies these from the output
-folders of `livt compare` and `livt pretrain`.
+folders of `livt compare` and `livt pretrain`. The folder held-out is for the runs of `livt finetune` that options were
+tried with; the first one added is what the others are compared with.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import shutil
 import sys
@@ -15,14 +17,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from livt_hf.card_training import read_metrics, read_run, training_command
-from livt_hf.comparison_report import MEASURES, SHORT_NAMES, comparison_table, summarise
-from livt_hf.report import code_block, escape_markdown, markdown_table
+from livt_hf.card_training import STAGES, read_metrics, read_run, training_command
+from livt_hf.comparison_report import MEASURES, SHORT_NAMES, comparison_table, draw_comparison, summarise
+from livt_hf.report import code_block, escape_markdown, markdown_table, percent
 
 ROOT = Path(__file__).parents[1]
 COMPARISONS = ROOT / "model_cards" / "comparisons"
 START, END = "<!-- evidence -->\n", "<!-- /evidence -->"
 PRETRAINING = "pretraining.json"
+HELD_OUT, TRIED = "held-out", "tried.json"
+HELD_OUT_MARK = "<!-- held-out -->"  # where the notes have the table of what was tried
+PICTURES = {
+    "accuracy.png": "Accuracy of every row",
+    "convergence.png": "Accuracy over the epochs of fine-tuning",
+    "model_size.png": "Accuracy over the number of parameters",
+}
 
 # folder -> title and what a reader should know of it
 SETS = {
@@ -33,6 +42,7 @@ SETS = {
         "among these.",
     ),
     "grocery": ("Grocery Store", "43 classes of real photos with a natural tail; the test set is unbalanced, too."),
+    "grocery-sizes": ("Grocery Store, model sizes", "The paper's ViT-Ti, ViT-S and ViT-B at patch 16, one seed each."),
     "digits": ("Digits", "The quickstart's 8 x 8 digits, with three seeds."),
 }
 
@@ -53,16 +63,19 @@ def load(folder: Path) -> list[dict[str, Any]]:
     return comparisons
 
 
-def rows_of(folder: Path) -> Rows:
-    """One row for each pretraining and loss, of all comparisons of a data set; a run that is in two counts once."""
-    runs = {}
-    for comparison in load(folder):
-        runs.update({run["name"]: run for run in comparison["runs"]})
+def runs_of(folder: Path) -> Rows:
+    """The runs of all comparisons of a data set, those of one pretraining and loss together; each counts once."""
+    runs = {run["name"]: run for comparison in load(folder) for run in comparison["runs"]}
     starts = list(dict.fromkeys(run["pretraining"] for run in runs.values()))
     losses = list(SHORT_NAMES)
     return sorted(
-        summarise(runs.values()), key=lambda row: (starts.index(row["pretraining"]), losses.index(row["loss"]))
+        runs.values(), key=lambda run: (starts.index(run["pretraining"]), losses.index(run["loss"]), run["seed"])
     )
+
+
+def rows_of(folder: Path) -> Rows:
+    """One row for each pretraining and loss, of all comparisons of a data set."""
+    return summarise(runs_of(folder))
 
 
 def figure(rows: Rows, loss: str, measure: str = ALL, pretraining: str | None = None) -> float | None:
@@ -78,6 +91,16 @@ def gain(loss: str, over: str, measure: str = ALL) -> Callable[[Rows], float | N
 
     def difference(rows: Rows) -> float | None:
         first, second = figure(rows, loss, measure), figure(rows, over, measure)
+        return None if first is None or second is None else first - second
+
+    return difference
+
+
+def gain_of_size(size: str, over: str) -> Callable[[Rows], float | None]:
+    """Bal-BCE's figure after pretraining one model size, less that of another."""
+
+    def difference(rows: Rows) -> float | None:
+        first, second = (figure(rows, "bal_bce", pretraining=f"mae-{name}") for name in (size, over))
         return None if first is None or second is None else first - second
 
     return difference
@@ -112,6 +135,8 @@ STATEMENTS: list[tuple[str, float | None, Callable[[Rows], float | None]]] = [
     ("Pretraining over none, CE, all", 54.5 - 31.6, gain_of_pretraining("ce")),
     ("Pretraining over none, Bal-BCE, all", None, gain_of_pretraining("bal_bce")),
     ("Pretraining on balanced images over the tail's, CE, all", None, gain_of_balance),
+    ("ViT-S over ViT-Ti, Bal-BCE, all", 54.1 - 40.8, gain_of_size("s", "ti")),
+    ("ViT-B over ViT-S, Bal-BCE, all", 60.9 - 54.1, gain_of_size("b", "s")),
     ("Calibration: ECE, Bal-BCE less BCE", 2.4 - 5.6, gain("bal_bce", "bce", "ece")),
     ("Calibration: MCE, Bal-BCE less BCE", 3.2 - 7.9, gain("bal_bce", "bce", "mce")),
 ]
@@ -136,6 +161,7 @@ def evidence_page(comparisons: Path = COMPARISONS) -> str:
     folders = [comparisons / name for name in SETS if (comparisons / name).is_dir()]
     sets = {folder.name: rows_of(folder) for folder in folders}
     notes = (comparisons / "notes.md").read_text(encoding="utf-8").strip()
+    notes = notes.replace(HELD_OUT_MARK, held_out_section(comparisons / HELD_OUT / TRIED))
     return "\n\n".join(
         [
             "# Evidence",
@@ -164,8 +190,8 @@ def _data_set(folder: Path, rows: Rows) -> str:
         f"{min(counts.values()):,} each; tested on {images:,} images, after the last epoch.",
         comparison_table(rows),
     ]
-    if (folder / "convergence.png").is_file():
-        parts.append(f"![Accuracy over the epochs of fine-tuning](comparisons/{folder.name}/convergence.png)")
+    pictures = {file: words for file, words in PICTURES.items() if (folder / file).is_file()}
+    parts += [f"![{words}](comparisons/{folder.name}/{file})" for file, words in pictures.items()]
     pretraining = _pretraining(folder)
     if pretraining:
         parts.append("\n".join(f"- {_pretraining_line(name, run)}" for name, run in pretraining.items()))
@@ -173,6 +199,37 @@ def _data_set(folder: Path, rows: Rows) -> str:
     parts.append(code_block("\n".join(dict.fromkeys(commands))))
     parts.append(f"*{measured_on(comparisons)}*")
     return "\n\n".join(parts)
+
+
+def held_out_section(file: Path) -> str:
+    """What was tried on held-out images: a table of what differs from the first run, and the commands of that run."""
+    if not file.is_file():
+        return ""
+    tried = list(json.loads(file.read_text(encoding="utf-8")).values())
+    base = tried[0]
+    rows = [
+        [
+            "; ".join(words for stage in STAGES if (words := changed(run[stage], base[stage], stage)))
+            or "nothing: the commands below",
+            *(percent(run[measure]) for measure in ("many", "medium", "few", "accuracy")),
+        ]
+        for run in tried
+    ]
+    table = markdown_table(("What differs", "Many", "Med.", "Few", "Acc"), rows, "lrrrr")
+    commands = code_block("\n".join(base[stage] for stage in STAGES))
+    return f"{table}\n\n{commands}\n\n*{measured_on(tried)}*"
+
+
+def changed(command: str, base: str, stage: str) -> str:
+    """The options of a command that differ from those of another; a command leaves out defaults."""
+    options, others = ({words.split()[0]: words for words in text.split(" --")[1:]} for text in (command, base))
+    defaults = {field.name: field.default for field in dataclasses.fields(STAGES[stage])}
+    differing = [
+        options.get(name) or f"{name} {defaults[name]}"
+        for name in dict.fromkeys([*others, *options])
+        if options.get(name) != others.get(name) and name not in ("output_dir", "pretrained")
+    ]
+    return f"{stage}: {', '.join(f'`--{words}`' for words in differing)}" if differing else ""
 
 
 def _pretraining(folder: Path) -> dict[str, Any]:
@@ -208,6 +265,8 @@ def readme_section(comparisons: Path = COMPARISONS) -> str:
         if not (comparisons / name).is_dir():
             continue
         table = rows_of(comparisons / name)
+        if figure(table, "bce") is None:  # another question's runs
+            continue
         for measure in (ALL, "few"):
             values = [figure(table, loss, measure) for loss in losses]
             rows.append([title, MEASURES[measure], *("–" if v is None else f"{v:.1f}" for v in values)])
@@ -223,16 +282,17 @@ def with_section(readme: str, section: str) -> str:
 
 
 def add(folder: Path, output_dir: Path) -> None:
-    """Copy what a `livt compare` or a `livt pretrain` measured.
+    """Copy what a `livt compare` or a `livt pretrain` measured, or a `livt finetune` into the folder held-out.
 
     Raises:
-        ValueError: it is the output folder of neither, or of an unfinished one.
+        ValueError: it is the output folder of none of these, or of an unfinished one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if (output_dir / "results.json").is_file():
+    if folder.name == HELD_OUT:
+        _add_tried(folder / TRIED, output_dir)
+    elif (output_dir / "results.json").is_file():
         shutil.copyfile(output_dir / "results.json", folder / f"{output_dir.name}.json")
-        if (output_dir / "convergence.png").is_file():
-            shutil.copyfile(output_dir / "convergence.png", folder / "convergence.png")
+        draw_comparison(folder, rows_of(folder), runs_of(folder))
     elif (record := read_run(output_dir)) and "mask_ratio" in record["arguments"]:
         losses = [entry["loss"] for entry in read_metrics(output_dir) if "loss" in entry]
         runs = _pretraining(folder)
@@ -249,9 +309,28 @@ def add(folder: Path, output_dir: Path) -> None:
         raise ValueError(f"{output_dir}: it is no output folder of a finished `livt compare` or `livt pretrain`")
 
 
+def _add_tried(file: Path, output_dir: Path) -> None:
+    record = read_run(output_dir)
+    if record is None or not (output_dir / "results.json").is_file():
+        raise ValueError(f"{output_dir}: it is no output folder of a finished `livt finetune`")
+    start = record["arguments"]["pretrained"]
+    autoencoder = read_run(Path(start))
+    if autoencoder is None:
+        raise ValueError(f"{start}: it is no folder from here, and {output_dir} was trained from it")
+    results = json.loads((output_dir / "results.json").read_text(encoding="utf-8"))
+    tried = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    tried[output_dir.name] = {
+        "pretrain": training_command("pretrain", autoencoder),
+        "finetune": training_command("finetune", record),
+        **{measure: results[measure] for measure in ("many", "medium", "few", "accuracy")},
+        **{key: results[key] for key in ("split", "images", "versions", "hardware")},
+    }
+    file.write_text(json.dumps(tried, indent=2) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--add", choices=list(SETS), metavar="FOLDER", help="in model_cards/comparisons/")
+    parser.add_argument("--add", choices=[*SETS, HELD_OUT], metavar="FOLDER", help="in model_cards/comparisons/")
     parser.add_argument("output_dir", nargs="*", type=Path, help="with --add: output folders to copy from")
     args = parser.parse_args()
     try:

@@ -71,7 +71,10 @@ def test_outputs_are_added_and_others_refused(comparisons, tmp_path):
     compared, pretrained = tmp_path / "more", tmp_path / "mae-more"
     compared.mkdir()
     pretrained.mkdir()
-    (compared / "results.json").write_text("{}")
+    comparison = json.loads((comparisons / "cifar10-lt-100" / "losses.json").read_text())
+    for one in comparison["runs"]:
+        one["curve"] = {"split": "test", "epoch": [1, 2], "accuracy": [30.0, one["accuracy"]]}
+    (compared / "results.json").write_text(json.dumps(comparison))
     arguments = {"mask_ratio": 0.75, "epochs": 3.0, "dataset": "digits", "data_dir": "/home/someone/photos"}
     record = {"arguments": arguments, "steps": 30, "versions": {}}
     (pretrained / "run.json").write_text(json.dumps(record))
@@ -79,9 +82,46 @@ def test_outputs_are_added_and_others_refused(comparisons, tmp_path):
     folder = comparisons / "digits"
     evidence.add(folder, compared)
     evidence.add(folder, pretrained)
-    assert (folder / "more.json").read_text() == "{}"
+    assert json.loads((folder / "more.json").read_text()) == comparison
+    assert {file.name for file in folder.glob("*.png")} == {"accuracy.png", "convergence.png"}
     added = json.loads((folder / "pretraining.json").read_text())["mae-more"]
     assert (added["first_loss"], added["loss"], added["steps"]) == (1.25, 0.5, 30)
     assert "someone" not in added["command"]
     with pytest.raises(ValueError, match="it is no output folder of a finished"):
         evidence.add(folder, tmp_path)
+
+
+def test_what_was_tried_is_told_by_its_differences_from_the_first(comparisons, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    figures = {"many": 60.0, "medium": 40.0, "few": 20.0, "split": "validation", "images": 9}
+    figures |= {
+        "hardware": {"device": "cpu", "cpu": "a CPU", "cores": 2},
+        "versions": {"torch": "2", "transformers": "5"},
+    }
+    runs = {"base": ("mae", {}, 44.0), "rate": ("mae", {"base_lr": 1e-3}, 41.0), "masks": ("mae-50", {}, 46.0)}
+    runs["smooth"] = ("mae", {"label_smoothing": 0.1}, 43.0)
+    for name, mask_ratio in (("mae", 0.75), ("mae-50", 0.5)):
+        (tmp_path / name).mkdir()
+        record = {"arguments": {"dataset": "tune", "mask_ratio": mask_ratio, "output_dir": name}, "steps": 9}
+        (tmp_path / name / "run.json").write_text(json.dumps(record))
+    for name, (start, options, accuracy) in runs.items():
+        (tmp_path / name).mkdir()
+        arguments = {
+            "dataset": "tune",
+            "base_lr": 2e-3,
+            "label_smoothing": 0.2,
+            "pretrained": start,
+            "output_dir": name,
+        }
+        (tmp_path / name / "run.json").write_text(json.dumps({"arguments": arguments | options, "steps": 9}))
+        (tmp_path / name / "results.json").write_text(json.dumps({**figures, "accuracy": accuracy}))
+        evidence.add(comparisons / "held-out", tmp_path / name)
+    (comparisons / "notes.md").write_text("Tried:\n\n<!-- held-out -->\n")
+    page = evidence.evidence_page(comparisons)
+    assert "| nothing: the commands below | 60.0 | 40.0 | 20.0 | 44.0 |" in page
+    assert "| finetune: `--base_lr 0.001` | 60.0 | 40.0 | 20.0 | 41.0 |" in page
+    assert "| pretrain: `--mask_ratio 0.5` | 60.0 | 40.0 | 20.0 | 46.0 |" in page
+    assert "| finetune: `--label_smoothing 0.1` |" in page  # its default
+    assert "livt finetune --dataset tune --output_dir base --base_lr 0.002" in page
+    with pytest.raises(ValueError, match="it is no output folder of a finished `livt finetune`"):
+        evidence.add(comparisons / "held-out", tmp_path / "mae")
