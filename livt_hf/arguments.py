@@ -128,6 +128,10 @@ class StageArguments:
                     f"{name}: none was given; name one with --{name}" + " or a --recipe" * (name == "dataset")
                 )
         check_folder(self.output_dir)
+        images, output_dir = Path(self.dataset).expanduser().absolute(), Path(self.output_dir).absolute()
+        inside = images in output_dir.parents and not (images / "train").is_dir()  # it would be read as a class
+        if images.is_dir() and (inside or images == output_dir):
+            raise ValueError(f"output_dir: {self.output_dir!r} lies in the folder of the images; name one outside")
 
     def data_options(self) -> dict[str, Any]:
         """Keyword arguments of `load_long_tailed`, beside the source."""
@@ -274,6 +278,8 @@ class FinetuneArguments(StageArguments):
             raise ValueError("stage: classifier retrains the last layer of a trained model; name it with --pretrained")
         if self.drw_epoch is not None and self.loss != "ldam":
             raise ValueError(f"drw_epoch: deferred re-weighting belongs to ldam; leave it out with --loss {self.loss}")
+        if self.drw_epoch is not None and self.drw_epoch >= self.epochs:
+            raise ValueError(f"drw_epoch: {self.drw_epoch} of {self.epochs} epochs would never come; lower it")
 
     @property
     def mixes(self) -> bool:

@@ -40,6 +40,7 @@ HYPERPARAMETERS = (
     "label_smoothing",
     "loss",
     "tau",
+    "ema",
     "imbalance_factor",
     "mixed_precision",
     "seed",
@@ -72,7 +73,7 @@ def hyperparameters(run: Mapping[str, Any]) -> str:
     rows = [
         (f"`{name}`", escape_markdown(_word(arguments[name])))
         for name in HYPERPARAMETERS
-        if arguments.get(name) is not None
+        if arguments.get(name) is not None and not (name == "epochs" and arguments.get("max_steps"))
     ]
     return markdown_table(("Option", "Value"), [*rows, ("steps", f"{run['steps']:,}")], "lr")
 

@@ -281,6 +281,8 @@ def run_adjust(argv: list[str]) -> int:
             f"temperature {adjusted['temperature']:.4g}: negative log-likelihood on the {args.split} split of "
             f"{args.dataset} {before:.4f} -> {after:.4f}"
         )
+        if args.split == "test":
+            print("it was fitted on the test split, which can no longer measure the copy's calibration")
     print(f"{args.output_dir} holds the adjusted classifier; measure it with `livt evaluate --model {args.output_dir}`")
     return 0
 

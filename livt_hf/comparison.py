@@ -18,6 +18,7 @@ from typing import Any
 
 from .adjustment import adjust
 from .arguments import FinetuneArguments, parse_arguments
+from .checkpoints import list_checkpoints
 from .classifiers import load_config
 from .comparison_report import MEASURES, summarise, write_comparison
 from .data import load_long_tailed
@@ -52,7 +53,8 @@ def compare(
 ) -> dict[str, Any] | None:
     """Fine-tune once for each loss, seed, pretrained model and size, and write table, report and pictures.
 
-    Interrupted, the same call goes on where it stopped; with more losses or seeds, it trains what is missing.
+    Interrupted, the same call goes on where it stopped; with more losses or seeds, it trains what is missing. A
+    finished run keeps its model, and no checkpoint.
 
     Args:
         options: command line of `livt finetune` that all runs share, without those that the other arguments name.
@@ -88,6 +90,9 @@ def compare(
         run_dir = Path(run.args.output_dir)
         if finished_steps(run_dir, run.args) is None:
             return None
+        if is_main:
+            for _, checkpoint in list_checkpoints(run_dir):  # with the optimiser, several times the finished model
+                shutil.rmtree(checkpoint)
         results = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
         finished.append({**_outcome(run, results), "curve": _curve(run, run_dir)})
         for method in post_hoc if is_main and run.args.loss not in BALANCED_LOSSES else ():

@@ -98,7 +98,7 @@ def _read_image(path: str) -> PIL.Image.Image:
 def find_images(sources: Sequence[str]) -> list[str]:
     """Image files: a file stays, a folder stands for all image files in and below it, a pattern for what it matches.
 
-    Sorted within each source; a file that does not exist is left for `predict_images` to report.
+    Sorted within each source, each file once; one that does not exist is left for `predict_images` to report.
 
     Raises:
         ValueError: a folder without images, or a pattern (``*``, ``?``, ``[...]``, ``**``) that matches nothing.
@@ -117,7 +117,7 @@ def find_images(sources: Sequence[str]) -> list[str]:
         else:
             found = [source]
         files += found
-    return files
+    return list(dict.fromkeys(files))
 
 
 def write_predictions(results: Iterable[dict[str, Any]], file: str | Path) -> int:

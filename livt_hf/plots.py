@@ -143,7 +143,7 @@ def prediction_figure(
     axes.set_ylabel("share of the images (%)")
     axes.set_xlabel("classes, largest first")
     axes.set_title("What is predicted, beside what was there")
-    axes.legend(frameon=False, loc="upper right", handlelength=1.6, handleheight=1, labelcolor=INK)
+    figure.legend(frameon=False, ncols=5, loc="outside lower center", handlelength=1.6, handleheight=1, labelcolor=INK)
     if len(prior) <= MAX_NAMED_CLASSES:
         names = [_short(prior.names[label]) for label in order]
         upright = len(prior) <= 12 and max(map(len, names)) <= 8
@@ -282,12 +282,13 @@ def plot_loss_curve(lines: Sequence[Mapping[str, float]], path: str | Path) -> N
     losses = [(line["epoch"], line["loss"]) for line in lines if "loss" in line]
     probes = [(line["epoch"], line["probe_accuracy"]) for line in lines if "probe_accuracy" in line]
     figure = Figure(figsize=(7.2, 5.4 if probes else 3.4), layout="constrained")
-    curves = [(losses, "reconstruction loss", GROUP_COLOURS["many"], None)]
+    curves = [(losses, "reconstruction loss", GROUP_COLOURS["many"])]
     if probes:
-        curves.append((probes, "k-NN accuracy (%)", GROUP_COLOURS["few"], "o"))
+        curves.append((probes, "k-NN accuracy (%)", GROUP_COLOURS["few"]))
     rows = figure.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, (points, name, colour, marker) in zip(rows, curves, strict=True):
+    for axes, (points, name, colour) in zip(rows, curves, strict=True):
         if points:
+            marker = "o" if len(points) < 30 else None  # a single point is no line
             axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.4, marker=marker, markersize=4)
         axes.set_ylabel(name)
         _clean(axes)

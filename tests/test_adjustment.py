@@ -170,12 +170,14 @@ def test_without_a_minimum_there_is_no_temperature():
         fit_temperature(torch.eye(4), torch.arange(4), np.zeros(4))
 
 
-def test_plain_transformers_gives_the_probabilities_and_undoing_gives_the_weights(tmp_path, folder, images):
+def test_plain_transformers_gives_the_probabilities_and_undoing_gives_the_weights(tmp_path, folder, images, capsys):
     """The whole way, as a command, with a fit."""
     adjusted, restored = tmp_path / "adjusted", tmp_path / "restored"
     folder = learn(folder, images, tmp_path / "learnt")
-    command = ["adjust", "--target_prior=uniform", "--temperature=fit", f"--dataset={images}", "--num_workers=0"]
-    assert main([*command, f"--model={folder}", f"--output_dir={adjusted}"]) == 0
+    fit = ["adjust", "--target_prior=uniform", "--temperature=fit", f"--dataset={images}", "--num_workers=0"]
+    fit += [f"--model={folder}"]
+    assert main([*fit, f"--output_dir={adjusted}"]) == 0
+    assert "can no longer measure" not in capsys.readouterr().out
     settings = json.loads((adjusted / "config.json").read_text())["adjustment"]
     assert settings["target_prior"] == "uniform"
 
@@ -196,6 +198,9 @@ def test_plain_transformers_gives_the_probabilities_and_undoing_gives_the_weight
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     native = [scores({"predictions": result}) for result in json.loads(run.stdout.splitlines()[-1])]
     np.testing.assert_allclose(native, after[:3], atol=1e-6)
+
+    assert main([*fit, "--split=test", f"--output_dir={tmp_path / 'leaked'}"]) == 0
+    assert "the test split, which can no longer measure the copy's calibration" in capsys.readouterr().out
 
     assert main(["adjust", "--undo", "--model", str(adjusted), "--output_dir", str(restored)]) == 0
     assert (restored / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()

@@ -370,3 +370,21 @@ def test_class_counts_that_nothing_would_read_are_refused():
     with pytest.raises(ValueError, match="^class_counts: only --streaming reads it; leave it out"):
         PretrainArguments(class_counts="counts.json")
     assert PretrainArguments(class_counts="counts.json", streaming=True).class_counts == "counts.json"
+
+
+def test_the_output_does_not_go_among_the_images(tmp_path):
+    (tmp_path / "cat").mkdir()
+    for folder in (tmp_path, tmp_path / "runs" / "first"):
+        args = parse("--dataset", tmp_path, "--output_dir", folder)
+        with pytest.raises(ValueError, match=r"output_dir: '.*' lies in the folder of the images; name one outside"):
+            args.require("dataset", "output_dir")
+    parse("--dataset", tmp_path / "cat", "--output_dir", tmp_path / "cat-runs").require("dataset", "output_dir")
+    (tmp_path / "train").mkdir()  # then nothing but the splits is read
+    parse("--dataset", tmp_path, "--output_dir", tmp_path / "runs").require("dataset", "output_dir")
+
+
+def test_reweighting_that_would_never_begin_is_refused():
+    assert refused("--loss", "ldam", "--drw_epoch", "20", "--epochs", "20") == (
+        "drw_epoch: 20.0 of 20.0 epochs would never come; lower it"
+    )
+    assert parse("--loss", "ldam", "--drw_epoch", "16", "--epochs", "20").drw_epoch == 16

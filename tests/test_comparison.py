@@ -120,6 +120,7 @@ def test_figures_are_those_of_single_runs_and_only_missing_runs_are_trained(tmp_
     curve = first["runs"][0]["curve"]
     assert (curve["split"], curve["epoch"], len(curve["accuracy"])) == ("validation", [1.0, 2.0], 2)
 
+    assert not list(output.rglob("checkpoint-*"))
     (output / names[1] / "run.json").unlink()  # as if it had been interrupted
     capsys.readouterr()
     assert main([*command, "--losses=bal_bce", f"--pretrained={autoencoder},none"]) == 0

@@ -366,7 +366,7 @@ def test_offline_the_hub_id_that_is_missing_is_named(monkeypatch):
         monkeypatch.setattr(f"{module}.HF_HUB_OFFLINE", True)
     message = (
         "--dataset uoft-cs/cifar10: cannot be loaded from the Hub; it is not in the local cache, and HF_HUB_OFFLINE "
-        r"forbids to fetch it \(.*\)$"
+        r"forbids to fetch it \(.*\); a folder that holds the images can be named with --data_dir$"
     )
     with pytest.raises(ValueError, match=message) as caught:
         load_long_tailed("cifar10-lt")

@@ -148,6 +148,7 @@ def test_folders_and_patterns_stand_for_their_image_files(folder, images, tmp_pa
     inside = [str(below / name) for name in ("1.PNG", "2.jpg")]
     assert find_images([str(tmp_path)]) == [str(tmp_path / "a.jpg"), *inside]
     assert find_images([str(tmp_path / "**" / "*.jpg"), "no.jpg"]) == [str(tmp_path / "a.jpg"), inside[1], "no.jpg"]
+    assert find_images([inside[1], str(below / "*.jpg")]) == [inside[1]]
     (tmp_path / "odd[1].jpg").write_bytes(b"")
     assert find_images([str(tmp_path / "odd[1].jpg")]) == [str(tmp_path / "odd[1].jpg")]
     (tmp_path / "empty").mkdir()

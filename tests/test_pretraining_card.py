@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from livt_hf.arguments import PretrainArguments, parse_arguments
-from livt_hf.card_training import training_command
+from livt_hf.card_training import hyperparameters, training_command
 from livt_hf.configuration_livt import LivtMAEConfig
 from livt_hf.pretraining_card import write_pretraining_card
 from livt_hf.runs import run_record
@@ -57,6 +57,14 @@ def test_names_cannot_change_the_card(folder):
     assert "<script" not in before
     assert "a&#124;b &#96;&#96;&#96; &#60;script&#62;" in before
     assert command.startswith("\n\n````bash\n")  # a fence that the name's cannot end
+
+
+def test_the_epochs_of_a_run_that_ended_by_its_steps_are_not_told(folder):
+    record = json.loads((folder / "run.json").read_text())
+    assert "| `epochs` |" in hyperparameters(record)
+    record["arguments"]["max_steps"] = 7
+    assert "| `epochs` |" not in hyperparameters(record)
+    assert "| `max_steps` | 7 |" in hyperparameters(record)
 
 
 def test_the_command_repeats_the_run(folder):

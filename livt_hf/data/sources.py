@@ -146,7 +146,10 @@ def _load_own_lists(
 def _load_cifar(name: str, root: Path | None, image_column: str | None, label_column: str | None) -> DatasetDict:
     cifar = CIFAR_SETS[name]
     if root is None:
-        splits = load_hub(cifar.hub_id, image_column, label_column or cifar.label_column)
+        try:
+            splits = load_hub(cifar.hub_id, image_column, label_column or cifar.label_column)
+        except ValueError as error:
+            raise ValueError(f"{error}; a folder that holds the images can be named with --data_dir") from error
     else:
         splits = load_folder(root, image_column, label_column or _column_if_there(root, cifar.label_column))
     found = splits["train"].features["label"].num_classes
