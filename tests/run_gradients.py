@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from safetensors.torch import save_file
-from test_finetuning import gradients
+from test_finetuning_trainer import gradients
 from test_loss_func import COUNTS, KINDS, gradients_of_a_step, stock_trainer
 
 from livt_hf.cli import run

@@ -4,26 +4,18 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
-import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from datasets import ClassLabel, Features, Image
-from transformers import set_seed
 
-from livt_hf import LivtConfig, LivtMAEForPreTraining, ViTForBalancedClassification, __version__
+from livt_hf import __version__
 from livt_hf.cli import COMMANDS, main
-from livt_hf.configuration_livt import LivtMAEConfig
-from livt_hf.data.transforms import image_processor
-from livt_hf.modeling_livt import config_for_classes
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
 DECODER = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
 TRAINING = {**SIZES, "batch_size": 4, "max_steps": 1, "num_workers": 0}
 STAGE = {"pretrain": {**TRAINING, **DECODER}, "finetune": {**TRAINING, "rand_augment": "none"}}
-COUNTS = {"ant": 5, "bee": 3}
 
 
 @pytest.fixture(autouse=True)
@@ -38,41 +30,6 @@ def _quick_end_of_workers():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
         yield
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """A folder with 8 training images of 2 classes and one test image of each; no validation split."""
-    folder = tmp_path_factory.mktemp("data")
-    pixels = np.random.default_rng(0)
-    for name, count in COUNTS.items():
-        for split, number in (("train", count), ("test", 1)):
-            (folder / split / name).mkdir(parents=True)
-            for index in range(number):
-                image = PIL.Image.fromarray(pixels.integers(0, 256, (12, 10, 3), dtype=np.uint8))
-                image.save(folder / split / name / f"{index}.jpg")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def classifier(tmp_path_factory):
-    """A saved classifier of ants and bees."""
-    set_seed(0)
-    folder = tmp_path_factory.mktemp("classifier")
-    config = LivtConfig(**SIZES, intermediate_size=64, **config_for_classes(COUNTS))
-    ViTForBalancedClassification(config).save_pretrained(folder)
-    image_processor(8, 0.875, (0.5,) * 3, (0.5,) * 3).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def autoencoder(tmp_path_factory):
-    set_seed(0)
-    folder = tmp_path_factory.mktemp("autoencoder")
-    config = LivtMAEConfig(**SIZES, **DECODER, intermediate_size=64, decoder_intermediate_size=64)
-    LivtMAEForPreTraining(config).save_pretrained(folder)
-    image_processor(8, 0.875, (0.5,) * 3, (0.5,) * 3).save_pretrained(folder)
-    return folder
 
 
 def words(*argv, **options):
@@ -211,9 +168,11 @@ def test_bad_folders_are_named(capsys, tmp_path, data, stage):
 def test_labels_out_of_range_name_their_row(capsys, tmp_path, data, stage):
     image = {"bytes": (data / "train" / "ant" / "0.jpg").read_bytes(), "path": None}
     schema = Features({"image": Image(), "label": ClassLabel(names=["ant", "bee"])}).arrow_schema
-    pq.write_table(pa.table({"image": [image] * 3, "label": [0, 1, 2]}, schema=schema), tmp_path / "train-0.parquet")
-    error = the_error(capsys, run_stage(stage, tmp_path, tmp_path / "out"))
-    assert error.startswith(f"{tmp_path}: label 2 of train row 2 is not one of the 2 classes (0 to 1; 1 such rows)")
+    folder = tmp_path / "images"
+    folder.mkdir()
+    pq.write_table(pa.table({"image": [image] * 3, "label": [0, 1, 2]}, schema=schema), folder / "train-0.parquet")
+    error = the_error(capsys, run_stage(stage, folder, tmp_path / "out"))
+    assert error.startswith(f"{folder}: label 2 of train row 2 is not one of the 2 classes (0 to 1; 1 such rows)")
 
 
 def test_one_class_is_too_few_for_a_classifier(capsys, tmp_path, data):
@@ -304,255 +263,6 @@ def test_a_reporter_that_is_not_installed_is_named(capsys, tmp_path, data, monke
     monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: False)
     error = the_error(capsys, run_stage("finetune", data, tmp_path / "out", report_to="wandb"))
     assert error.startswith("report_to: ")
-
-
-# Pretrained models
-
-
-@pytest.mark.parametrize("pretrained", ["/no/such/folder", "no-such-organisation/no-such-model"])
-def test_a_pretrained_model_that_does_not_exist_is_named(capsys, tmp_path, data, pretrained):
-    error = the_error(capsys, run_stage("finetune", data, tmp_path / "out", pretrained=pretrained))
-    assert error.startswith(f"pretrained: '{pretrained}' is neither a folder with a model nor one on the Hub (")
-    assert error.endswith("); give the output folder of `livt pretrain`, an image classifier, a Hub id, or none")
-
-
-def test_a_folder_without_a_model_is_no_pretrained_model(capsys, tmp_path, data):
-    error = the_error(capsys, run_stage("finetune", data, tmp_path / "out", pretrained=data))
-    assert error.startswith(f"pretrained: '{data}' is neither a folder with a model nor one on the Hub (")
-
-
-def test_an_adjusted_classifier_is_no_pretrained_model(capsys, tmp_path, data, classifier):
-    assert main(words("adjust", model=classifier, output_dir=tmp_path / "adjusted", temperature=2)) == 0
-    capsys.readouterr()
-    status = run_stage("finetune", data, tmp_path / "out", pretrained=tmp_path / "adjusted")
-    assert the_error_after_a_bar(capsys, status).startswith("model: its classifier was adjusted after the training")
-
-
-def test_an_image_size_that_does_not_fit_the_pretrained_patches_is_named(capsys, tmp_path, data, autoencoder):
-    status = run_stage("finetune", data, tmp_path / "out", pretrained=autoencoder, image_size=10)
-    assert the_error(capsys, status).startswith("image_size: 10 is not divisible by patch_size 4; use image_size 8,")
-
-
-# Output folders of other runs
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory, data):
-    """Output folders of both stages, each finished after 2 steps, with a checkpoint at step 1."""
-    folder = tmp_path_factory.mktemp("runs")
-    for stage in STAGE:
-        assert run_stage(stage, data, folder / stage, max_steps=2, save_every=1) == 0
-    return folder
-
-
-@pytest.mark.parametrize("stage", STAGE)
-def test_a_run_of_another_shape_is_not_continued(capsys, tmp_path, runs, data, stage):
-    shutil.copytree(runs / stage, tmp_path / "out")
-    capsys.readouterr()
-    error = the_error(capsys, run_stage(stage, data, tmp_path / "out", max_steps=2, save_every=1, hidden_size=32))
-    assert error.startswith(f"output_dir: '{tmp_path / 'out'}'")
-    assert "hidden_size: 16 -> 32" in error
-
-
-def test_a_finished_run_is_not_passed_off_as_one_with_another_loss(capsys, tmp_path, runs, data):
-    """Its last checkpoint is its end: nothing would be trained with the other loss."""
-    shutil.copytree(runs / "finetune", tmp_path / "out")
-    capsys.readouterr()
-    error = the_error(capsys, run_stage("finetune", data, tmp_path / "out", max_steps=2, save_every=1, loss="ce"))
-    assert error.startswith(f"output_dir: '{tmp_path / 'out'}'")
-    assert "loss: bal_bce -> ce" in error
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["loss"] == "bal_bce"
-
-
-def test_a_masked_autoencoder_is_told_from_a_classifier(capsys, tmp_path, runs, data):
-    for words, message in (
-        (["--model", str(runs / "pretrain")], "it is a masked autoencoder; fine-tune it first"),
-        (["--model", str(runs / "finetune"), "--mae", str(runs / "finetune")], "it is another model; name the output"),
-    ):
-        options = ["--dataset", str(data), "--output_dir", str(tmp_path), *words]
-        assert message in the_error(capsys, main(["evaluate", *options]))
-
-
-@pytest.mark.parametrize(("stage", "other"), [("pretrain", "finetune"), ("finetune", "pretrain")])
-def test_a_checkpoint_of_the_other_stage_is_not_continued(capsys, tmp_path, runs, data, stage, other):
-    shutil.copytree(runs / other, tmp_path / "out")
-    capsys.readouterr()
-    assert str(tmp_path / "out") in the_error(capsys, run_stage(stage, data, tmp_path / "out"))
-    checkpoint = sorted((runs / other).glob("checkpoint-*"))[0]
-    status = run_stage(stage, data, tmp_path / "new", resume=checkpoint)
-    assert str(checkpoint) in the_error(capsys, status)
-
-
-@pytest.mark.parametrize("stage", STAGE)
-def test_the_same_command_again_changes_nothing(capsys, tmp_path, runs, data, stage):
-    shutil.copytree(runs / stage, tmp_path / "out")
-    before = {file: file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()}
-    capsys.readouterr()
-    assert run_stage(stage, data, tmp_path / "out", max_steps=2, save_every=1) == 0
-    assert "holds this run, finished after 2 steps; nothing to do" in capsys.readouterr().out
-    assert {file: file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()} == before
-
-
-def test_quickstart_leaves_other_folders_alone(capsys, tmp_path):
-    def error():
-        return the_error(capsys, main(["quickstart", "--output_dir", str(tmp_path / "out")]))
-
-    (tmp_path / "out").write_text("a file")
-    assert error().startswith(f"output_dir: '{tmp_path / 'out'}'")
-    (tmp_path / "out").unlink()
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "notes.txt").write_text("mine")
-    assert error() == f"output_dir: '{tmp_path / 'out'}' is not empty; name a new folder"
-    (tmp_path / "out" / "results.json").write_text("[]")
-    assert error().startswith(f"output_dir: '{tmp_path / 'out'}' holds a finished quickstart; name a new folder")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["notes.txt", "results.json"]
-
-
-# Images that cannot be read
-
-
-@pytest.fixture(scope="module")
-def truncated(tmp_path_factory, data):
-    """The data with one training JPEG cut in half; the folder and the file."""
-    folder = tmp_path_factory.mktemp("truncated") / "data"
-    shutil.copytree(data, folder)
-    file = folder / "train" / "ant" / "1.jpg"
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    return folder, file
-
-
-@pytest.mark.parametrize("stage", STAGE)
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_truncated_jpeg_is_replaced_and_named_in_the_log(tmp_path, truncated, stage, num_workers):
-    """Two steps of four read all eight images."""
-    folder, file = truncated
-    assert run_stage(stage, folder, tmp_path, max_steps=2, num_workers=num_workers, max_bad_images=1) == 0
-    log = (tmp_path / "bad_images.log").read_text().splitlines()
-    assert len(log) == 1
-    assert log[0].startswith(f"{file}: cannot be decoded (")
-
-
-@pytest.mark.parametrize("num_workers", [0, 1])
-@pytest.mark.parametrize("stage", STAGE)
-def test_more_bad_images_than_allowed_stop_the_run_with_one_line(capsys, tmp_path, truncated, stage, num_workers):
-    folder, file = truncated
-    status = run_stage(stage, folder, tmp_path, max_steps=2, num_workers=num_workers, max_bad_images=0)
-    assert the_error_after_a_bar(capsys, status) == (
-        f"1 training images cannot be read, more than --max_bad_images 0; see {tmp_path / 'bad_images.log'}; repair "
-        "them or raise the limit"
-    )
-    assert (tmp_path / "bad_images.log").read_text().startswith(f"{file}: cannot be decoded (")
-
-
-def test_images_of_every_mode_are_trained_on(capsys, tmp_path, data):
-    """RGBA, palette, 16-bit, grey, grey with alpha, black and white, CMYK: none is replaced."""
-    folder = tmp_path / "data"
-    grey = np.arange(120, dtype=np.uint16).reshape(12, 10)
-    image = PIL.Image.open(data / "train" / "ant" / "0.jpg")
-    for name, modes in {"ant": ["RGBA", "P", "L", "LA"], "bee": ["1", "CMYK", "I;16", "RGB"]}.items():
-        (folder / name).mkdir(parents=True)
-        for mode in modes:
-            picture = PIL.Image.fromarray(grey * 500) if mode == "I;16" else image.convert(mode)
-            picture.save(folder / name / f"{mode.replace(';', '')}.{'jpg' if mode == 'CMYK' else 'png'}")
-    assert run_stage("pretrain", folder, tmp_path / "out", max_steps=2, logging_steps=1, max_bad_images=0) == 0
-    assert not (tmp_path / "out" / "bad_images.log").exists()
-    assert "on 8 images at 8 px" in capsys.readouterr().out
-    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 2]
-    assert all(0 < line["loss"] < 10 for line in lines)
-
-
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_an_unreadable_test_image_is_an_error_that_names_it(capsys, tmp_path, data, classifier, num_workers):
-    shutil.copytree(data, tmp_path / "data")
-    file = tmp_path / "data" / "test" / "bee" / "0.jpg"
-    file.write_bytes(file.read_bytes()[:200])
-    argv = words("evaluate", model=classifier, dataset=tmp_path / "data", num_workers=num_workers)
-    error = the_error(capsys, main([*argv, "--output_dir", str(tmp_path / "out")]))
-    assert error.startswith(f"{file}: cannot be decoded (")
-
-
-@pytest.mark.parametrize("stage", STAGE)
-def test_a_loss_that_is_not_finite_stops_the_run_with_one_line(capsys, tmp_path, data, stage):
-    options = {"base_lr": 1e36, "warmup_epochs": 0, "max_steps": 4, "logging_steps": 1}
-    error = the_error_after_a_bar(capsys, run_stage(stage, data, tmp_path, **options))
-    assert error.startswith("the loss was not finite at step ")
-    assert not (tmp_path / "config.json").exists()
-
-
-# Evaluation and prediction
-
-
-def evaluate(data, classifier, tmp_path, **options):
-    defaults = {"model": classifier, "dataset": data, "num_workers": 0, "output_dir": tmp_path / "out"}
-    return main(words("evaluate", **{**defaults, **options}))
-
-
-def test_evaluating_on_a_missing_split_lists_the_splits(capsys, tmp_path, data, classifier):
-    error = the_error(capsys, evaluate(data, classifier, tmp_path, split="validation"))
-    assert error == f"split: {data} has no split 'validation'; choose one of train, test"
-
-
-def test_class_names_that_differ_are_listed(capsys, tmp_path, data, classifier):
-    for split in ("train", "test"):
-        shutil.copytree(data / split / "ant", tmp_path / "data" / split / "ant")
-        shutil.copytree(data / split / "bee", tmp_path / "data" / split / "wasp")
-    error = the_error(capsys, evaluate(tmp_path / "data", classifier, tmp_path))
-    assert error == (
-        "the data set: the model does not know 1 of its classes: wasp; the model's classes without counterpart: bee"
-    )
-    assert not (tmp_path / "out").exists()
-
-
-def test_models_that_cannot_be_evaluated_are_named(capsys, tmp_path, data, autoencoder, classifier):
-    def error(**options):
-        return the_error(capsys, evaluate(data, classifier, tmp_path, **options))
-
-    assert error(model="/no/such") == "model: there is no folder '/no/such'"
-    assert error(model=data).startswith(f"model: '{data}' holds no config.json; give the folder that holds")
-    assert error(model=autoencoder).startswith(f"model: '{autoencoder}' cannot be loaded as an image classifier: ")
-    assert error(mae=classifier).startswith(f"mae: '{classifier}' cannot be loaded as a masked autoencoder: ")
-    assert error(mae="/no/such") == "mae: there is no folder '/no/such'"
-
-
-@pytest.mark.parametrize(
-    ("options", "start"),
-    [
-        ({"batch_size": 0}, "batch_size: "),
-        ({"batch_size": "two"}, "argument --batch_size: invalid int value: 'two'"),
-        ({"num_workers": -1}, "num_workers: "),
-        ({"device": "nonsense"}, "device: 'nonsense'"),
-    ],
-)
-def test_evaluation_settings_that_cannot_be_are_named(capsys, tmp_path, data, classifier, options, start):
-    assert the_error(capsys, evaluate(data, classifier, tmp_path, **options)).startswith(start)
-
-
-def test_a_device_that_is_not_there_is_named(capsys, monkeypatch, tmp_path, data, classifier):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert the_error(capsys, evaluate(data, classifier, tmp_path, device="cuda:7")).startswith("device: 'cuda:7'")
-
-
-def test_prediction_goes_on_after_a_bad_file_and_says_which_it_was(capsys, tmp_path, data, classifier):
-    image, missing, text = data / "test" / "ant" / "0.jpg", tmp_path / "no.jpg", tmp_path / "text.jpg"
-    text.write_text("no image")
-    assert main(words("predict", missing, image, text, model=classifier, device="cpu")) == 1
-    output = capsys.readouterr()
-    assert output.err == f"error: {missing}: no such file\nerror: {text}: not an image\n"
-    lines = output.out.splitlines()
-    assert lines[0] == str(image)
-    assert sorted(line.split()[-1] for line in lines[1:]) == ["ant", "bee"]
-    assert sum(float(line.split()[0]) for line in lines[1:]) == pytest.approx(100, abs=0.02)
-
-
-def test_prediction_settings_that_cannot_be_are_named(capsys, data, classifier):
-    image = data / "test" / "ant" / "0.jpg"
-    assert the_error(capsys, main(words("predict", image, model="/no/such"))) == "model: there is no folder '/no/such'"
-    status = main(words("predict", image, model=classifier, top_k=0))
-    assert the_error(capsys, status) == "top_k: 0; at least 1 is needed"
-    status = main(words("predict", image, model=classifier, device="nonsense"))
-    assert the_error(capsys, status).startswith("device: 'nonsense'")
 
 
 # What is not the user's mistake

@@ -1,4 +1,4 @@
-"""Balanced fine-tuning: the gradients of the recipe, exact resume, native output."""
+"""Balanced fine-tuning of a pretrained model: native output, the steps of a plain loop, exact resume, two processes."""
 
 import json
 import os
@@ -8,19 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import PIL.Image
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_loss_func import KINDS, gradients_of_the_batch
-from transformers import AutoImageProcessor, AutoModelForImageClassification, TrainingArguments
+from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from livt_hf import BalancedTrainer, LivtConfig, LivtMAEForPreTraining, ViTForBalancedClassification
+from livt_hf import LivtMAEForPreTraining, ViTForBalancedClassification
 from livt_hf.arguments import FinetuneArguments
-from livt_hf.averaging import WeightAverage
 from livt_hf.configuration_livt import LivtMAEConfig
 from livt_hf.data import (
-    EvalTransform,
     FinetuneTransform,
     ImageDataset,
     Mixup,
@@ -33,8 +29,6 @@ from livt_hf.data import (
 )
 from livt_hf.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from livt_hf.finetuning import finetune
-from livt_hf.losses import build_loss, effective_number_weights
-from livt_hf.modeling_livt import config_for_classes
 from livt_hf.optimization import adamw, learning_rate, parameter_groups
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -202,64 +196,6 @@ def test_a_torn_checkpoint_is_skipped_and_the_result_is_the_same(finished, mae_d
     assert log_lines(tmp_path) == log_lines(finished)
 
 
-def trainer(tmp_path: Path, batch_size: int, accumulation: int, loss: str = "bal_bce", **options) -> BalancedTrainer:
-    torch.manual_seed(0)
-    splits = load_long_tailed("digits")
-    config = LivtConfig(
-        **SIZES,
-        **config_for_classes(class_counts(splits["train"])),
-        intermediate_size=128,
-        image_size=8,
-        patch_size=2,
-        loss=loss,
-    )
-    return BalancedTrainer(
-        ViTForBalancedClassification(config),
-        TrainingArguments(
-            str(tmp_path),
-            per_device_train_batch_size=batch_size,
-            gradient_accumulation_steps=accumulation,
-            max_steps=1,
-            learning_rate=1e-3,
-            max_grad_norm=0.0,
-            report_to="none",
-            save_strategy="no",
-            use_cpu=True,
-            disable_tqdm=True,
-        ),
-        train_dataset=ImageDataset(splits["train"], FinetuneTransform(8)),
-        eval_dataset=ImageDataset(splits["validation"], EvalTransform(8, 1.0)),
-        mean=(0.3, 0.3, 0.3),
-        std=(0.4, 0.4, 0.4),
-        **options,
-    )
-
-
-def gradients(tmp_path: Path, batch_size: int, accumulation: int) -> dict[str, torch.Tensor]:
-    """Gradients of the first optimiser step, read just before it."""
-    found: dict[str, torch.Tensor] = {}
-    subject = trainer(tmp_path, batch_size, accumulation, mixup=Mixup(10))
-    subject.create_optimizer()
-    step = subject.optimizer.step
-
-    def read(*args, **kwargs):
-        found.update({name: p.grad.clone() for name, p in subject.model.named_parameters()})
-        return step(*args, **kwargs)
-
-    subject.optimizer.step = read
-    subject.train()
-    return found
-
-
-def test_accumulated_micro_batches_have_the_gradients_of_the_whole_batch(tmp_path):
-    """8 x 1 = 4 x 2 = 2 x 4 accumulated, with mixup of the global batch."""
-    whole = gradients(tmp_path, 8, 1)
-    assert max(gradient.abs().max() for gradient in whole.values()) > 1e-2
-    for batch_size, accumulation in ((4, 2), (2, 4)):
-        for name, gradient in gradients(tmp_path, batch_size, accumulation).items():
-            torch.testing.assert_close(gradient, whole[name], rtol=1e-4, atol=1e-5, msg=name)
-
-
 def launch_two(script: Path, *words: str) -> str:
     """What a script prints in two processes on a CPU."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
@@ -268,19 +204,6 @@ def launch_two(script: Path, *words: str) -> str:
     run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
     return run.stdout
-
-
-def test_two_processes_have_the_gradients_of_the_whole_batch(tmp_path):
-    """8 x 1 = 2 processes x 4: `BalancedTrainer` with mixup, and a stock Trainer with hard and with soft labels."""
-    launch_two(Path(__file__).with_name("run_gradients.py"), str(tmp_path))
-    expected = {"balanced": gradients(tmp_path / "one", 8, 1)}
-    expected |= {kind: gradients_of_the_batch("bal_bce", kind) for kind in KINDS}
-    for run, whole in expected.items():
-        found = load_file(tmp_path / f"{run}.safetensors")
-        assert set(found) == set(whole)
-        assert max(gradient.abs().max() for gradient in whole.values()) > 1e-2
-        for name, gradient in whole.items():
-            torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-6, msg=f"{run}: {name}")
 
 
 def test_two_processes_train_as_one_at_the_same_global_batch(finished, mae_dir, tmp_path):
@@ -296,72 +219,6 @@ def test_two_processes_train_as_one_at_the_same_global_batch(finished, mae_dir, 
     for first, second in zip(one, two, strict=True):
         for name in {"loss", "eval_accuracy"} & set(first):
             assert second[name] == pytest.approx(first[name], rel=1e-4)
-
-
-def test_evaluation_reports_groups_and_calibration(tmp_path):
-    metrics = trainer(tmp_path, 8, 1).evaluate()
-    names = ("accuracy", "many", "medium", "few", "ece", "mce")
-    assert set(metrics) == {"epoch", *(f"eval_{name}" for name in names)}
-    # An untrained classifier ~ 2e-5 predicts almost evenly: confidence 10 %.
-    assert metrics["eval_ece"] == pytest.approx(abs(metrics["eval_accuracy"] - 10), abs=0.5)
-
-
-def test_a_non_finite_loss_stops_before_the_update(tmp_path, monkeypatch):
-    subject = trainer(tmp_path, 8, 1)
-    before = {name: tensor.clone() for name, tensor in subject.model.state_dict().items()}
-    forward = ViTForBalancedClassification.forward
-
-    def poisoned(self, *args, **kwargs):
-        output = forward(self, *args, **kwargs)
-        output.logits = output.logits * float("inf")
-        return output
-
-    monkeypatch.setattr(ViTForBalancedClassification, "forward", poisoned)
-    with pytest.raises(ValueError, match="the loss was not finite at step 1;"):
-        subject.train()
-    assert all(torch.equal(tensor, before[name]) for name, tensor in subject.model.state_dict().items())
-
-
-def test_an_odd_batch_with_mixup_is_named(tmp_path):
-    with pytest.raises(ValueError, match="batch_size: 7 is odd"):
-        trainer(tmp_path, 7, 1, mixup=Mixup(10)).train()
-
-
-def test_bf16_trains_on_a_cpu_as_float32_does_up_to_its_rounding(tmp_path):
-    losses = []
-    for precision in ("no", "bf16"):
-        finetune(arguments(tmp_path / precision, max_steps=10, mixed_precision=precision), QUIET)
-        losses.append([line["loss"] for line in log_lines(tmp_path / precision) if "loss" in line])
-    assert losses[0] != losses[1]
-    assert losses[1] == pytest.approx(losses[0], rel=0.02)
-
-
-@pytest.mark.slow
-def test_a_compiled_model_is_the_same_run(tmp_path):
-    """Without drop path, whose draws differ."""
-    for name, more in (("plain", QUIET), ("compiled", {**QUIET, "torch_compile": True})):
-        finetune(arguments(tmp_path / name, drop_path=0.0, max_steps=12), more)
-    plain, compiled = (log_lines(tmp_path / name) for name in ("plain", "compiled"))
-    assert [line["loss"] for line in compiled if "loss" in line] == pytest.approx(
-        [line["loss"] for line in plain if "loss" in line], rel=1e-4
-    )
-    model = AutoModelForImageClassification.from_pretrained(tmp_path / "compiled")
-    assert type(model).__name__ == "BeitForImageClassification"
-
-
-def test_it_trains_on_a_stream(tmp_path):
-    digits = load_long_tailed("digits")["train"]
-    for shard in range(2):
-        digits.shard(2, shard).to_parquet(tmp_path / "set" / f"train-{shard:05}-of-00002.parquet")
-    options = {"dataset": str(tmp_path / "set"), "streaming": True, "loss": "ce", "base_lr": 2e-2}
-    options |= {"mixup": 0.0, "cutmix": 0.0, "rand_augment": "none", "random_erasing": 0.0, "label_smoothing": 0.0}
-    counts = tmp_path / "counts.json"
-    counts.write_text(json.dumps(class_counts(digits)))
-    assert finetune(arguments(tmp_path / "out", class_counts=str(counts), **options), QUIET) is None
-    model = ViTForBalancedClassification.from_pretrained(tmp_path / "out")
-    assert model.config.ordered_class_counts() == class_counts(digits)
-    losses = [line["loss"] for line in log_lines(tmp_path / "out")]
-    assert losses[-1] < 0.9 * losses[0]
 
 
 def test_without_a_validation_or_test_split_it_trains_and_says_so(tmp_path, capsys, mae_dir):
@@ -412,64 +269,6 @@ def test_the_average_of_the_weights_survives_a_resume_and_is_what_is_saved(tmp_p
     )
     assert all(torch.equal(model[name], average[name]) for name in average)
     assert any(not torch.equal(model[name], tensor) for name, tensor in trained.state_dict().items())
-
-
-def test_the_average_by_hand():
-    model = torch.nn.Linear(1, 1, bias=False)
-    model.weight.data.fill_(1.0)
-    average = WeightAverage(model, 0.75)
-    for value in (2.0, 4.0):
-        model.weight.data.fill_(value)
-        average.update(model)
-    assert average.weights["weight"].item() == 0.75 * (0.75 * 1 + 0.25 * 2) + 0.25 * 4
-    with average.inside(model):
-        assert model.weight.item() == average.weights["weight"].item()
-    assert model.weight.item() == 4.0
-
-
-def test_ldam_is_reweighted_from_its_epoch_on(tmp_path):
-    """On logits of 0, the loss before and after, from the definitions."""
-    splits = load_long_tailed("digits")
-    subject = trainer(tmp_path, 8, 1, drw_epoch=2.0, loss="ldam")
-    counts, steps = class_counts(splits["train"]), subject.training_batches().steps_per_epoch
-    logits, labels = torch.zeros(4, 10), torch.tensor([0, 3, 8, 9])
-    plain = build_loss("ldam", counts)(logits, labels)
-    weighted = build_loss("ldam", counts, class_weights=effective_number_weights(counts))(logits, labels)
-    assert plain != weighted
-    for step, expected in ((0, plain), (2 * steps - 1, plain), (2 * steps, weighted), (3 * steps, weighted)):
-        subject.state.global_step = step
-        assert subject.loss_now()(logits, labels) == expected
-    with pytest.raises(ValueError, match="drw_epoch: deferred re-weighting belongs to ldam, and the loss is bal_bce"):
-        trainer(tmp_path, 8, 1, drw_epoch=2.0)
-    with pytest.raises(
-        ValueError, match="drw_epoch: deferred re-weighting belongs to ldam; leave it out with --loss ce"
-    ):
-        arguments(tmp_path, loss="ce", drw_epoch=1.0)
-
-
-def test_classes_in_another_order_than_the_images_are_refused(tmp_path):
-    splits = load_long_tailed("digits")
-    counts = class_counts(splits["train"])
-    sizes = {**SIZES, "intermediate_size": 128, "image_size": 8, "patch_size": 2}
-    for other, message in (
-        (dict(reversed(counts.items())), "class_counts: label 0 is '0' in the training images, and '9' in the model;"),
-        (
-            {f"digit {name}": count for name, count in counts.items()},
-            "class names of the model and the training images",
-        ),
-    ):
-        model = ViTForBalancedClassification(LivtConfig(**sizes, **config_for_classes(other)))
-        dataset = ImageDataset(splits["train"], FinetuneTransform(8))
-        options = {"train_dataset": dataset, "mean": (0.3,) * 3, "std": (0.4,) * 3}
-        with pytest.raises(ValueError, match=message):
-            BalancedTrainer(model, TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"), **options)
-
-
-def test_an_empty_validation_split_is_named(tmp_path):
-    subject = trainer(tmp_path, 8, 1)
-    empty = ImageDataset(load_long_tailed("digits")["validation"].select([]), EvalTransform(8, 1.0))
-    with pytest.raises(ValueError, match="eval_dataset: the split to evaluate on has no images"):
-        subject.evaluate(empty)
 
 
 def test_fsdp2_is_the_same_run_and_resumes_with_any_engine(finished, mae_dir, tmp_path):
@@ -533,36 +332,3 @@ def test_a_finished_model_is_not_replaced_by_another_run(finished, mae_dir, tmp_
     assert same_weights(finished, tmp_path / "run")
     replaced = finetune(arguments(tmp_path / "run", seed=5, resume="never", max_steps=2, **same), QUIET)
     assert replaced["seed"] == 5
-
-
-def test_an_image_that_ends_the_evaluation_costs_no_training(tmp_path):
-    """The trained model is kept and named; once the image is mended, the same command evaluates it."""
-    for split, count in (("train", 20), ("test", 4)):
-        for index, (image, label) in enumerate(digits_images(count)):
-            folder = tmp_path / "photos" / split / str(label)
-            folder.mkdir(parents=True, exist_ok=True)
-            image.save(folder / f"{index}.png")
-    broken = next((tmp_path / "photos" / "test").glob("*/*.png"))
-    whole = broken.read_bytes()
-    broken.write_bytes(whole[:60])
-    args = arguments(tmp_path / "out", dataset=str(tmp_path / "photos"), batch_size=16, max_steps=2, mixup=0, cutmix=0)
-    with pytest.raises(
-        ValueError, match=r"cannot be decoded.*; the trained model is saved in .*, and the same command"
-    ):
-        finetune(args, QUIET)
-    trained = load_file(tmp_path / "out" / "model.safetensors")
-    broken.write_bytes(whole)
-    results = finetune(args, QUIET)
-    assert results["images"] == 4
-    assert json.loads((tmp_path / "out" / "results.json").read_text())["accuracy"] == results["accuracy"]
-    assert (tmp_path / "out" / "README.md").exists()
-    again = load_file(tmp_path / "out" / "model.safetensors")
-    assert all(torch.equal(trained[name], again[name]) for name in trained)
-
-
-def digits_images(count: int) -> list[tuple[PIL.Image.Image, int]]:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    pixels = (digits.images[:count] * 15.9).astype("uint8")
-    return [(PIL.Image.fromarray(image), label % 2) for image, label in zip(pixels, digits.target, strict=False)]

@@ -1,0 +1,197 @@
+"""The trainer of balanced fine-tuning: its gradients, precision, losses and evaluation."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_finetuning import QUIET, SIZES, arguments, launch_two, log_lines
+from test_loss_func import KINDS, gradients_of_the_batch
+from transformers import AutoModelForImageClassification, TrainingArguments
+
+from livt_hf import BalancedTrainer, LivtConfig, ViTForBalancedClassification
+from livt_hf.averaging import WeightAverage
+from livt_hf.data import EvalTransform, FinetuneTransform, ImageDataset, Mixup, class_counts, load_long_tailed
+from livt_hf.finetuning import finetune
+from livt_hf.losses import build_loss, effective_number_weights
+from livt_hf.modeling_livt import config_for_classes
+
+
+def trainer(tmp_path: Path, batch_size: int, accumulation: int, loss: str = "bal_bce", **options) -> BalancedTrainer:
+    torch.manual_seed(0)
+    splits = load_long_tailed("digits")
+    config = LivtConfig(
+        **SIZES,
+        **config_for_classes(class_counts(splits["train"])),
+        intermediate_size=128,
+        image_size=8,
+        patch_size=2,
+        loss=loss,
+    )
+    return BalancedTrainer(
+        ViTForBalancedClassification(config),
+        TrainingArguments(
+            str(tmp_path),
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+            max_steps=1,
+            learning_rate=1e-3,
+            max_grad_norm=0.0,
+            report_to="none",
+            save_strategy="no",
+            use_cpu=True,
+            disable_tqdm=True,
+        ),
+        train_dataset=ImageDataset(splits["train"], FinetuneTransform(8)),
+        eval_dataset=ImageDataset(splits["validation"], EvalTransform(8, 1.0)),
+        mean=(0.3, 0.3, 0.3),
+        std=(0.4, 0.4, 0.4),
+        **options,
+    )
+
+
+def gradients(tmp_path: Path, batch_size: int, accumulation: int) -> dict[str, torch.Tensor]:
+    """Gradients of the first optimiser step, read just before it."""
+    found: dict[str, torch.Tensor] = {}
+    subject = trainer(tmp_path, batch_size, accumulation, mixup=Mixup(10))
+    subject.create_optimizer()
+    step = subject.optimizer.step
+
+    def read(*args, **kwargs):
+        found.update({name: p.grad.clone() for name, p in subject.model.named_parameters()})
+        return step(*args, **kwargs)
+
+    subject.optimizer.step = read
+    subject.train()
+    return found
+
+
+def test_accumulated_micro_batches_have_the_gradients_of_the_whole_batch(tmp_path):
+    """8 x 1 = 4 x 2 = 2 x 4 accumulated, with mixup of the global batch."""
+    whole = gradients(tmp_path, 8, 1)
+    assert max(gradient.abs().max() for gradient in whole.values()) > 1e-2
+    for batch_size, accumulation in ((4, 2), (2, 4)):
+        for name, gradient in gradients(tmp_path, batch_size, accumulation).items():
+            torch.testing.assert_close(gradient, whole[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_two_processes_have_the_gradients_of_the_whole_batch(tmp_path):
+    """8 x 1 = 2 processes x 4: `BalancedTrainer` with mixup, and a stock Trainer with hard and with soft labels."""
+    launch_two(Path(__file__).with_name("run_gradients.py"), str(tmp_path))
+    expected = {"balanced": gradients(tmp_path / "one", 8, 1)}
+    expected |= {kind: gradients_of_the_batch("bal_bce", kind) for kind in KINDS}
+    for run, whole in expected.items():
+        found = load_file(tmp_path / f"{run}.safetensors")
+        assert set(found) == set(whole)
+        assert max(gradient.abs().max() for gradient in whole.values()) > 1e-2
+        for name, gradient in whole.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-6, msg=f"{run}: {name}")
+
+
+def test_evaluation_reports_groups_and_calibration(tmp_path):
+    metrics = trainer(tmp_path, 8, 1).evaluate()
+    names = ("accuracy", "many", "medium", "few", "ece", "mce")
+    assert set(metrics) == {"epoch", *(f"eval_{name}" for name in names)}
+    # An untrained classifier ~ 2e-5 predicts almost evenly: confidence 10 %.
+    assert metrics["eval_ece"] == pytest.approx(abs(metrics["eval_accuracy"] - 10), abs=0.5)
+
+
+def test_a_non_finite_loss_stops_before_the_update(tmp_path, monkeypatch):
+    subject = trainer(tmp_path, 8, 1)
+    before = {name: tensor.clone() for name, tensor in subject.model.state_dict().items()}
+    forward = ViTForBalancedClassification.forward
+
+    def poisoned(self, *args, **kwargs):
+        output = forward(self, *args, **kwargs)
+        output.logits = output.logits * float("inf")
+        return output
+
+    monkeypatch.setattr(ViTForBalancedClassification, "forward", poisoned)
+    with pytest.raises(ValueError, match="the loss was not finite at step 1;"):
+        subject.train()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in subject.model.state_dict().items())
+
+
+def test_an_odd_batch_with_mixup_is_named(tmp_path):
+    with pytest.raises(ValueError, match="batch_size: 7 is odd"):
+        trainer(tmp_path, 7, 1, mixup=Mixup(10)).train()
+
+
+def test_bf16_trains_on_a_cpu_as_float32_does_up_to_its_rounding(tmp_path):
+    losses = []
+    for precision in ("no", "bf16"):
+        finetune(arguments(tmp_path / precision, max_steps=10, mixed_precision=precision), QUIET)
+        losses.append([line["loss"] for line in log_lines(tmp_path / precision) if "loss" in line])
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_is_the_same_run(tmp_path):
+    """Without drop path, whose draws differ."""
+    for name, more in (("plain", QUIET), ("compiled", {**QUIET, "torch_compile": True})):
+        finetune(arguments(tmp_path / name, drop_path=0.0, max_steps=12), more)
+    plain, compiled = (log_lines(tmp_path / name) for name in ("plain", "compiled"))
+    assert [line["loss"] for line in compiled if "loss" in line] == pytest.approx(
+        [line["loss"] for line in plain if "loss" in line], rel=1e-4
+    )
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "compiled")
+    assert type(model).__name__ == "BeitForImageClassification"
+
+
+def test_the_average_by_hand():
+    model = torch.nn.Linear(1, 1, bias=False)
+    model.weight.data.fill_(1.0)
+    average = WeightAverage(model, 0.75)
+    for value in (2.0, 4.0):
+        model.weight.data.fill_(value)
+        average.update(model)
+    assert average.weights["weight"].item() == 0.75 * (0.75 * 1 + 0.25 * 2) + 0.25 * 4
+    with average.inside(model):
+        assert model.weight.item() == average.weights["weight"].item()
+    assert model.weight.item() == 4.0
+
+
+def test_ldam_is_reweighted_from_its_epoch_on(tmp_path):
+    """On logits of 0, the loss before and after, from the definitions."""
+    splits = load_long_tailed("digits")
+    subject = trainer(tmp_path, 8, 1, drw_epoch=2.0, loss="ldam")
+    counts, steps = class_counts(splits["train"]), subject.training_batches().steps_per_epoch
+    logits, labels = torch.zeros(4, 10), torch.tensor([0, 3, 8, 9])
+    plain = build_loss("ldam", counts)(logits, labels)
+    weighted = build_loss("ldam", counts, class_weights=effective_number_weights(counts))(logits, labels)
+    assert plain != weighted
+    for step, expected in ((0, plain), (2 * steps - 1, plain), (2 * steps, weighted), (3 * steps, weighted)):
+        subject.state.global_step = step
+        assert subject.loss_now()(logits, labels) == expected
+    with pytest.raises(ValueError, match="drw_epoch: deferred re-weighting belongs to ldam, and the loss is bal_bce"):
+        trainer(tmp_path, 8, 1, drw_epoch=2.0)
+    with pytest.raises(
+        ValueError, match="drw_epoch: deferred re-weighting belongs to ldam; leave it out with --loss ce"
+    ):
+        arguments(tmp_path, loss="ce", drw_epoch=1.0)
+
+
+def test_classes_in_another_order_than_the_images_are_refused(tmp_path):
+    splits = load_long_tailed("digits")
+    counts = class_counts(splits["train"])
+    sizes = {**SIZES, "intermediate_size": 128, "image_size": 8, "patch_size": 2}
+    for other, message in (
+        (dict(reversed(counts.items())), "class_counts: label 0 is '0' in the training images, and '9' in the model;"),
+        (
+            {f"digit {name}": count for name, count in counts.items()},
+            "class names of the model and the training images",
+        ),
+    ):
+        model = ViTForBalancedClassification(LivtConfig(**sizes, **config_for_classes(other)))
+        dataset = ImageDataset(splits["train"], FinetuneTransform(8))
+        options = {"train_dataset": dataset, "mean": (0.3,) * 3, "std": (0.4,) * 3}
+        with pytest.raises(ValueError, match=message):
+            BalancedTrainer(model, TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"), **options)
+
+
+def test_an_empty_validation_split_is_named(tmp_path):
+    subject = trainer(tmp_path, 8, 1)
+    empty = ImageDataset(load_long_tailed("digits")["validation"].select([]), EvalTransform(8, 1.0))
+    with pytest.raises(ValueError, match="eval_dataset: the split to evaluate on has no images"):
+        subject.evaluate(empty)
