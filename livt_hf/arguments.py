@@ -35,7 +35,7 @@ def option(default: Any, text: str) -> Any:
 
 @dataclass
 class StageArguments:
-    """What both stages share, with the values of pretraining."""
+    """What both stages share, mostly with the values of pretraining."""
 
     recipe: str | None = option(None, "Name of a recipe in livt_hf/recipes: a data set and all its values.")
     config: str | None = option(None, "YAML file of options, applied after the recipe.")
@@ -63,8 +63,8 @@ class StageArguments:
     num_attention_heads: int | None = option(None, "Heads of the encoder, instead of those of --model_size.")
     patch_size: int = option(16, "Side of a patch in pixels.")
     image_size: int | None = option(None, "Side of the input image in pixels: 224, or that of --pretrained.")
-    mean: list[float] = option([0.485, 0.456, 0.406], "Channel means for normalisation, in 0..1.")
-    std: list[float] = option([0.229, 0.224, 0.225], "Channel standard deviations for normalisation, in 0..1.")
+    mean: list[float] | None = option(None, "Channel means for normalisation, in 0..1: of --pretrained, or ImageNet's.")
+    std: list[float] | None = option(None, "Channel standard deviations, in 0..1: of --pretrained, or ImageNet's.")
     min_crop_scale: float = option(0.2, "Smallest share of an image's area that a random crop keeps.")
     horizontal_flip: float = option(0.5, "Probability of a horizontal flip.")
 
@@ -201,6 +201,8 @@ class PretrainArguments(StageArguments):
     """Masked generative pretraining. Defaults: the paper's table for all its data sets."""
 
     pretrained: str = option("none", "Masked autoencoder to go on from: a folder or Hub id (facebook/vit-mae-base).")
+    mean: list[float] = option([0.485, 0.456, 0.406], "Channel means for normalisation, in 0..1.")
+    std: list[float] = option([0.229, 0.224, 0.225], "Channel standard deviations for normalisation, in 0..1.")
     mask_ratio: float = option(0.75, "Share of the patches that are hidden.")
     norm_pix_loss: bool = option(True, "Predict pixels normalised per patch.")
     partial_reconstruction: float = option(1.0, "Share of the hidden patches that are predicted; below 1 is faster.")
@@ -231,8 +233,6 @@ class FinetuneArguments(StageArguments):
     ignore_mismatched_classifier: bool = option(
         False, "Start from a classifier of other classes, with a new last layer."
     )
-    mean: list[float] | None = option(None, "Channel means for normalisation, in 0..1: of --pretrained, or ImageNet's.")
-    std: list[float] | None = option(None, "Channel standard deviations, in 0..1: of --pretrained, or ImageNet's.")
     loss: str = option("bal_bce", f"Training loss: {', '.join(LOSS_NAMES)}.")
     tau: float = option(1.0, "Scale of the loss's logit bias.")
     label_smoothing: float = option(0.1, "Smoothing of the targets, with and without mixup.")
@@ -291,6 +291,9 @@ Arguments = TypeVar("Arguments", bound=StageArguments)
 
 
 class _Parser(HfArgumentParser):
+    def __init__(self, fields: type, **options: Any):
+        super().__init__(fields, **options)  # type: ignore[arg-type]  # declared NewType(Any), which no class is
+
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
 

@@ -158,7 +158,7 @@ def find_resume_checkpoint(output_dir: Path, resume: str) -> tuple[Path | None, 
         if reason:
             raise ValueError(f"resume: {resume!r} is not a complete checkpoint: {reason}; name another, or use auto")
         return Path(resume), []
-    skipped = []
+    skipped: list[str] = []
     for _, folder in reversed(list_checkpoints(output_dir)):
         reason = incompleteness(folder)
         if reason is None:

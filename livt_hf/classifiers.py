@@ -123,7 +123,8 @@ def classifier_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
     """
     base = model.base_model_prefix
     if hasattr(model, "timm_model"):
-        heads = model.timm_model.get_classifier()
+        timm_model: Any = model.timm_model
+        heads = timm_model.get_classifier()
         heads = heads if isinstance(heads, tuple | list) else (heads,)
         inside = [(name, module) for name, module in model.named_modules() if any(module is head for head in heads)]
     else:
@@ -176,8 +177,9 @@ def with_image_size(model: PreTrainedModel, image_size: int) -> PreTrainedModel:
     """
     config: Any = model.config
     if hasattr(model, "timm_model"):
-        if hasattr(model.timm_model, "set_input_size"):
-            model.timm_model.set_input_size(img_size=image_size)
+        timm_model: Any = model.timm_model
+        if hasattr(timm_model, "set_input_size"):
+            timm_model.set_input_size(img_size=image_size)
             config.model_args = {**(config.model_args or {}), "img_size": image_size}
         config.image_size = image_size
         return model
@@ -230,7 +232,7 @@ def _load(pretrained: str, config: PreTrainedConfig, drop_path: float) -> tuple[
         logging.set_verbosity(verbosity)
 
 
-def _class_names(config: PreTrainedConfig) -> list[str]:
+def _class_names(config: Any) -> list[str]:
     return [str(config.id2label[label]) for label in range(config.num_labels)]
 
 

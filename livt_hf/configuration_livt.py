@@ -108,7 +108,7 @@ def store_class_counts(
     Raises:
         ValueError: other classes than the model has, in number or by name; unusable counts or an unknown loss.
     """
-    names = [config.id2label[label] for label in range(config.num_labels)]
+    names = class_names(config)
     if len(class_counts) != len(names):
         raise ValueError(
             f"class_counts: {len(class_counts)} classes, but the model has {len(names)}; load it with "
@@ -140,9 +140,14 @@ def ordered_class_counts(config: PreTrainedConfig) -> dict[str, int]:
             "class_counts: the config holds none; pass class_counts={name: count} of the training set, or call "
             "store_class_counts(model.config, {name: count})"
         )
-    names = [config.id2label[label] for label in range(config.num_labels)]
+    names = class_names(config)
     check_same_names(names, counts, "id2label", "class_counts")
     return {name: counts[name] for name in names}
+
+
+def class_names(config: Any) -> list[str]:
+    """The class names of any model's config, in label order."""
+    return [config.id2label[label] for label in range(config.num_labels)]
 
 
 def set_class_names(config: Any, names: Sequence[str]) -> None:

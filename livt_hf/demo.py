@@ -124,7 +124,10 @@ def head_and_tail(split: Dataset, config: Any, number: int = 8) -> list[Example]
         by_size = by_size[: number // 2] + by_size[-(number - number // 2) :]
     images = data.ImageDataset(split, lambda image: {"pixel_values": image})
     return [
-        (_as_picture(images[first[name]]["pixel_values"]), f"{name} · {counts[name]}" if counts[name] else name)
+        (
+            _as_picture(torch.as_tensor(images[first[name]]["pixel_values"])),
+            f"{name} · {counts[name]}" if counts[name] else name,
+        )
         for name in by_size
     ]
 

@@ -46,7 +46,7 @@ from .prior import ClassPrior
 from .prior_shift import assumed_log_prior, long_tailed_priors, prior_accuracies
 from .report import write_report
 
-Statistics = tuple[float, float, float]  # of the pixels in 0 .. 1, per channel
+Statistics = Sequence[float]  # of the pixels in 0 .. 1, per channel
 MASK_GREY = 225  # grey level of hidden patches in pictures
 
 
@@ -414,7 +414,7 @@ def reconstruct_images(
         mean, std: of the pixels in 0 .. 1, as the model was trained.
     """
     mae = mae.eval()
-    patch_size: Any = mae.config.patch_size
+    patch_size = mae.config.patch_size
     grid = mae.config.image_size // patch_size
     noise = torch.rand(len(images), grid * grid, generator=torch.Generator().manual_seed(seed))  # (B, T)
     device = mae.device

@@ -130,7 +130,7 @@ def finetune(args: FinetuneArguments, more: dict[str, Any] | None = None) -> dic
         # --max_steps shortens the schedule, and this with it
         drw_epoch=None if args.drw_epoch is None else args.drw_epoch * epochs / args.epochs,
         mixup=Mixup(
-            model.config.num_labels,
+            len(counts),
             mixup_alpha=args.mixup,
             cutmix_alpha=args.cutmix,
             prob=args.mixup_prob,
@@ -166,8 +166,8 @@ def finetune(args: FinetuneArguments, more: dict[str, Any] | None = None) -> dic
         f"{training_args.learning_rate:.3g}; {describe_world(trainer.accelerator)}"
         + (f"; resumed from {checkpoint}" if checkpoint else "")
     )
-    if line := unused_sizes(args, model.config):
-        say(line)
+    if unused := unused_sizes(args, model.config):
+        say(unused)
     if args.drop_path and not has_drop_path(model.config):
         say(f"drop_path: {type(model).__name__} has none; --drop_path {args.drop_path} has no effect")
     trainer.run_record = run_record(args, steps)

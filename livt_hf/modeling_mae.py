@@ -36,6 +36,7 @@ PIXEL_EPS = 1e-6  # added to a patch's variance, official models_mae.py `forward
 class LivtMAEForPreTraining(ViTMAEForPreTraining):
     """Masked autoencoder with MAE's initialisation and a float32 loss on masked patches."""
 
+    config: LivtMAEConfig
     config_class = LivtMAEConfig
     accepts_loss_kwargs = False
 
@@ -168,11 +169,12 @@ class LivtMAEForPreTraining(ViTMAEForPreTraining):
 class LivtMAEAttention(ViTMAEAttention):
     """As upstream, but one matrix product makes queries, keys and values. Same parameters, same names."""
 
-    def forward(
+    def forward(  # type: ignore[override]  # upstream's fused attention returns no weights either
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        heads = project_heads(hidden_states, [self.q_proj, self.k_proj, self.v_proj], self.num_attention_heads)
-        return self.attend(*heads, attention_mask, **kwargs)
+        projections = [self.q_proj, self.k_proj, self.v_proj]
+        query, key, value = project_heads(hidden_states, projections, self.num_attention_heads)
+        return self.attend(query, key, value, attention_mask, **kwargs)
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
@@ -195,9 +197,11 @@ class LivtMAEDecoder(ViTMAEDecoder):
 
     def __init__(self, config: LivtMAEConfig, num_patches: int):
         super().__init__(config, num_patches)
-        self.decoder_layers[-1] = _LastDecoderLayer(self.decoder_layers[-1].attention.config)
+        last = self.decoder_layers[-1]
+        assert isinstance(last, ViTMAELayer)
+        self.decoder_layers[-1] = _LastDecoderLayer(last.attention.config)
 
-    def forward(self, latent: Tensor, order: Tensor) -> Tensor:
+    def forward(self, latent: Tensor, order: Tensor) -> Tensor:  # type: ignore[override]
         """Predicted pixels (B, M, P) of the patches ``order[:, V:]``.
 
         Args:
@@ -218,6 +222,8 @@ class LivtMAEDecoder(ViTMAEDecoder):
 
 class _LastDecoderLayer(ViTMAELayer):
     """The last block: every token is read, but only the last ``num_predicted`` ones are written."""
+
+    attention: LivtMAEAttention  # put there by `LivtMAEForPreTraining`
 
     def forward(self, hidden_states: Tensor, num_predicted: int) -> Tensor:  # type: ignore[override]
         attention, normed = self.attention, self.layernorm_before(hidden_states)

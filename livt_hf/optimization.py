@@ -53,7 +53,8 @@ def layer_ids(model: nn.Module) -> dict[str, int]:
     """
     names = [name for name, _ in model.named_parameters()]
     if hasattr(model, "layer_id"):
-        return {name: model.layer_id(name) for name in names}
+        layer_id: Any = model.layer_id
+        return {name: layer_id(name) for name in names}
     blocks = [f"{block}." for block in block_names(model)]
     if not blocks:
         raise ValueError(f"layer_decay: no blocks were found in {type(model).__name__}; use --layer_decay 1.0")

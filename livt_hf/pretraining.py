@@ -364,7 +364,7 @@ class _Run:
                 f"{self.output_dir} is good: lower --base_lr, or use --mixed_precision bf16 or no instead of fp16"
             )
 
-    def whole_weights(self) -> dict[str, Tensor]:
+    def whole_weights(self) -> dict[str, Any]:
         """All weights by name, put together from the shards of FSDP; on the main process. All processes call it."""
         return get_model_state_dict(self.unwrapped, options=WHOLE)
 

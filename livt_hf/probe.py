@@ -10,6 +10,7 @@ Legend: N images in the bank, Q queries, D width, C classes.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -53,9 +54,11 @@ def knn_accuracy(
     Returns:
         ``probe_accuracy``, ``probe_many``, ``probe_medium``, ``probe_few``; a group without test images is left out.
     """
-    options = {"mean": mean, "std": std, "batch_size": batch_size, "num_workers": num_workers}
-    bank, bank_labels = encode(accelerator, model, train, **options)
-    queries, labels = (bank, bank_labels) if validation is None else encode(accelerator, model, validation, **options)
+    encoded = functools.partial(
+        encode, accelerator, model, mean=mean, std=std, batch_size=batch_size, num_workers=num_workers
+    )
+    bank, bank_labels = encoded(train)
+    queries, labels = (bank, bank_labels) if validation is None else encoded(validation)
     predictions = knn_predictions(bank, bank_labels, queries, len(class_counts), leave_one_out=validation is None)
     accuracy = long_tail_accuracy(labels.cpu().numpy(), predictions.cpu().numpy(), class_counts, groups)
     measures = ("accuracy", "many", "medium", "few")
@@ -80,7 +83,7 @@ def encode(
     # training: a bad image is then replaced instead of ending the run.
     mine = Subset(images, [(0, min(index, len(images) - 1)) for index in range(start, start + share)])  # type: ignore[misc]
     features, labels = [], []
-    for batch in evaluation_loader(mine, batch_size, num_workers):  # type: ignore[arg-type]
+    for batch in evaluation_loader(mine, batch_size, num_workers):
         pixels = normalize(batch["pixel_values"].to(accelerator.device, non_blocking=True), mean, std)
         with accelerator.autocast():
             features.append(model.features(pixels).float())

@@ -58,8 +58,10 @@ def write_report(results: Mapping[str, Any], output_dir: str | Path, split: Data
     }
     for name, figure in figures.items():
         save_png(figure, folder / f"{name}.png")
-    hardest = results["hardest_images"] if split is not None else []
-    images = [decode_image(split[entry["index"]]["image"]).permute(1, 2, 0).numpy() for entry in hardest]
+    images = []
+    if split is not None:
+        hardest = results["hardest_images"]
+        images = [decode_image(split[entry["index"]]["image"]).permute(1, 2, 0).numpy() for entry in hardest]
     if images:
         plot_thumbnails(images, [f"{entry['true']}\nnot {entry['predicted']}" for entry in hardest], folder / HARDEST)
     reconstructions = (folder / "reconstructions.png").read_bytes() if "reconstructions" in results else None

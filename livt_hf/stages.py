@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from .arguments import StageArguments
+from .arguments import FinetuneArguments, PretrainArguments, StageArguments
 from .configuration_livt import VIT_SIZES
 from .data import ImageDataset
 from .data.streaming import ImageStream, StreamedSamples, load_stream
@@ -56,7 +56,7 @@ def encoder_sizes(args: StageArguments) -> dict[str, Any]:
     return {**sizes, "intermediate_size": 4 * width}
 
 
-def unused_sizes(args: StageArguments, config: Any) -> str | None:
+def unused_sizes(args: PretrainArguments | FinetuneArguments, config: Any) -> str | None:
     """What to say where sizes were given, but a pretrained model brings its own; None where nothing is lost."""
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads")
     given = {name: getattr(args, name) for name in names}

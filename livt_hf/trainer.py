@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -22,6 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Subset
 from transformers import (
     PreTrainedModel,
@@ -71,6 +73,10 @@ class BalancedTrainer(Trainer):
             froze all but the classifier, stays in evaluation mode.
         drw_epoch: epoch from which ldam weights the classes (`deferred_weights`); None leaves it out.
     """
+
+    model: PreTrainedModel
+    train_dataset: ImageDataset | StreamedSamples
+    eval_dataset: ImageDataset | None
 
     def __init__(
         self,
@@ -137,14 +143,16 @@ class BalancedTrainer(Trainer):
     # Data
 
     def training_batches(self, start_step: int = 0, stop_step: int | None = None) -> TrainingBatches:
-        args = self.args
+        args, dataset, labels = self.args, self.train_dataset, None
         if self.mixup is not None and args.per_device_train_batch_size % 2:
             raise ValueError(
                 f"batch_size: {args.per_device_train_batch_size} is odd, and mixup mixes neighbours; use an even one"
             )
-        streamed = isinstance(self.train_dataset, StreamedSamples)
+        if self.classifier_only:
+            assert not isinstance(dataset, StreamedSamples)  # a stream was refused at the start
+            labels = np.asarray(dataset.rows.dataset["label"])
         return TrainingBatches(
-            len(self.train_dataset.stream if streamed else self.train_dataset),
+            len(dataset.stream if isinstance(dataset, StreamedSamples) else dataset),
             args.per_device_train_batch_size,
             args.gradient_accumulation_steps,
             args.world_size,
@@ -152,10 +160,10 @@ class BalancedTrainer(Trainer):
             seed=args.seed,
             start_step=start_step,
             stop_step=stop_step,
-            labels=np.asarray(self.train_dataset.rows.dataset["label"]) if self.classifier_only else None,
+            labels=labels,
         )
 
-    def get_train_dataloader(self) -> _EpochLoader:
+    def get_train_dataloader(self) -> _EpochLoader:  # type: ignore[override]  # Trainer takes anything it can iterate
         return _EpochLoader(self)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -204,7 +212,7 @@ class BalancedTrainer(Trainer):
         if self.lr_scheduler is None:
             steps_per_epoch = self.training_batches().steps_per_epoch
             self.lr_scheduler = warmup_cosine(
-                optimizer or self.optimizer,
+                optimizer or self.create_optimizer(),
                 steps_per_epoch,
                 self.args.learning_rate,
                 self.min_lr,
@@ -216,7 +224,8 @@ class BalancedTrainer(Trainer):
 
     def _get_learning_rate(self) -> float:
         """What is logged: the head's, as officially. Upstream takes the first group, which layer decay slows most."""
-        return max(self.lr_scheduler.get_last_lr())
+        assert self.lr_scheduler is not None  # training has begun
+        return float(max(self.lr_scheduler.get_last_lr()))
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(model, inputs, *args, **kwargs)
@@ -230,7 +239,7 @@ class BalancedTrainer(Trainer):
 
     # Evaluation
 
-    def evaluate(
+    def evaluate(  # type: ignore[override]  # Trainer also takes data sets of other kinds
         self,
         eval_dataset: ImageDataset | None = None,
         ignore_keys: list[str] | None = None,
@@ -242,7 +251,8 @@ class BalancedTrainer(Trainer):
             raise ValueError("eval_dataset: there is nothing to evaluate on; give the data set a validation split")
         if not len(dataset):
             raise ValueError("eval_dataset: the split to evaluate on has no images; fill it, or leave it out")
-        model, args, config = self.accelerator.unwrap_model(self.model), self.args, self.model.config
+        model, args = self.accelerator.unwrap_model(self.model), self.args
+        config: Any = self.model.config
         was_training = model.training
         share = range(args.process_index, len(dataset), args.world_size)
         # As many images for every process, since those of FSDP run each batch together; what is too much is cut off.
@@ -335,21 +345,29 @@ class BalancedTrainer(Trainer):
         if self.args.should_save:
             self._save(output_dir, state_dict=weights)
 
+    def _optimizer_and_schedule(self) -> tuple[torch.optim.Optimizer, LambdaLR]:
+        """Those of a run that has begun: the optimiser is the one inside Accelerate's."""
+        assert isinstance(self.optimizer, AcceleratedOptimizer)
+        assert self.lr_scheduler is not None
+        return self.optimizer.optimizer, self.lr_scheduler
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """By tensor name, so that a run goes on with another engine (one device, DDP, FSDP2)."""
         model = self.accelerator.unwrap_model(self.model)
-        state = get_optimizer_state_dict(model, self.optimizer.optimizer, options=WHOLE)
+        optimizer, schedule = self._optimizer_and_schedule()
+        state = get_optimizer_state_dict(model, optimizer, options=WHOLE)
         if self.args.should_save:
             torch.save(state, Path(output_dir) / "optimizer.pt")
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+            torch.save(schedule.state_dict(), Path(output_dir) / "scheduler.pt")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
         model = self.accelerator.unwrap_model(self.model)
+        optimizer, schedule = self._optimizer_and_schedule()
         state = load_tensors(Path(checkpoint) / "optimizer.pt")
-        set_optimizer_state_dict(model, self.optimizer.optimizer, state, options=WHOLE)
-        self.lr_scheduler.load_state_dict(load_tensors(Path(checkpoint) / "scheduler.pt"))
+        set_optimizer_state_dict(model, optimizer, state, options=WHOLE)
+        schedule.load_state_dict(load_tensors(Path(checkpoint) / "scheduler.pt"))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Not yet: upstream would upload from a folder that is about to be renamed. `_save_checkpoint` does it."""
@@ -362,14 +380,17 @@ class BalancedTrainer(Trainer):
         if state_dict is None and self.classifier_only:  # `save_scales` keeps the rest
             state_dict = {name: w for name, w in self.model.state_dict().items() if not name.endswith(".scales")}
         super()._save(output_dir, state_dict)
+        output_dir = output_dir or self.args.output_dir
+        assert output_dir is not None  # TrainingArguments puts a default there
         # A pickle, which nothing here reads; run.json holds the arguments.
         with contextlib.suppress(FileNotFoundError):
-            (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink()
+            (Path(output_dir) / "training_args.bin").unlink()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Upstream loads the file raw: names that were mapped on saving are then silently left out."""
         self.resumed_from = Path(resume_from_checkpoint)
         model = self.model if model is None else model
+        assert isinstance(model, PreTrainedModel)  # FSDP's class is a subclass of the model's
         load_weights(model, self.resumed_from, sharded=self.is_fsdp_enabled)
         load_scales(model, self.resumed_from)
         if self.ema is not None:
@@ -398,8 +419,10 @@ def training_loss(config: Any, reweighted: bool = False) -> Loss:
 
 def check_labels(config: Any, dataset: ImageDataset | StreamedSamples) -> None:
     """ValueError unless label i of the training images is class i of the model."""
-    streamed = isinstance(dataset, StreamedSamples)
-    found = list(dataset.stream.class_counts) if streamed else dataset.rows.dataset.features["label"].names
+    if isinstance(dataset, StreamedSamples):
+        found = list(dataset.stream.class_counts)
+    else:
+        found = dataset.rows.dataset.features["label"].names
     expected = list(ordered_class_counts(config))
     check_same_names(expected, found, "the model", "the training images")
     if found != expected:
@@ -427,13 +450,13 @@ class _EpochLoader:
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         state, args = self.trainer.state, self.trainer.args
         if self.micro_batches is None:
-            options = {"num_workers": args.dataloader_num_workers, "pin_memory": args.device.type == "cuda"}
+            num_workers, pin_memory = args.dataloader_num_workers, args.device.type == "cuda"
             if isinstance(self.dataset, StreamedSamples):
                 batch_size = args.per_device_train_batch_size
-                loader = streaming_loader(self.dataset, batch_size, start_step=state.global_step, **options)
+                loader = streaming_loader(self.dataset, batch_size, num_workers, pin_memory, state.global_step)
             else:
                 batches = self.trainer.training_batches(state.global_step, state.max_steps)
-                loader = training_loader(self.dataset, batches, **options)
+                loader = training_loader(self.dataset, batches, num_workers, pin_memory)
             self.micro_batches = iter(loader)
         done = state.global_step * args.gradient_accumulation_steps % len(self)
         for _ in range(len(self) - done):

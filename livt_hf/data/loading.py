@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from numpy.random import mtrand
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, Subset, default_collate
 
 from .bad_images import BadImageError, log_bad_image, stop_if_too_many
 from .decoded import decode_if_small
@@ -298,7 +298,7 @@ def training_loader(
 
 
 def evaluation_loader(
-    dataset: ImageDataset, batch_size: int, num_workers: int, pin_memory: bool = False
+    dataset: ImageDataset | Subset, batch_size: int, num_workers: int, pin_memory: bool = False
 ) -> ImageLoader:
     """All images once, in their order; the last batch may be smaller."""
     return ImageLoader(

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 import PIL.Image
@@ -15,7 +16,7 @@ import torch
 from timm.data.auto_augment import RandAugment, rand_augment_transform
 
 
-def build_rand_augment(description: str, image_size: int, mean: tuple[float, float, float]) -> RandAugment:
+def build_rand_augment(description: str, image_size: int, mean: Sequence[float]) -> RandAugment:
     """The RandAugment that timm's own training transform makes of the description, bicubic, on PIL images.
 
     Args:

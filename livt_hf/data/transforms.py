@@ -64,7 +64,7 @@ class FinetuneTransform:
         horizontal_flip: float = 0.5,
         rand_augment: str | None = "rand-m9-mstd0.5-inc1",
         random_erasing: float = 0.25,
-        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        mean: Sequence[float] = IMAGENET_MEAN,
     ):
         self.image_size = image_size
         self.min_crop_scale = _fraction("min_crop_scale", min_crop_scale)
@@ -177,9 +177,7 @@ def random_erase_box(size: int, probability: float) -> tuple[int, int, int, int]
     return 0, 0, 0, 0
 
 
-def normalize(
-    pixel_values: torch.Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]
-) -> torch.Tensor:
+def normalize(pixel_values: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """uint8 (B, 3, H, W) -> float32 of zero mean and unit variance, on the tensor's device."""
     scaled_mean = torch.tensor(mean, device=pixel_values.device).mul(255).view(3, 1, 1)
     scaled_std = torch.tensor(std, device=pixel_values.device).mul(255).view(3, 1, 1)
