@@ -293,6 +293,9 @@ Arguments = TypeVar("Arguments", bound=StageArguments)
 class _Parser(HfArgumentParser):
     def __init__(self, fields: type, **options: Any):
         super().__init__(fields, **options)  # type: ignore[arg-type]  # declared NewType(Any), which no class is
+        for action in self._actions:
+            if action.option_strings and action.option_strings[0].startswith("--no_"):
+                action.help = f"Switches --{action.dest} off."  # upstream repeats the help of what it switches off
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
