@@ -42,9 +42,13 @@ SETS = {
         "among these.",
     ),
     "grocery": ("Grocery Store", "43 classes of real photos with a natural tail; the test set is unbalanced, too."),
-    "grocery-sizes": ("Grocery Store, model sizes", "The paper's ViT-Ti, ViT-S and ViT-B at patch 16, one seed each."),
     "digits": ("Digits", "The quickstart's 8 x 8 digits, with three seeds."),
+    "grocery-sizes": ("Grocery Store, model sizes", "The paper's ViT-Ti, ViT-S and ViT-B at patch 16."),
+    "digits-sizes": ("Digits, model sizes", "The quickstart's model, and of half and of twice its width."),
 }
+SIZES = "-sizes"  # the end of a folder's name that compares model sizes
+# the paper's accuracies of ViT-Ti, ViT-S and ViT-B on ImageNet-LT
+PAPER_SIZES = {"ce": (37.0, 49.5, 54.5), "bce": (21.6, 39.8, 52.4), "bal_bce": (40.8, 54.1, 60.9)}
 
 ALL = "macro_accuracy"  # the accuracy where the test set is balanced, and the fair figure where it is not, as Grocery's
 
@@ -96,16 +100,6 @@ def gain(loss: str, over: str, measure: str = ALL) -> Callable[[Rows], float | N
     return difference
 
 
-def gain_of_size(size: str, over: str) -> Callable[[Rows], float | None]:
-    """Bal-BCE's figure after pretraining one model size, less that of another."""
-
-    def difference(rows: Rows) -> float | None:
-        first, second = (figure(rows, "bal_bce", pretraining=f"mae-{name}") for name in (size, over))
-        return None if first is None or second is None else first - second
-
-    return difference
-
-
 def gain_of_pretraining(loss: str) -> Callable[[Rows], float | None]:
     """Figure of a loss after pretraining, less that without."""
 
@@ -135,8 +129,6 @@ STATEMENTS: list[tuple[str, float | None, Callable[[Rows], float | None]]] = [
     ("Pretraining over none, CE, all", 54.5 - 31.6, gain_of_pretraining("ce")),
     ("Pretraining over none, Bal-BCE, all", None, gain_of_pretraining("bal_bce")),
     ("Pretraining on balanced images over the tail's, CE, all", None, gain_of_balance),
-    ("ViT-S over ViT-Ti, Bal-BCE, all", 54.1 - 40.8, gain_of_size("s", "ti")),
-    ("ViT-B over ViT-S, Bal-BCE, all", 60.9 - 54.1, gain_of_size("b", "s")),
     ("Calibration: ECE, Bal-BCE less BCE", 2.4 - 5.6, gain("bal_bce", "bce", "ece")),
     ("Calibration: MCE, Bal-BCE less BCE", 3.2 - 7.9, gain("bal_bce", "bce", "mce")),
 ]
@@ -156,10 +148,23 @@ def statements_table(sets: Mapping[str, Rows]) -> str:
     return markdown_table(header, rows, "l" + "r" * (len(header) - 1))
 
 
+def size_table(sets: Mapping[str, Rows]) -> str:
+    """Accuracy (macro) over model size: the paper's and ours, the smallest model first."""
+    rows = [["ImageNet-LT (paper)", "5.7 / 22 / 86", *(" / ".join(map(str, row)) for row in PAPER_SIZES.values())]]
+    for name, members in sets.items():
+        sizes = sorted({row["parameters"] for row in members})
+        found = {(row["loss"], row["parameters"]): percent(row[ALL]["mean"]) for row in members}
+        cells = [" / ".join(found.get((loss, size), "–") for size in sizes) for loss in PAPER_SIZES]
+        rows.append([SETS[name][0], " / ".join(f"{size / 1e6:.3g}" for size in sizes), *cells])
+    header = ["Accuracy over model size", "Parameters (M)", *(SHORT_NAMES[loss] for loss in PAPER_SIZES)]
+    return markdown_table(header, rows, "llrrr")
+
+
 def evidence_page(comparisons: Path = COMPARISONS) -> str:
     """The text of model_cards/EVIDENCE.md."""
     folders = [comparisons / name for name in SETS if (comparisons / name).is_dir()]
     sets = {folder.name: rows_of(folder) for folder in folders}
+    sizes = {name: rows for name, rows in sets.items() if name.endswith(SIZES)}
     notes = (comparisons / "notes.md").read_text(encoding="utf-8").strip()
     notes = notes.replace(HELD_OUT_MARK, held_out_section(comparisons / HELD_OUT / TRIED))
     return "\n\n".join(
@@ -172,7 +177,8 @@ def evidence_page(comparisons: Path = COMPARISONS) -> str:
             "The paper's figures are those of ViT-B on ImageNet-LT (Xu et al., CVPR 2023). Ours are of far smaller "
             "models, images and trainings: the sign of a difference can be compared, its size cannot. All: the mean "
             "over classes, which is the accuracy where the test set has equally many images of each class.",
-            statements_table(sets),
+            statements_table({name: rows for name, rows in sets.items() if name not in sizes}),
+            size_table(sizes),
             notes,
             *(_data_set(folder, sets[folder.name]) for folder in folders),
             "*This page is written by `python scripts/evidence.py` from the files in `comparisons/`.*\n",
@@ -262,11 +268,9 @@ def readme_section(comparisons: Path = COMPARISONS) -> str:
     losses = ("ce", "bce", "bal_ce", "bal_bce")
     rows = []
     for name, (title, _) in SETS.items():
-        if not (comparisons / name).is_dir():
+        if not (comparisons / name).is_dir() or name.endswith(SIZES):
             continue
         table = rows_of(comparisons / name)
-        if figure(table, "bce") is None:  # another question's runs
-            continue
         for measure in (ALL, "few"):
             values = [figure(table, loss, measure) for loss in losses]
             rows.append([title, MEASURES[measure], *("–" if v is None else f"{v:.1f}" for v in values)])

@@ -67,6 +67,17 @@ def test_the_statements_are_differences_of_the_rows(comparisons):
     assert table["Bal-BCE over BCE, all"] == "–"  # not measured
 
 
+def test_the_sizes_stand_beside_the_papers_from_small_to_large():
+    rows = [
+        {**run("a", "ce", "mae-b", 44.0, 9.0), "parameters": 85_800_000},
+        {**run("b", "ce", "mae-ti", 30.0, 9.0), "parameters": 5_500_000},
+        {**run("c", "bal_bce", "mae-ti", 41.0, 9.0), "parameters": 5_500_000},
+    ]
+    table = evidence.size_table({"grocery-sizes": evidence.summarise(rows)}).splitlines()
+    assert table[2].startswith("| ImageNet-LT (paper) | 5.7 / 22 / 86 | 37.0 / 49.5 / 54.5 |")
+    assert table[3] == "| Grocery Store, model sizes | 5.5 / 85.8 | 30.0 / 44.0 | – / – | 41.0 / – |"
+
+
 def test_outputs_are_added_and_others_refused(comparisons, tmp_path):
     compared, pretrained = tmp_path / "more", tmp_path / "mae-more"
     compared.mkdir()
