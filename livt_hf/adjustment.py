@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 from . import data
 from .checkpoints import publish_files
 from .configuration_livt import check_same_names
-from .evaluation import ProcessorTransform, choose_device, load_classifier, mean_and_std
+from .evaluation import ProcessorTransform, choose_device, counts_by_model_name, load_classifier, mean_and_std
 from .prior import ClassPrior
 from .prior_shift import assumed_log_prior, read_shares, target_prior
 from .temperature import fit_temperature, image_weights, negative_log_likelihood
@@ -235,7 +235,7 @@ def _training_prior(config: Any, splits: DatasetDict | None, model: str | Path) 
                 f"target_prior: {str(model)!r} holds no class counts; name the data set that it was trained on with "
                 "--dataset"
             )
-        config.class_counts = data.class_counts(splits["train"])
+        config.class_counts = counts_by_model_name(splits["train"], config)
     check_same_names(names, config.class_counts, "the checkpoint", "the class counts")
     return ClassPrior({name: config.class_counts[name] for name in names})
 

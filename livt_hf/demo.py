@@ -21,7 +21,14 @@ from datasets import Dataset, DatasetDict
 
 from . import data
 from .checkpoints import publish_files
-from .evaluation import ProcessorTransform, load_autoencoder, load_classifier, mean_and_std, reconstruct_images
+from .evaluation import (
+    ProcessorTransform,
+    counts_by_model_name,
+    load_autoencoder,
+    load_classifier,
+    mean_and_std,
+    reconstruct_images,
+)
 
 Example = tuple[PIL.Image.Image, str]
 
@@ -80,7 +87,7 @@ def demo(
         if split not in splits:
             raise ValueError(f"split: {dataset} has no split {split!r}; choose one of {', '.join(splits)}")
         if getattr(classifier.config, "class_counts", None) is None and "train" in splits:
-            classifier.config.class_counts = data.class_counts(splits["train"])
+            classifier.config.class_counts = counts_by_model_name(splits["train"], classifier.config)
         examples = head_and_tail(splits[split], classifier.config)
     title = f"Image classifier {Path(model).name}"
     if export_space is not None:

@@ -30,7 +30,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 
 from . import __version__, data
 from .checkpoints import check_folder
-from .configuration_livt import check_same_names
+from .configuration_livt import check_same_names, class_names
 from .metrics import (
     calibration_error,
     confused_pairs,
@@ -97,7 +97,7 @@ def evaluate_checkpoint(
     if getattr(classifier.config, "class_counts", None) is None:
         if "train" not in splits:
             raise ValueError(f"model: {str(model)!r} holds no class counts, and {name} has no train split to count")
-        classifier.config.class_counts = data.class_counts(splits["train"])
+        classifier.config.class_counts = counts_by_model_name(splits["train"], classifier.config)
         counts_from = f"train split of {name}"
         print(f"{model} holds no class counts: the shot groups follow the {counts_from}")
     results = evaluate_model(
@@ -117,6 +117,20 @@ def evaluate_checkpoint(
         results["reconstructions"] = draw_reconstructions(mae, splits[split], results["class_counts"], picture)
     write_report(results, output_dir, splits[split])
     return results
+
+
+def counts_by_model_name(train: Dataset, config: Any) -> dict[str, int]:
+    """Images of each class of a model in a train split, whose names may be others that `match_labels` takes for them.
+
+    Raises:
+        ValueError: the split has other classes than the model.
+    """
+    names = class_names(config)
+    counts = data.class_counts(train)
+    label_of = data.match_labels(list(counts), names, "the data set")
+    found = {names[label]: count for label, count in zip(label_of, counts.values(), strict=True)}
+    check_same_names(names, found, "the checkpoint", "the train split")
+    return {name: found[name] for name in names}
 
 
 def choose_device(device: str | None) -> str:
@@ -288,7 +302,7 @@ def evaluate_model(
     """
     device = choose_device(device)
     config: Any = model.config
-    names = [config.id2label[label] for label in range(config.num_labels)]
+    names = class_names(config)
     data_names = split.features["label"].names
     label_of = data.match_labels(data_names, names, "the data set")
     check_same_names(names, config.class_counts, "the checkpoint", "the class counts")
@@ -378,16 +392,21 @@ def draw_reconstructions(
 ) -> str:
     """Draw what a saved masked autoencoder makes of one image each of classes from head to tail.
 
+    Args:
+        class_counts: ``{name: count}`` of a classifier's classes, with which those of the split are matched by name.
+
     Returns:
         A caption that says how the pixels of the masked patches were made.
 
     Raises:
-        ValueError: ``mae`` is no masked autoencoder.
+        ValueError: ``mae`` is no masked autoencoder, or the split has classes that the classifier does not have.
     """
     model, image_processor = load_autoencoder(mae)
+    names = list(class_counts)
+    label_of = data.match_labels(split.features["label"].names, names, "the data set")
     first_image: dict[str, int] = {}
     for index, label in enumerate(split["label"]):
-        first_image.setdefault(split.features["label"].names[label], index)
+        first_image.setdefault(names[label_of[label]], index)
     by_size = sorted(first_image, key=lambda name: -class_counts[name])
     chosen = [by_size[place] for place in np.unique(np.linspace(0, len(by_size) - 1, columns).round().astype(int))]
     images = data.ImageDataset(split, ProcessorTransform(image_processor))

@@ -43,7 +43,16 @@ from .optimization import schedule_length
 from .prior import ClassPrior
 from .pushing import start_pusher
 from .report import write_report
-from .runs import RUN_FILE, check_continues, check_keeps, describe_world, finished_steps, read_record, run_record
+from .runs import (
+    RUN_FILE,
+    check_continues,
+    check_keeps,
+    check_precision,
+    describe_world,
+    finished_steps,
+    read_record,
+    run_record,
+)
 from .stages import encoder_sizes, open_stream, training_dataset, unused_sizes
 from .trainer import BalancedTrainer
 
@@ -149,7 +158,8 @@ def finetune(args: FinetuneArguments, more: dict[str, Any] | None = None) -> dic
             + ("it is only evaluated" if unmeasured else "nothing to do")
         )
         if unmeasured and trainer.is_world_process_zero():
-            return _evaluate(*load_classifier(output_dir), args, splits)
+            _evaluate(*load_classifier(output_dir), args, splits)
+        trainer.accelerator.wait_for_everyone()
         return _saved_results(output_dir)
     checkpoint, skipped = find_resume_checkpoint(output_dir, args.resume)
     for line in skipped:
@@ -250,6 +260,7 @@ def pixel_statistics(args: FinetuneArguments) -> tuple[list[float], list[float]]
 def _device_options(mixed_precision: str | None) -> dict[str, bool]:
     """What Trainer has to be told of the device: it takes bf16 on a CPU for a mistake unless the CPU was asked for."""
     mixed_precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    check_precision(mixed_precision)
     wants_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     return {
         "use_cpu": wants_cpu or not torch.accelerator.is_available(),
@@ -266,6 +277,7 @@ def _save_model(
     with explain_failed_write(output_dir), publish_files(output_dir) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
+        (output_dir / "results.json").unlink(missing_ok=True)  # it is of the model before this one
         write_text(folder / RUN_FILE, json.dumps(run_record(args, steps), indent=2))
     return _evaluate(model, processor, args, splits)
 

@@ -159,7 +159,7 @@ def card_body(
         _training_data(results),
         "## How to use it",
         _usage(name, config),
-        *([_shift(name)] if _is_livt(config) else []),
+        _shift(name, results, config),
         "## Training",
         _training(results, config),
         *_recorded(run),
@@ -268,16 +268,30 @@ def _training(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
             "class's share of the training images, so that the classifier need not learn that share itself. The bias "
             "is not part of the saved model"
         )
+    adjusted = _adjustment(config)
     if not _is_livt(config):
-        return f"- Start: {start}.\n- Loss: {loss}.\n- Architecture: {_kind(config)}."
+        return f"- Start: {start}.\n- Loss: {loss}.\n{adjusted}- Architecture: {_kind(config)}."
     pooling = "the mean of the patch tokens" if config.get("use_mean_pooling", True) else "the CLS token"
     return (
         f"- Start: {start}.\n"
         f"- Loss: {loss}.\n"
+        f"{adjusted}"
         f"- Architecture: {config['num_hidden_layers']} blocks of width {config['hidden_size']}, patches of "
         f"{config['patch_size']} x {config['patch_size']} pixels, {pooling} before a linear classifier; saved as "
         "`BeitForImageClassification`."
     )
+
+
+def _adjustment(config: Mapping[str, Any]) -> str:
+    """The line that names what `livt adjust` folded into the classifier, if it did."""
+    adjustment = config.get("adjustment")
+    if not adjustment:
+        return ""
+    target = adjustment["target_prior"]
+    words = [f"target prior {escape_markdown(target) if isinstance(target, str) else 'from a file'}"] if target else []
+    words += [f"tau-norm {adjustment['tau_norm']:g}"] if adjustment["tau_norm"] is not None else []
+    words += [f"temperature {adjustment['temperature']:.4g}"] if adjustment["temperature"] != 1.0 else []
+    return f"- Adjusted after the training, with `livt adjust`: {', '.join(words) or 'nothing changed'}.\n"
 
 
 def _recorded(run: Mapping[str, Any] | None) -> list[str]:
@@ -302,9 +316,17 @@ def _class_figures(results: Mapping[str, Any]) -> str:
     return text if results["top5"] is None else f"{text} Top-5 accuracy: {percent(results['top5'])} %."
 
 
-def _shift(name: str) -> str:
-    """How to make the model expect other class frequencies."""
-    command = f"livt adjust --model {shlex.quote(name)} --target_prior uniform --output_dir adjusted"
+def _shift(name: str, results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """How to make the model expect other class frequencies. `livt adjust` refuses what it has adjusted already."""
+    if config.get("adjustment"):
+        return (
+            "`livt adjust` has changed this classifier already (see Training) and takes no model twice. Where your "
+            "images follow other class frequencies than it takes for granted (see Limits), restore it first, in the "
+            "folder that `livt adjust` wrote: a published copy lacks the original weights.\n\n"
+            + code_block("livt adjust --model FOLDER --undo --output_dir original")
+        )
+    target = "train" if _assumes_uniform(results, config) else "uniform"  # the other one would change nothing
+    command = f"livt adjust --model {shlex.quote(name)} --target_prior {target} --output_dir adjusted"
     return (
         "Where your images follow other class frequencies than the model takes for granted (see Limits), fold the "
         f"difference into its logits; `uniform`, `train` or a JSON file `{{class: share}}`:\n\n{code_block(command)}"
@@ -353,19 +375,49 @@ def _limits(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
 
 
 def _assumed_frequencies(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """The class frequencies that the logits assume: proportional to (training share) ** (1 - tau)."""
-    tau = results["tau"] if _is_balanced(results) else 0.0
-    if tau == 1.0 or config.get("class_balanced_batches"):
+    """The class frequencies that the logits assume: those of an adjustment's target prior, otherwise proportional to
+    (training share) ** (1 - tau).
+    """
+    adjustment = config.get("adjustment") or {}
+    advice = "undo the adjustment first, as shown above" if adjustment else "shift the prior as shown above"
+    if adjustment.get("tau_norm") is not None:
+        return "Its classifier was tau-normalised: which class frequencies its probabilities assume is not known."
+    target = adjustment.get("target_prior")
+    if isinstance(target, Mapping):
+        return (
+            f"Its probabilities assume {_given_shares(target)}. Where your images follow other frequencies, {advice}."
+        )
+    if target == "train":
+        return (
+            "Its probabilities take the classes to be as frequent as in the training images: where they are not, "
+            f"expect it to predict the classes that were rare there too seldom, and {advice}."
+        )
+    if target == "uniform" or _assumes_uniform(results, config):
         return (
             "Its probabilities take every class to be equally likely. Where your images follow other frequencies, "
-            "shift the prior as shown above."
+            f"{advice}."
         )
-    if tau < 1.0:
+    if not _is_balanced(results) or results["tau"] < 1.0:
         return (
             "Its loss does not undo the class frequencies of the training images, at most part of them: expect it to "
             "predict rare classes too seldom."
         )
     return "It leans towards the classes that were rare in training: frequent ones are predicted too seldom."
+
+
+def _given_shares(shares: Mapping[str, float]) -> str:
+    """The ends of a target prior that somebody wrote down; its shares may be counts."""
+    total = sum(shares.values())
+    most, least = (
+        f"{escape_markdown(name)} ({100 * shares[name] / total:.3g} %)"
+        for name in (max(shares, key=shares.__getitem__), min(shares, key=shares.__getitem__))
+    )
+    return f"the class frequencies that it was adjusted to, from {most} to {least}"
+
+
+def _assumes_uniform(results: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether the training made the logits those of equally likely classes."""
+    return _is_balanced(results) and results["tau"] == 1.0 or bool(config.get("class_balanced_batches"))
 
 
 def _is_balanced(results: Mapping[str, Any]) -> bool:

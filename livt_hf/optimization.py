@@ -13,6 +13,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.optim.lr_scheduler import LambdaLR
 
 
@@ -119,6 +124,18 @@ def adamw(groups: list[dict[str, Any]], peak_lr: float, betas: Sequence[float]) 
     return torch.optim.AdamW(groups, lr=peak_lr, betas=(betas[0], betas[1]), fused=fused)
 
 
+def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """The moments and step counts of a saved state, by tensor name; the groups and their options stay the optimiser's.
+
+    torch would bring back the saved options, so that a run resumed with another weight decay, betas or learning rate
+    would go on with the old ones.
+    """
+    own: dict[str, Any] = get_optimizer_state_dict(model, optimizer)  # of FSDP, the shards: nothing is gathered
+    state = {**saved, "param_groups": own["param_groups"]}
+    whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    set_optimizer_state_dict(model, optimizer, state, options=whole)
+
+
 def learning_rate(epoch: float, peak_lr: float, min_lr: float, warmup_epochs: float, epochs: float) -> float:
     """Learning rate at a fractional epoch: linear from 0 to ``peak_lr``, then half a cosine down to ``min_lr``.
 
@@ -144,6 +161,14 @@ def warmup_cosine(
         return learning_rate(step / steps_per_epoch, peak_lr, min_lr, warmup_epochs, epochs) / peak_lr
 
     return LambdaLR(optimizer, share_of_peak)
+
+
+def set_schedule(schedule: LambdaLR, step: int) -> None:
+    """Put a schedule at a step: each group has the learning rate of that step, from its own peak."""
+    schedule.last_epoch = step
+    for group, peak, share in zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+        group["lr"] = peak * share(step)
+    schedule._last_lr = [group["lr"] for group in schedule.optimizer.param_groups]
 
 
 def schedule_length(

@@ -23,7 +23,6 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
-    set_optimizer_state_dict,
 )
 from torch.distributed.fsdp import register_fsdp_forward_method
 from tqdm.auto import tqdm
@@ -37,6 +36,7 @@ from .checkpoints import (
     explain_failed_write,
     find_resume_checkpoint,
     publish_files,
+    remove_later_checkpoints,
     remove_old_checkpoints,
     write_text,
 )
@@ -48,7 +48,7 @@ from .evaluation import hardware
 from .modeling_livt import interpolate_position_embeddings
 from .modeling_mae import LivtMAEForPreTraining
 from .monitoring import Monitor
-from .optimization import adamw, parameter_groups, schedule_length, warmup_cosine
+from .optimization import adamw, load_optimizer, parameter_groups, schedule_length, set_schedule, warmup_cosine
 from .pretraining_card import write_pretraining_card
 from .pushing import BackgroundPusher, start_pusher
 from .runs import (
@@ -57,6 +57,7 @@ from .runs import (
     agreed_stop,
     check_continues,
     check_keeps,
+    check_precision,
     describe_world,
     finished_steps,
     load_tensors,
@@ -160,6 +161,7 @@ def pretrain(args: PretrainArguments) -> Path | None:
             run.unwrapped.save_pretrained(folder, state_dict=weights)
             processor.save_pretrained(folder)
             write_text(folder / RUN_FILE, json.dumps(run_record(args, steps), indent=2))
+        remove_later_checkpoints(output_dir, steps)
         write_pretraining_card(
             output_dir, repo_id=args.hub_model_id, images=len(images), hardware=hardware(accelerator.device)
         )
@@ -182,8 +184,7 @@ def build_accelerator(args: PretrainArguments) -> Accelerator:
             raise ValueError(
                 f"log_with: {tracker!r} is not installed; install it, or use one of: {', '.join(available) or 'none'}"
             )
-    if args.mixed_precision == "fp16" and not torch.cuda.is_available():
-        raise ValueError("mixed_precision: fp16 needs a GPU; use bf16 or no")
+    check_precision(args.mixed_precision)
     torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
@@ -391,14 +392,13 @@ class _Run:
     def load(self, checkpoint: Path, state: dict[str, Any]) -> None:
         """Everything but the weights, which are loaded before the model is prepared.
 
-        The schedule and the position in the data are functions of the step.
+        The schedule and the position in the data are functions of the step, and the optimiser's options are those of
+        the command.
         """
         self.step = state["steps"]
         self.loss_sum.fill_(state["loss_sum"])
-        optimizer = load_tensors(checkpoint / "optimizer.pt")
-        set_optimizer_state_dict(self.unwrapped, self.optimizer.optimizer, optimizer, options=WHOLE)
-        self.scheduler.last_epoch = self.step
-        self.scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+        load_optimizer(self.unwrapped, self.optimizer.optimizer, load_tensors(checkpoint / "optimizer.pt"))
+        set_schedule(self.scheduler, self.step)
         set_random_state(load_tensors(checkpoint / "random.pt"), self.accelerator.device)
         scaler = checkpoint / "scaler.pt"
         if self.accelerator.scaler is not None and scaler.exists():

@@ -179,6 +179,12 @@ def finished_steps(output_dir: Path, args: StageArguments) -> int | None:
     return None if changed_arguments(record["arguments"], args) else record["steps"]
 
 
+def check_precision(mixed_precision: str | None) -> None:
+    """ValueError for fp16 without a GPU: Accelerate would compute in float32 and say nothing."""
+    if mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise ValueError("mixed_precision: fp16 needs a GPU; use bf16 or no")
+
+
 def describe_world(accelerator: Accelerator) -> str:
     sharded = f", {accelerator.distributed_type.value}" if accelerator.distributed_type == DistributedType.FSDP else ""
     return (

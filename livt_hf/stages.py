@@ -58,7 +58,9 @@ def encoder_sizes(args: StageArguments) -> dict[str, Any]:
 
 def unused_sizes(args: PretrainArguments | FinetuneArguments, config: Any) -> str | None:
     """What to say where sizes were given, but a pretrained model brings its own; None where nothing is lost."""
-    names = ("hidden_size", "num_hidden_layers", "num_attention_heads")
+    names = ["hidden_size", "num_hidden_layers", "num_attention_heads"]
+    if args.patch_size != type(args).patch_size:  # its default was hardly asked for
+        names.append("patch_size")
     given = {name: getattr(args, name) for name in names}
     unused = [f"{name} {value}" for name, value in given.items() if value not in (None, getattr(config, name, None))]
     return f"{', '.join(unused)}: not used, the sizes are those of {args.pretrained}" if unused else None

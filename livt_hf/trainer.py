@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
-    set_optimizer_state_dict,
 )
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Subset
@@ -43,7 +42,7 @@ from .data.transforms import image_processor
 from .evaluation import predict_split
 from .losses import Loss, build_loss, deferred_weights
 from .metrics import calibration_error, long_tail_accuracy
-from .optimization import adamw, parameter_groups, warmup_cosine
+from .optimization import adamw, load_optimizer, parameter_groups, set_schedule, warmup_cosine
 from .pushing import BackgroundPusher, trainer_pusher
 from .runs import RUN_FILE, WHOLE, load_tensors, load_weights
 from .trainer_callbacks import ProgressBar, StepCallback
@@ -361,13 +360,16 @@ class BalancedTrainer(Trainer):
             torch.save(schedule.state_dict(), Path(output_dir) / "scheduler.pt")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """The options of both stay those of the arguments, which may have changed since the checkpoint."""
         if checkpoint is None:
             return
         model = self.accelerator.unwrap_model(self.model)
         optimizer, schedule = self._optimizer_and_schedule()
-        state = load_tensors(Path(checkpoint) / "optimizer.pt")
-        set_optimizer_state_dict(model, optimizer, state, options=WHOLE)
-        schedule.load_state_dict(load_tensors(Path(checkpoint) / "scheduler.pt"))
+        load_optimizer(model, optimizer, load_tensors(Path(checkpoint) / "optimizer.pt"))
+        saved = load_tensors(Path(checkpoint) / "scheduler.pt")
+        schedule.load_state_dict({**saved, "base_lrs": schedule.base_lrs})
+        # Not the global step: with fp16, the schedule waits where the scaler skips an update.
+        set_schedule(schedule, schedule.last_epoch)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Not yet: upstream would upload from a folder that is about to be renamed. `_save_checkpoint` does it."""

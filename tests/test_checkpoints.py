@@ -124,7 +124,7 @@ def test_a_damaged_marker_makes_a_checkpoint_incomplete(tmp_path, marker):
 
 
 def test_checkpoints_are_listed_by_step_and_nothing_else_is(tmp_path):
-    for name in ("checkpoint-10", "checkpoint-9", "checkpoint-best", "checkpoint-9.old", "my-checkpoint-3"):
+    for name in ("checkpoint-9", "checkpoint-10", "checkpoint-best", "checkpoint-9.old", "my-checkpoint-3"):
         write_checkpoint(tmp_path / name)
     (tmp_path / "checkpoint-8").write_text("a file")
     (tmp_path / "checkpoint-11").mkdir()  # incomplete, listed all the same
@@ -184,6 +184,29 @@ def test_old_and_incomplete_checkpoints_are_removed_and_the_newest_complete_ones
     remove_old_checkpoints(tmp_path, keep=2)
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == ["checkpoint-10", "checkpoint-30", "checkpoint-best", "metrics.jsonl"]
+
+
+def test_a_run_that_goes_on_from_an_earlier_checkpoint_keeps_what_it_writes(tmp_path, capsys):
+    for step in (600, 900, 1000):
+        write_checkpoint(tmp_path / f"checkpoint-{step}")
+    checkpoint, lines = find_resume_checkpoint(tmp_path, str(tmp_path / "checkpoint-600"))
+    assert [line.split(": ")[1] for line in lines] == [
+        "checkpoint-900, checkpoint-1000 will be removed once the run has written its next one; copy what you want "
+        "to keep"
+    ]
+    with pytest.raises(OSError, match="disk full"), atomic_folder(tmp_path / "checkpoint-650"):
+        raise OSError("disk full")
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [600, 900, 1000]  # nothing is lost before
+    assert capsys.readouterr().out == ""
+    for step in (650, 700):
+        write_checkpoint(tmp_path / f"checkpoint-{step}")
+        remove_old_checkpoints(tmp_path, keep=2)
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [650, 700]
+    assert find_resume_checkpoint(tmp_path, "auto") == (tmp_path / "checkpoint-700", [])
+    assert capsys.readouterr().out == (
+        f"removed checkpoint-900, checkpoint-1000 in {tmp_path}: the run went on from an earlier checkpoint and is now "
+        "at step 650\n"
+    )
 
 
 # Files
@@ -248,6 +271,20 @@ def test_a_resumed_log_is_cut_back_to_whole_lines_up_to_the_resumed_step(tmp_pat
     assert log.path.read_text().splitlines() == lines[:3]
     log.write({"step": 6, "loss": 0.75})
     assert log.path.read_text() == "\n".join([*lines[:3], '{"step": 6, "loss": 0.75}']) + "\n"
+
+
+def test_a_run_killed_before_it_replaced_later_checkpoints_left_them_their_log(tmp_path):
+    write_checkpoint(tmp_path / "checkpoint-4")
+    write_checkpoint(tmp_path / "checkpoint-6")
+    lines = [f'{{"step": {step}}}' for step in (2, 4, 6)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 7}']) + "\n")
+    for _ in range(2):  # killed twice
+        log = MetricsLog(tmp_path, resumed_step=4)
+        assert log.path.read_text().splitlines() == lines[:2]
+        log.write({"step": 5})
+    assert incompleteness(tmp_path / "checkpoint-6") is None
+    assert MetricsLog(tmp_path, resumed_step=6).path.read_text().splitlines() == lines
+    assert set(files_of(tmp_path / "checkpoint-6")) == {"weights", MARKER}
 
 
 @pytest.mark.parametrize("torn", ['{"ste', '{"step"', '{"step": 2', '"', "[2]", "", '{"loss": 1.0}'])

@@ -70,6 +70,15 @@ def test_a_csv_of_paths_and_labels(tmp_path):
         load_long_tailed(other, label_column="class")
 
 
+def test_numbers_in_a_csv_may_be_padded(tmp_path):
+    write_images(tmp_path, "1.png", "2.png", "3.png")
+    train = write(tmp_path / "train.csv", "path,label\n1.png,10\n2.png,01\n3.png,01\n")
+    val = write(tmp_path / "val.csv", "path,label\n1.png,10\n2.png,1\n")
+    splits = load_long_tailed(train, val_list=val)
+    assert class_counts(splits) == {"1": 2, "10": 1}
+    assert splits["validation"]["label"][:] == [1, 0]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

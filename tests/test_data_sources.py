@@ -259,6 +259,16 @@ def test_parquet_columns_without_metadata_are_named_by_the_user(tmp_path):
         load_long_tailed(tmp_path, image_column="kind", label_column="number")
 
 
+@pytest.mark.parametrize(
+    ("values", "counts"), [([True, False, True], {"false": 1, "true": 2}), ([1.0, 0.5, 1.0], {"0.5": 1, "1": 2})]
+)
+def test_labels_that_are_neither_whole_numbers_nor_strings_are_named_as_arrow_writes_them(tmp_path, values, counts):
+    write_parquet(tmp_path / "train.parquet", {"picture": [image["bytes"] for image in IMAGES], "kind": values})
+    splits = load_long_tailed(tmp_path, image_column="picture", label_column="kind")
+    assert class_counts(splits) == counts
+    assert splits["train"]["label"][:] == [1, 0, 1]
+
+
 def test_several_label_columns_need_a_choice_unless_one_is_called_label(tmp_path):
     features = {"image": Image(), "fine_label": ClassLabel(names=["a", "b"]), "coarse_label": ClassLabel(names=["c"])}
     columns = {"image": IMAGES, "fine_label": [0, 1, 1], "coarse_label": [0, 0, 0]}
@@ -323,6 +333,35 @@ def test_a_folder_saved_by_datasets_stays_on_disk(tmp_path):
     assert splits["train"].cache_files  # memory-mapped, not copied
     saved_columns().save_to_disk(tmp_path / "single")
     assert list(load_long_tailed(tmp_path / "single")) == ["train"]
+
+
+def labelled(names, labels):
+    features = Features({"image": Image(), "label": ClassLabel(names=names)})
+    return Dataset.from_dict({"image": IMAGES[: len(labels)], "label": labels}, features=features)
+
+
+@pytest.mark.parametrize("layout", ["arrow", "parquet"])
+def test_a_split_that_numbers_its_classes_otherwise_is_matched_by_name(tmp_path, layout):
+    """A test set without images of one class has other numbers, as `imagefolder` makes them."""
+
+    def save(folder, **splits):
+        if layout == "arrow":
+            DatasetDict(splits).save_to_disk(folder)
+        else:
+            for split, rows in splits.items():
+                folder.mkdir(exist_ok=True)
+                rows.to_parquet(folder / f"{split}-0.parquet")
+        return folder
+
+    train = labelled(["cat", "dog", "lynx"], [0, 1, 2])
+    splits = load_long_tailed(save(tmp_path / "fewer", train=train, test=labelled(["dog", "lynx"], [0, 1])))
+    assert splits["test"].features["label"].names == ["cat", "dog", "lynx"]
+    assert splits["test"]["label"] == [1, 2]
+    with pytest.raises(ValueError, match="label 'emu' of test row 1 is not one of the 3 classes"):
+        load_long_tailed(save(tmp_path / "other", train=train, test=labelled(["dog", "emu"], [0, 1])))
+    folder = save(tmp_path / "hidden", train=train, test=labelled(["cat", "dog", "lynx"], [-1, -1]))
+    with pytest.warns(UserWarning, match="the test split has no labels and is left out"):
+        assert list(load_long_tailed(folder)) == ["train"]
 
 
 def test_arrow_files_alone_are_opened_where_they_lie(tmp_path):

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 from collections import Counter
+from types import SimpleNamespace
 
 import datasets
 import PIL.Image
@@ -14,7 +15,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Features, Image
 
-from livt_hf.data import BadImageError, EvalTransform, PretrainTransform
+from livt_hf.data import BadImageError, EvalTransform, PretrainTransform, streaming
 from livt_hf.data.streaming import StreamedSamples, load_stream, streaming_loader
 
 
@@ -106,11 +107,42 @@ def test_labels_are_counted_once_and_kept(tmp_path, monkeypatch):
         load_stream(folder, class_counts={"a": 1, "b": 2, "d": 3})
 
 
+def test_labels_are_counted_anew_where_the_files_are_others(tmp_path, monkeypatch):
+    def counts():
+        return load_stream("set", counts_folder=tmp_path / "counts").class_counts
+
+    for project, labels in (("one", [0, 1, 2]), ("two", [2, 2, 1])):  # the same name in two project folders
+        (tmp_path / project).mkdir()
+        write_shards(tmp_path / project / "set", NAMES, labels, shards=1)
+    monkeypatch.chdir(tmp_path / "one")
+    assert counts() == {"b": 1, "a": 1, "c": 1}
+    monkeypatch.chdir(tmp_path / "two")
+    assert counts() == {"b": 0, "a": 1, "c": 2}
+    write_shards(tmp_path / "two" / "set", NAMES, [2, 2, 1, 0], shards=1)
+    assert counts() == {"b": 1, "a": 1, "c": 2}
+
+
+def test_labels_of_another_revision_on_the_hub_are_counted_anew(tmp_path, monkeypatch):
+    hub, open_folder = SimpleNamespace(sha="1"), streaming._open
+    monkeypatch.setattr(streaming, "HfApi", lambda: SimpleNamespace(dataset_info=lambda hub_id, timeout: hub))
+    monkeypatch.setattr(streaming, "_open", lambda hub_id: open_folder(tmp_path / "set"))
+
+    def images_of_b(labels):
+        write_shards(tmp_path / "set", NAMES, labels)
+        return load_stream("someone/pets", counts_folder=tmp_path / "counts").class_counts["b"]
+
+    assert images_of_b(LABELS) == 14
+    assert images_of_b(LABELS[:30]) == 14  # the same revision is not read again
+    hub.sha = "2"
+    assert images_of_b(LABELS[:30]) == 10
+
+
 @pytest.mark.parametrize(
     ("feature", "labels", "counts"),
     [
         (datasets.Value("string"), ["y", "x", "y", "z"], {"x": 1, "y": 2, "z": 1}),
         (datasets.Value("int64"), [10, 9, 10, 2], {"2": 1, "9": 1, "10": 2}),
+        (datasets.Value("bool"), [True, False, True, True], {"false": 1, "true": 3}),
     ],
 )
 def test_labels_without_class_names(tmp_path, feature, labels, counts):
@@ -119,7 +151,7 @@ def test_labels_without_class_names(tmp_path, feature, labels, counts):
     assert list(stream.class_counts.items()) == list(counts.items())
     batch = next(iter(streaming_loader(StreamedSamples(stream, EvalTransform(8, 1.0)), 4, 0)))
     names = list(counts)
-    assert [names[label] for label in batch["labels"]] == [str(labels[number]) for number in numbers([batch])]
+    assert [names[label] for label in batch["labels"]] == [str(labels[number]).lower() for number in numbers([batch])]
 
 
 def test_bad_images_are_left_out_counted_once_and_limited(tmp_path):

@@ -20,6 +20,7 @@ gradio_client = pytest.importorskip("gradio_client")
 from livt_hf import ClassPrior, LivtConfig, LivtMAEForPreTraining, ViTForBalancedClassification, demo_app
 from livt_hf.cli import main
 from livt_hf.configuration_livt import LivtMAEConfig, label_names
+from livt_hf.data import class_counts, load_long_tailed
 from livt_hf.demo import demo, head_and_tail
 from livt_hf.inference import predict_images
 from livt_hf.losses import BALANCED_LOSSES
@@ -175,8 +176,6 @@ def test_attention_is_the_mean_that_each_patch_receives(folder, image):
 
 
 def test_examples_are_those_of_the_largest_and_the_smallest_classes():
-    from livt_hf.data import load_long_tailed
-
     config = _config(COUNTS)
     examples = head_and_tail(load_long_tailed("digits")["test"], config, number=4)
     assert [caption for _, caption in examples] == [
@@ -185,6 +184,22 @@ def test_examples_are_those_of_the_largest_and_the_smallest_classes():
         "8 · 16",
         "9 · 3",
     ]
+
+
+def test_counts_of_a_data_set_are_stored_under_the_names_of_the_model(folder, tmp_path):
+    names = [f"{digit} {'abcdefghij'[digit]}" for digit in range(10)]
+    model = ViTForBalancedClassification.from_pretrained(folder)
+    for name, value in label_names(names).items():
+        setattr(model.config, name, value)
+    model.config.class_counts = None
+    model.save_pretrained(tmp_path / "model")
+    _processor().save_pretrained(tmp_path / "model")
+    demo(tmp_path / "model", dataset="digits", export_space=tmp_path / "space", block=False)
+    config = LivtConfig.from_pretrained(tmp_path / "space" / "model")
+    counts = class_counts(load_long_tailed("digits"))
+    assert config.ordered_class_counts() == {name: counts[name[0]] for name in names}
+    examples = json.loads((tmp_path / "space" / "space.json").read_text())["examples"]
+    assert examples[0][1] == f"0 a · {counts['0']}"
 
 
 def test_the_exported_space_gives_the_same_answer_without_livt_hf(folder, image, tmp_path, capsys):

@@ -134,6 +134,33 @@ def test_classes_are_matched_by_name(model, processor, split):
     assert results["accuracy"] == expected["accuracy"]
 
 
+WNIDS = ["n01440764", "n02012849", "n03126707"]
+FULL_NAMES = ["n03126707 crane", "n01440764 tench", "n02012849 crane"]
+
+
+def test_counts_and_reconstructions_are_named_as_the_models_classes_that_match_by_id(processor, split, tmp_path):
+    config = BeitConfig(**TINY, **label_names(FULL_NAMES), image_size=16, patch_size=4)
+    BeitForImageClassification(config).save_pretrained(tmp_path / "m")
+    LivtMAEForPreTraining(
+        LivtMAEConfig(**TINY, image_size=16, patch_size=4, decoder_hidden_size=24, decoder_num_hidden_layers=1)
+    ).save_pretrained(tmp_path / "mae")
+    for name in ("m", "mae"):
+        processor.save_pretrained(tmp_path / name)
+    images = DatasetDict(train=make_split(WNIDS, [0] * 4 + [1] * 2 + [2]), test=make_split(WNIDS, split["label"]))
+    out = tmp_path / "out"
+    results = evaluate_checkpoint(tmp_path / "m", images, mae=tmp_path / "mae", output_dir=out)
+    assert list(results["class_counts"].items()) == list(zip(FULL_NAMES, (1, 4, 2), strict=True))
+    assert results["test_counts"] == dict(zip(FULL_NAMES, (3, 2, 2), strict=True))
+    assert (out / "reconstructions.png").is_file()
+    assert (out / "results.json").is_file()
+
+
+def test_a_train_split_without_a_class_of_the_model_is_an_error_that_names_it():
+    config = BeitConfig(**label_names(list(COUNTS)))
+    with pytest.raises(ValueError, match="checkpoint and the train split differ; only in the checkpoint: 'emu'"):
+        evaluation.counts_by_model_name(make_split(["dog", "cat"], [0, 1]), config)
+
+
 def test_different_classes_are_an_error_that_names_them(model, processor):
     other = make_split(["cat", "dog", "yak"], [0, 1, 2])
     with pytest.raises(ValueError, match=r"does not know 1 of its classes: yak; .* counterpart: emu"):

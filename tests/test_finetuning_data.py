@@ -1,16 +1,18 @@
 """Fine-tuning on a stream, and on images of which one cannot be read."""
 
 import json
+import shutil
 
 import PIL.Image
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_finetuning import QUIET, arguments, log_lines
+from test_finetuning import QUIET, SIZES, arguments, log_lines
 
-from livt_hf import ViTForBalancedClassification
+from livt_hf import LivtConfig, ViTForBalancedClassification
 from livt_hf.data import class_counts, load_long_tailed
 from livt_hf.finetuning import finetune
+from livt_hf.modeling_livt import config_for_classes
 
 
 def test_it_trains_on_a_stream(tmp_path):
@@ -51,6 +53,29 @@ def test_an_image_that_ends_the_evaluation_costs_no_training(tmp_path):
     assert (tmp_path / "out" / "README.md").exists()
     again = load_file(tmp_path / "out" / "model.safetensors")
     assert all(torch.equal(trained[name], again[name]) for name in trained)
+
+    broken.write_bytes(whole[:60])  # and the figures of a model are not taken for those of the one that replaces it
+    args.seed, args.resume = 1, "never"
+    for checkpoint in (tmp_path / "out").glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    with pytest.raises(ValueError, match="the trained model is saved"):
+        finetune(args, QUIET)
+    assert not (tmp_path / "out" / "results.json").exists()
+    broken.write_bytes(whole)
+    args.resume = "auto"
+    assert finetune(args, QUIET)["seed"] == 1
+
+
+def test_fp16_without_a_gpu_and_a_patch_size_that_is_not_the_models_are_told(tmp_path, capsys):
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="mixed_precision: fp16 needs a GPU; use bf16 or no"):
+            finetune(arguments(tmp_path / "out", mixed_precision="fp16"), QUIET)
+    classifier = ViTForBalancedClassification(
+        LivtConfig(**SIZES, **config_for_classes(class_counts(load_long_tailed("digits"))), image_size=8, patch_size=2)
+    )
+    classifier.save_pretrained(tmp_path / "classifier")
+    finetune(arguments(tmp_path / "out", pretrained=str(tmp_path / "classifier"), patch_size=4, max_steps=1), QUIET)
+    assert "patch_size 4: not used, the sizes are those of" in capsys.readouterr().out
 
 
 def digits_images(count: int) -> list[tuple[PIL.Image.Image, int]]:

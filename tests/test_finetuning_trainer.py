@@ -15,6 +15,7 @@ from livt_hf.data import EvalTransform, FinetuneTransform, ImageDataset, Mixup, 
 from livt_hf.finetuning import finetune
 from livt_hf.losses import build_loss, effective_number_weights
 from livt_hf.modeling_livt import config_for_classes
+from livt_hf.optimization import learning_rate
 
 
 def trainer(tmp_path: Path, batch_size: int, accumulation: int, loss: str = "bal_bce", **options) -> BalancedTrainer:
@@ -110,6 +111,33 @@ def test_a_non_finite_loss_stops_before_the_update(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="the loss was not finite at step 1;"):
         subject.train()
     assert all(torch.equal(tensor, before[name]) for name, tensor in subject.model.state_dict().items())
+
+
+def test_a_resume_takes_the_changed_options_from_its_first_step(tmp_path, monkeypatch):
+    options = {"max_steps": 8, "save_every": 4, "layer_decay": 0.5}
+    finetune(arguments(tmp_path, **options), QUIET)
+    optimizer_step, steps = torch.optim.AdamW.step, []
+
+    def read(self, *args, **kwargs):
+        steps.append([{**group} for group in self.param_groups])
+        return optimizer_step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", read)
+    for name in ("run.json", "model.safetensors"):
+        (tmp_path / name).unlink()
+    changed = {"base_lr": 1e-3, "weight_decay": 0.3, "betas": [0.8, 0.9], "resume": str(tmp_path / "checkpoint-4")}
+    args = arguments(tmp_path, **options, **changed)
+    finetune(args, QUIET)
+    first, peak = steps[-4], 1e-3 * 32 / 256
+    assert {group["weight_decay"] for group in first} == {0.0, 0.3}
+    for group in first:
+        assert tuple(group["betas"]) == (0.8, 0.9)
+        assert group["initial_lr"] == peak * group["lr_scale"]
+        assert group["lr"] == pytest.approx(learning_rate(4, peak, args.min_lr, 0.8, 8) * group["lr_scale"], rel=1e-12)
+    saved = torch.load(tmp_path / "checkpoint-8" / "scheduler.pt", weights_only=True)
+    assert (saved["last_epoch"], max(saved["base_lrs"])) == (8, peak)
+    state = torch.load(tmp_path / "checkpoint-8" / "optimizer.pt", weights_only=True)["state"]
+    assert {int(entry["step"]) for entry in state.values()} == {8}
 
 
 def test_an_odd_batch_with_mixup_is_named(tmp_path):

@@ -1,6 +1,7 @@
 """The whole text of a rendered card, and the metadata that the Hub reads from it."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -141,3 +142,34 @@ def test_names_from_data_cannot_change_the_card(folder, results):
 )
 def test_the_text_follows_how_the_model_was_trained(folder, results, changes, expected):
     assert expected in write_model_card(folder, {**results, **changes}).read_text()
+
+
+UNDO = "undo the adjustment first, as shown above"
+
+
+@pytest.mark.parametrize(
+    ("loss", "adjustment", "named", "expected"),
+    [
+        ("ce", {"target_prior": "uniform"}, "target prior uniform", f"every class to be equally likely. .*{UNDO}"),
+        ("bal_bce", {"target_prior": "train"}, "target prior train", f"as frequent as in the training.*, and {UNDO}"),
+        (
+            "bal_bce",
+            {"target_prior": {"a|b": 3, "six": 1}, "temperature": 1.25},
+            "target prior from a file, temperature 1.25",
+            f"from a&#124;b \\(75 %\\) to six \\(25 %\\). .*{UNDO}",
+        ),
+        ("bal_bce", {"temperature": 2.0}, "temperature 2", f"every class to be equally likely. .*{UNDO}"),
+        ("ce", {"tau_norm": 1.0}, "tau-norm 1", "assume is not known"),
+    ],
+)
+@pytest.mark.parametrize("model_type", ["beit", "resnet"])
+def test_the_text_follows_how_the_model_was_adjusted(folder, results, loss, adjustment, named, expected, model_type):
+    config = json.loads((folder / "config.json").read_text())
+    adjustment = {"target_prior": None, "temperature": 1.0, "tau_norm": None, "layer": "classifier", **adjustment}
+    config |= {"adjustment": adjustment, "model_type": model_type, "architectures": ["Some"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    text = write_model_card(folder, {**results, "loss": loss}).read_text()
+    assert f"- Adjusted after the training, with `livt adjust`: {named}.\n" in text
+    assert len(re.findall(rf"\n- .*{expected}", text)) == 1
+    assert re.findall("livt adjust --.*", text) == ["livt adjust --model FOLDER --undo --output_dir original"]
+    assert len(re.findall("equally likely|too seldom|is not known|from .* to ", text[text.index("## Limits") :])) == 1

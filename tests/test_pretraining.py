@@ -192,6 +192,34 @@ def test_a_finished_run_is_left_alone_and_a_changed_option_is_named(finished, tm
     assert "resuming with another weight_decay: 0.05 -> 0.1" in capsys.readouterr().out
 
 
+def test_a_resume_takes_the_changed_options_from_its_first_step(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished / "checkpoint-8", tmp_path / "checkpoint-8")
+    optimizer_step, steps = torch.optim.AdamW.step, []
+
+    def read(self, *args, **kwargs):
+        steps.append([{**group} for group in self.param_groups])
+        return optimizer_step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", read)
+    pretrain(arguments(tmp_path, base_lr=1e-3, weight_decay=0.3, betas=[0.8, 0.9]))
+    first = steps[8 - 24]
+    assert sorted(group["weight_decay"] for group in first) == [0.0, 0.3]
+    for group in first:
+        assert tuple(group["betas"]) == (0.8, 0.9)
+        assert group["initial_lr"] == 1e-3 * 32 / 256
+        assert group["lr"] == learning_rate(8, 1e-3 * 32 / 256, 0.0, 2.4, 24)
+    state = torch.load(tmp_path / "checkpoint-16" / "optimizer.pt", weights_only=True)["state"]
+    assert {int(entry["step"]) for entry in state.values()} == {16}
+
+
+def test_the_final_model_ends_a_branch_without_a_checkpoint_of_its_own(finished, tmp_path, capsys):
+    for name in ("checkpoint-8", "checkpoint-16"):
+        shutil.copytree(finished / name, tmp_path / name)
+    pretrain(arguments(tmp_path, resume=str(tmp_path / "checkpoint-8"), max_steps=12, save_every=50))
+    assert "holds later checkpoints than" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-8"]
+
+
 def test_a_non_finite_loss_stops_the_run_with_the_weights_from_before(tmp_path):
     with pytest.raises(ValueError, match="the loss was not finite at step 2;") as error:
         pretrain(arguments(tmp_path, base_lr=1e38, warmup_epochs=0, epochs=2.4, save_every=1, logging_steps=1))

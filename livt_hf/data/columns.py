@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -36,12 +38,30 @@ def _choose(column: str | None, option: str, features: Features, kind: type, whe
 
 
 def class_names(feature: object, labels: pa.ChunkedArray) -> list[str]:
-    """The ClassLabel's names; "0", "1", ... for plain integers; the sorted values for strings."""
+    """The ClassLabel's names; "0", "1", ... for plain integers; the sorted values, as Arrow writes them, for others."""
     if isinstance(feature, ClassLabel):
         return feature.names
     if pa.types.is_integer(labels.type):
         return [str(label) for label in range(pc.max(labels).as_py() + 1)]
-    return sorted(str(value) for value in pc.unique(labels).drop_null().to_pylist())
+    return sorted(pc.unique(labels).drop_null().cast(pa.string()).to_pylist())  # as in `checked_labels`: "true"
+
+
+def with_class_names(labels: pa.ChunkedArray, feature: object, names: list[str]) -> pa.ChunkedArray:
+    """Labels of a split that numbers its classes otherwise than ``names``, those of the training split, by name."""
+    if not isinstance(feature, ClassLabel) or feature.names == names:
+        return labels
+    known = pc.and_(pc.greater_equal(labels, 0), pc.less(labels, len(feature.names)))
+    return pa.chunked_array([pa.array(feature.names).take(pc.if_else(known, labels, None).combine_chunks())])
+
+
+def is_unlabelled(labels: pa.ChunkedArray, split: str, where: object) -> bool:
+    """Whether a split to evaluate on has no labels at all (missing, or -1 as on the Hub); says so."""
+    numbers = pc.fill_null(labels, -1) if pa.types.is_integer(labels.type) else None
+    empty = labels.null_count == len(labels) if numbers is None else bool(pc.all(pc.equal(numbers, -1)).as_py())
+    if split == "train" or not len(labels) or not empty:
+        return False
+    warnings.warn(f"{where}: the {split} split has no labels and is left out", stacklevel=2)
+    return True
 
 
 def checked_labels(labels: pa.ChunkedArray, names: list[str], split: str, where: object) -> np.ndarray:

@@ -9,7 +9,7 @@ from pathlib import Path
 import datasets
 from datasets import ClassLabel, Dataset, DatasetDict, Image
 
-from .columns import checked_labels, choose_columns, class_names
+from .columns import checked_labels, choose_columns, class_names, is_unlabelled, with_class_names
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 SPLITS = {"train": ("train",), "validation": ("validation", "val", "valid", "dev"), "test": ("test",)}
@@ -78,7 +78,10 @@ def as_image_splits(
     result = {}
     for split, rows in splits.items():
         labels = rows.select_columns(label_column).with_format("arrow")[:].column(label_column)
+        if is_unlabelled(labels, split, where):
+            continue
         names = names or class_names(features[label_column], labels)
+        labels = with_class_names(labels, rows.features[label_column], names)
         numbers = checked_labels(labels, names, split, where)
         result[split] = _as_ours(rows, image_column, label_column, names, numbers)
     return DatasetDict(result)

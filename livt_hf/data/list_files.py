@@ -1,7 +1,7 @@
 """Data sets given by text files: lines ``path label`` as the official long-tailed lists have them, or CSV files.
 
 A class is named after the folder that its images lie in, if there is exactly one folder for each label; otherwise
-after the label itself. Labels that are not numbers are names already, sorted as strings.
+after the label itself, 01 being 1. Labels that are not numbers are names already, sorted as strings.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def load_lists(
         names = sorted(set(read["train"][1]))
         label_of = {name: label for label, name in enumerate(names)}
     else:
+        read = {split: (paths, [str(int(label)) for label in labels]) for split, (paths, labels) in read.items()}
         values = sorted({int(label) for label in read["train"][1]})
         names = _folder_names(*read["train"]) or [str(value) for value in values]
         label_of = {str(value): label for label, value in enumerate(values)}

@@ -307,5 +307,6 @@ def evaluation_loader(
         num_workers=usable_workers(num_workers),
         pin_memory=pin_memory,
         collate_fn=collate,
+        worker_init_fn=outlive_signals,
         generator=torch.Generator(),
     )

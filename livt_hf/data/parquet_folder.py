@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import DatasetDict, Features
 
-from .columns import checked_labels, choose_columns, class_names, image_structs
+from .columns import checked_labels, choose_columns, class_names, image_structs, is_unlabelled, with_class_names
 from .image_folder import SPLIT_FOLDERS
 from .tables import image_column as path_column
 from .tables import image_dataset
@@ -60,7 +60,11 @@ def load_parquet_folder(
     for split, files in splits.items():
         _check_complete(files)
         labels = _read(files, label_column)
+        if is_unlabelled(labels, split, files[0].parent):
+            continue
         names = names or class_names(features[label_column], labels)
+        own = Features.from_arrow_schema(_open(files[0]).schema_arrow)[label_column]
+        labels = with_class_names(labels, own, names)
         in_files = sum(_image_bytes(_open(file), image_column) for file in files) > MAX_BYTES_IN_MEMORY
         images = _references(files, image_column) if in_files else image_structs(_read(files, image_column))
         identity = [(str(file), file.stat().st_mtime_ns, file.stat().st_size, label_column) for file in files]

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
 import torch
 from datasets import Image, IterableDataset
 from datasets.distributed import split_dataset_by_node
 from datasets.fingerprint import Hasher
+from huggingface_hub import HfApi
 
 from .bad_images import log_bad_image, stop_if_too_many
 from .columns import choose_columns
@@ -71,7 +73,7 @@ def load_stream(
 
     Args:
         class_counts: ``{name: count}``, if known. Otherwise the labels are counted, which reads through the set once;
-            the result is kept in ``counts_folder`` for the next time.
+            the result is kept in ``counts_folder`` for the next time, until the files or the Hub's revision change.
     """
     images = _open(source)
     features = images.features or images._resolve_features().features
@@ -80,7 +82,7 @@ def load_stream(
     images = images.cast_column(image_column, Image(decode=False)).select_columns([image_column, label_column])
 
     if class_counts is None:
-        key = Hasher.hash((str(source), label_column))
+        key = Hasher.hash((*_version(source), label_column))
         class_counts = _counted_once(
             images.select_columns(label_column), names_in_order, Path(counts_folder) / f"{key}.json", source
         )
@@ -99,7 +101,7 @@ def load_stream(
 def _open(source: str | Path) -> IterableDataset:
     folder = Path(source).expanduser()
     if folder.is_dir():
-        files = [str(file) for file in find_parquet(folder).get("train", [])]
+        files = [str(file) for file in _train_files(folder)]
         if not files:
             raise ValueError(f"--streaming --dataset {source}: no train-*.parquet there; only Parquet can be streamed")
         return datasets.load_dataset("parquet", data_files={"train": files}, split="train", streaming=True)
@@ -117,6 +119,22 @@ def _open(source: str | Path) -> IterableDataset:
     return next(splits[name] for name in SPLITS["train"])
 
 
+def _train_files(folder: Path) -> list[Path]:
+    return find_parquet(folder).get("train", [])
+
+
+def _version(source: str | Path) -> tuple[object, ...]:
+    """What changes when the images may have changed: a folder's path and files, or the revision on the Hub."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        stats = [(str(file.relative_to(folder)), file.stat()) for file in _train_files(folder)]
+        return str(folder.resolve()), [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    try:
+        return str(source), HfApi().dataset_info(str(source), timeout=10).sha
+    except Exception:  # many kinds, from the client and the network; without a revision the id has to do
+        return (str(source),)
+
+
 def _counted_once(labels: IterableDataset, names: list[str] | None, file: Path, source: object) -> dict[str, int]:
     if file.is_file():
         return json.loads(file.read_text())
@@ -124,7 +142,8 @@ def _counted_once(labels: IterableDataset, names: list[str] | None, file: Path, 
     if None in found or (names is not None and not set(found) <= set(range(len(names)))):
         raise ValueError(f"{source}: has rows without a label or with one outside 0 to {len(names or found) - 1}")
     if names is None:
-        counts = {str(value): found[value] for value in sorted(found)}
+        values = sorted(found)
+        counts = {name: found[value] for name, value in zip(_names_of(values), values, strict=True)}
     else:
         counts = {name: found[label] for label, name in enumerate(names)}
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -134,8 +153,13 @@ def _counted_once(labels: IterableDataset, names: list[str] | None, file: Path, 
     return counts
 
 
-def _stored(name: str, feature: object) -> int | str:
-    return name if getattr(feature, "dtype", "") in ("string", "large_string") else int(name)
+def _names_of(values: list[int | str]) -> list[str]:
+    """As `columns.class_names` has them: a boolean is "true", not "True"."""
+    return pa.array(values).cast(pa.string()).to_pylist()
+
+
+def _stored(name: str, feature: datasets.Value) -> int | str:
+    return pa.scalar(name).cast(feature.pa_type).as_py()
 
 
 class StreamedSamples(torch.utils.data.IterableDataset):

@@ -12,12 +12,14 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 
+started=$(mktemp)
 export HEAD_NODE=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export OMP_NUM_THREADS=8
 srun bash -c 'exec accelerate launch --multi_gpu --num_machines "$SLURM_NNODES" --num_processes $((8 * SLURM_NNODES)) \
   --machine_rank "$SLURM_NODEID" --main_process_ip "$HEAD_NODE" --main_process_port 29500 --mixed_precision bf16 \
   scripts/run_mae.py "$@"' run "$@"
 
-# run.json is written last, beside the finished model.
-output_dir=$(printf '%s\n' "$@" | grep -A1 -x -e --output_dir | tail -n 1)
-[ -f "$output_dir/run.json" ] || scontrol requeue "$SLURM_JOB_ID"
+# Finished runs have a run.json, written last; one that has failed, and would fail again, has saved no checkpoint.
+output_dir=$(printf '%s\n' "$@" | sed -n -e 's/^--output[-_]dir=//p' -e '/^--output[-_]dir$/{n;p}' | tail -n 1)
+saved=$(find "$output_dir" -maxdepth 1 -name 'checkpoint-*' -newer "$started")
+[ -f "$output_dir/run.json" ] || [ -z "$saved" ] || scontrol requeue "$SLURM_JOB_ID"
