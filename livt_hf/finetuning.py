@@ -236,6 +236,8 @@ def build_classifier(args: FinetuneArguments, counts: dict[str, int]) -> PreTrai
         if args.image_size is not None:
             settings["image_size"] = args.image_size
         return ViTForBalancedClassification.from_mae(args.pretrained, counts, **settings)
+    if args.pooling == "cls":
+        raise ValueError(f"pooling: {args.pretrained!r} is a trained classifier and keeps what it reads; leave it out")
     model = load_pretrained_classifier(
         args.pretrained,
         counts,

@@ -66,7 +66,7 @@ def test_an_image_that_ends_the_evaluation_costs_no_training(tmp_path):
     assert finetune(args, QUIET)["seed"] == 1
 
 
-def test_fp16_without_a_gpu_and_a_patch_size_that_is_not_the_models_are_told(tmp_path, capsys):
+def test_what_a_pretrained_classifier_or_the_machine_cannot_do_is_told(tmp_path, capsys):
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="mixed_precision: fp16 needs a GPU; use bf16 or no"):
             finetune(arguments(tmp_path / "out", mixed_precision="fp16"), QUIET)
@@ -76,6 +76,8 @@ def test_fp16_without_a_gpu_and_a_patch_size_that_is_not_the_models_are_told(tmp
     classifier.save_pretrained(tmp_path / "classifier")
     finetune(arguments(tmp_path / "out", pretrained=str(tmp_path / "classifier"), patch_size=4, max_steps=1), QUIET)
     assert "patch_size 4: not used, the sizes are those of" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="pooling: '.*' is a trained classifier and keeps what it reads; leave it out"):
+        finetune(arguments(tmp_path / "out", pretrained=str(tmp_path / "classifier"), pooling="cls"), QUIET)
 
 
 def digits_images(count: int) -> list[tuple[PIL.Image.Image, int]]:
