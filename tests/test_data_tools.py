@@ -136,7 +136,8 @@ def test_a_parquet_folder_that_does_not_fit_in_memory_is_read_image_by_image(pho
     (tmp_path / "out/train-00000-of-00001.parquet").rename(tmp_path / "gone.parquet")
     from livt_hf.data import reading
 
-    reading._parquet_images.cache_clear()
+    reading._open.cache_clear()
+    reading._row_group.cache_clear()
     with pytest.raises(ValueError, match=r"train-00000-of-00001.parquet#image/0: no such file"):
         decode_image(everything[0]["image"])
 

@@ -16,28 +16,25 @@ def read_image(path: str | Path) -> bytes:
         with open(path, "rb") as stream:
             return stream.read()
     column, _, row = row.rpartition("/")
-    return _parquet_images(f"{file}.parquet", column).read(int(row))
+    return read_row(f"{file}.parquet", column, int(row))
+
+
+def read_row(file: str, column: str, row: int) -> bytes:
+    """One image of a Parquet file."""
+    _, starts = _open(file)
+    group = int(np.searchsorted(starts, row, side="right")) - 1
+    image = _row_group(file, column, group)[row - int(starts[group])].as_py()
+    return image["bytes"] if isinstance(image, dict) else image
 
 
 @functools.lru_cache(maxsize=512)
-def _parquet_images(file: str, column: str) -> ParquetImages:
-    return ParquetImages(file, column)
+def _open(file: str) -> tuple[pq.ParquetFile, np.ndarray]:
+    """The file, and the first row of each of its groups and the end, (groups + 1,)."""
+    parquet = pq.ParquetFile(file, memory_map=True)
+    sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
+    return parquet, np.cumsum([0, *sizes])
 
 
-class ParquetImages:
-    """Single images of a Parquet file. The row group read last is kept, so that reading in order reads each once."""
-
-    def __init__(self, file: str, column: str):
-        self.parquet = pq.ParquetFile(file, memory_map=True)
-        self.column = column
-        sizes = [self.parquet.metadata.row_group(group).num_rows for group in range(self.parquet.num_row_groups)]
-        self.starts = np.cumsum([0, *sizes])  # (groups + 1,)
-        self.group, self.images = -1, pa.chunked_array([], pa.binary())
-
-    def read(self, row: int) -> bytes:
-        group = int(np.searchsorted(self.starts, row, side="right")) - 1
-        if group != self.group:
-            self.images = self.parquet.read_row_group(group, columns=[self.column], use_threads=False).column(0)
-            self.group = group
-        image = self.images[row - int(self.starts[group])].as_py()
-        return image["bytes"] if isinstance(image, dict) else image
+@functools.lru_cache(maxsize=4)  # reading in order reads each group once; of all files they would fill the memory
+def _row_group(file: str, column: str, group: int) -> pa.ChunkedArray:
+    return _open(file)[0].read_row_group(group, columns=[column], use_threads=False).column(0)
