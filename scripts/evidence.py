@@ -43,8 +43,8 @@ SETS = {
     ),
     "grocery": ("Grocery Store", "43 classes of real photos with a natural tail; the test set is unbalanced, too."),
     "digits": ("Digits", "The quickstart's 8 x 8 digits, with three seeds."),
-    "grocery-sizes": ("Grocery Store, model sizes", "The paper's ViT-Ti, ViT-S and ViT-B at patch 16."),
-    "digits-sizes": ("Digits, model sizes", "The quickstart's model, and of half and of twice its width."),
+    "grocery-sizes": ("Grocery Store, model sizes", "The paper's ViT-Ti and ViT-S, at patch 16."),
+    "digits-sizes": ("Digits, model sizes", "The quickstart's model, and models of half and of twice its width."),
 }
 SIZES = "-sizes"  # the end of a folder's name that compares model sizes
 # the paper's accuracies of ViT-Ti, ViT-S and ViT-B on ImageNet-LT
