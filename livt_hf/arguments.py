@@ -397,11 +397,6 @@ _MANAGED = {
     "eval_strategy": "--eval_every",
     "resume_from_checkpoint": "--resume",
     "dataloader_num_workers": "--num_workers",
-    "dataloader_pin_memory": "--num_workers (the rest of loading is the package's)",
-    "dataloader_prefetch_factor": "--num_workers (the rest of loading is the package's)",
-    "dataloader_persistent_workers": "--num_workers (the rest of loading is the package's)",
-    "dataloader_in_order": "--num_workers (the rest of loading is the package's)",
-    "dataloader_multiprocessing_context": "--num_workers (the rest of loading is the package's)",
     "dataloader_drop_last": "--batch_size (an epoch leaves out the images that fill no batch)",
     "bf16": "--mixed_precision bf16",
     "fp16": "--mixed_precision fp16",
@@ -412,6 +407,10 @@ _MANAGED = {
     "ignore_data_skip": "--resume",
     "remove_unused_columns": "--image_column and --label_column",
     "load_best_model_at_end": "the last checkpoint (the paper reports the last epoch)",
+    **{
+        f"dataloader_{name}": "--num_workers (the rest of loading is the package's)"
+        for name in ("pin_memory", "prefetch_factor", "persistent_workers", "in_order", "multiprocessing_context")
+    },
 }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .arguments import FinetuneArguments, PretrainArguments
+from .checkpoints import METRICS_FILE
 from .report import escape_markdown, markdown_table
 from .report_html import public_name
 from .runs import RUN_FILE
@@ -61,7 +62,7 @@ def read_run(folder: Path) -> dict[str, Any] | None:
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl; none without that file."""
     try:
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return []
     return [json.loads(line) for line in lines if line.endswith("}")]

@@ -6,13 +6,14 @@ whose list agrees with its files counts as complete.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import shutil
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 MARKER = "complete.json"
+METRICS_FILE = "metrics.jsonl"
 _CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -52,10 +54,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def publish(folder: Path, path: Path) -> None:
-    """Flush a folder on the same disk, list its files in it, and rename it to ``path``, which it replaces.
-
-    Once a checkpoint is there, those of later steps beside it go: see `remove_later_checkpoints`.
-    """
+    """Flush a folder on the same disk, list its files in it, and rename it to ``path``, which it replaces."""
     sizes = {}
     for file in sorted(file for file in folder.rglob("*") if file.is_file()):
         _flush(file)
@@ -64,8 +63,6 @@ def publish(folder: Path, path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
     folder.rename(path)
     _flush(path.parent)
-    if match := _CHECKPOINT_NAME.fullmatch(path.name):
-        remove_later_checkpoints(path.parent, int(match.group(1)))
 
 
 @contextmanager
@@ -143,7 +140,7 @@ def list_checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
 
 
 def find_resume_checkpoint(output_dir: Path, resume: str) -> tuple[Path | None, list[str]]:
-    """The checkpoint to resume from, and a line for each newer one that was skipped or will be removed.
+    """The checkpoint to resume from, and a line for each newer one that was skipped.
 
     Args:
         resume: "auto" (the newest complete one of the run, if any), "never", or the path of one.
@@ -162,7 +159,7 @@ def find_resume_checkpoint(output_dir: Path, resume: str) -> tuple[Path | None, 
         reason = incompleteness(Path(resume)) if Path(resume).is_dir() else "there is no such folder"
         if reason:
             raise ValueError(f"resume: {resume!r} is not a complete checkpoint: {reason}; name another, or use auto")
-        return Path(resume), _announce_removal(output_dir, Path(resume))
+        return Path(resume), []
     skipped: list[str] = []
     for _, folder in reversed(list_checkpoints(output_dir)):
         reason = incompleteness(folder)
@@ -172,32 +169,24 @@ def find_resume_checkpoint(output_dir: Path, resume: str) -> tuple[Path | None, 
     return None, skipped
 
 
-def _announce_removal(output_dir: Path, resume: Path) -> list[str]:
-    """A line if a run that goes on from ``resume`` will remove checkpoints, before it is too late to copy them."""
-    match = _CHECKPOINT_NAME.fullmatch(resume.name)
-    later = list_later_checkpoints(output_dir, int(match.group(1))) if match else []
-    names = ", ".join(folder.name for folder in later)
-    advice = "will be removed once the run has written its next one; copy what you want to keep"
-    return [f"{output_dir} holds later checkpoints than {resume}: {names} {advice}"] if later else []
+def set_aside_later_checkpoints(output_dir: Path, step: int) -> None:
+    """Move the complete checkpoints after the step that a run begins at into ``abandoned-N``, with the log, and say so.
 
-
-def list_later_checkpoints(output_dir: Path, step: int) -> list[Path]:
-    """The complete checkpoints after a step; a run at that step has not written them: it left their branch."""
-    return [folder for at, folder in list_checkpoints(output_dir) if at > step and incompleteness(folder) is None]
-
-
-def remove_later_checkpoints(output_dir: Path, step: int) -> None:
-    """Delete the checkpoints after a step that a run has just saved, and say which.
-
-    They are of a branch that it left by ``--resume`` with an earlier one. By their steps they would count as the newest
-    ones: what it saves would be removed as old, and ``auto`` would go back to them.
+    They are of a branch that it leaves. By their steps they would count as its newest ones: what it saves would be
+    removed as old, and ``auto`` would go on from them.
     """
-    later = list_later_checkpoints(output_dir, step)
+    later = [folder for at, folder in list_checkpoints(output_dir) if at > step and incompleteness(folder) is None]
+    if not later:
+        return
+    places = (output_dir / f"abandoned-{number}" for number in itertools.count(1))
+    aside = next(place for place in places if not place.exists())
+    aside.mkdir()
+    with suppress(FileNotFoundError):
+        shutil.copyfile(output_dir / METRICS_FILE, aside / METRICS_FILE)
     for folder in later:
-        shutil.rmtree(folder, ignore_errors=True)
-    if later:
-        names = ", ".join(folder.name for folder in later)
-        print(f"removed {names} in {output_dir}: the run went on from an earlier checkpoint and is now at step {step}")
+        folder.rename(aside / folder.name)
+    names = ", ".join(folder.name for folder in later)
+    print(f"this run begins at step {step}: {names} of {output_dir} and a copy of the log are now in {aside.name}")
 
 
 def remove_old_checkpoints(output_dir: Path, keep: int) -> None:
@@ -210,23 +199,13 @@ def remove_old_checkpoints(output_dir: Path, keep: int) -> None:
 
 
 class MetricsLog:
-    """OUTPUT/metrics.jsonl: one JSON object a logged step. A resume first cuts it back to the resumed step.
-
-    What it cuts off belongs to the later checkpoints, if there are any. They keep it, so that a resume from one of
-    them, as long as they are there, has the whole log again.
-    """
+    """OUTPUT/metrics.jsonl: one JSON object a logged step. A resume first cuts it back to the resumed step."""
 
     def __init__(self, output_dir: Path, resumed_step: int = 0):
         output_dir.mkdir(parents=True, exist_ok=True)
-        self.path = output_dir / "metrics.jsonl"
-        kept = output_dir / f"checkpoint-{resumed_step}" / self.path.name
-        source = kept if kept.exists() else self.path
-        if source.exists():
-            for later in list_later_checkpoints(output_dir, resumed_step):
-                if not (later / self.path.name).exists():
-                    write_text(later / self.path.name, source.read_text(encoding="utf-8"))
-            write_text(self.path, "".join(f"{line}\n" for line in _lines_up_to(source, resumed_step)))
-            kept.unlink(missing_ok=True)
+        self.path = output_dir / METRICS_FILE
+        if self.path.exists():
+            write_text(self.path, "".join(f"{line}\n" for line in _lines_up_to(self.path, resumed_step)))
 
     def write(self, values: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:

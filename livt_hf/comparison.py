@@ -18,7 +18,7 @@ from typing import Any
 
 from .adjustment import adjust
 from .arguments import FinetuneArguments, parse_arguments
-from .checkpoints import list_checkpoints
+from .checkpoints import METRICS_FILE, list_checkpoints
 from .classifiers import load_config
 from .comparison_report import MEASURES, summarise, write_comparison
 from .data import load_long_tailed
@@ -204,7 +204,7 @@ def _outcome(run: Run, results: Mapping[str, Any], method: str | None = None) ->
 
 def _curve(run: Run, run_dir: Path) -> dict[str, Any]:
     """The accuracies that a run logged."""
-    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (run_dir / METRICS_FILE).read_text(encoding="utf-8").splitlines()
     logged = [entry for entry in map(json.loads, lines) if "eval_accuracy" in entry]
     return {
         "split": run.args.eval_split,

@@ -36,8 +36,8 @@ from .checkpoints import (
     explain_failed_write,
     find_resume_checkpoint,
     publish_files,
-    remove_later_checkpoints,
     remove_old_checkpoints,
+    set_aside_later_checkpoints,
     write_text,
 )
 from .configuration_livt import LivtMAEConfig
@@ -161,7 +161,6 @@ def pretrain(args: PretrainArguments) -> Path | None:
             run.unwrapped.save_pretrained(folder, state_dict=weights)
             processor.save_pretrained(folder)
             write_text(folder / RUN_FILE, json.dumps(run_record(args, steps), indent=2))
-        remove_later_checkpoints(output_dir, steps)
         write_pretraining_card(
             output_dir, repo_id=args.hub_model_id, images=len(images), hardware=hardware(accelerator.device)
         )
@@ -273,6 +272,8 @@ class _Run:
     def train(self, micro_batches: Iterator[dict[str, Tensor]], batches: TrainingBatches, steps: int) -> str | None:
         """Run to ``steps``; the name of the signal that stopped it before, or None."""
         args, main = self.args, self.accelerator.is_main_process
+        if main:
+            set_aside_later_checkpoints(self.output_dir, self.step)
         log = MetricsLog(self.output_dir, self.step) if main else None
         bar = tqdm(total=steps, initial=self.step, disable=not main, desc="pretraining", unit="step")
         with StopSignal() as stop, bar:

@@ -366,10 +366,8 @@ class BalancedTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         optimizer, schedule = self._optimizer_and_schedule()
         load_optimizer(model, optimizer, load_tensors(Path(checkpoint) / "optimizer.pt"))
-        saved = load_tensors(Path(checkpoint) / "scheduler.pt")
-        schedule.load_state_dict({**saved, "base_lrs": schedule.base_lrs})
         # Not the global step: with fp16, the schedule waits where the scaler skips an update.
-        set_schedule(schedule, schedule.last_epoch)
+        set_schedule(schedule, load_tensors(Path(checkpoint) / "scheduler.pt")["last_epoch"])
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Not yet: upstream would upload from a folder that is about to be renamed. `_save_checkpoint` does it."""

@@ -9,7 +9,7 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from .checkpoints import MetricsLog
+from .checkpoints import MetricsLog, set_aside_later_checkpoints
 from .runs import RUN_FILE, agreed_stop
 
 
@@ -26,6 +26,7 @@ class StepCallback(TrainerCallback):
             self.trainer._tr_loss.fill_(record["logging"]["loss_sum"])
             self.trainer._globalstep_last_logged = record["logging"]["last_step"]
         if state.is_world_process_zero:
+            set_aside_later_checkpoints(Path(args.output_dir), state.global_step)
             self.trainer._metrics_log = MetricsLog(Path(args.output_dir), state.global_step)
 
     def on_step_end(self, args, state, control, **kwargs):

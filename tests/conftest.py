@@ -12,6 +12,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+# torch waits 5 seconds for the workers of a loader that is left in the middle, before it ends them.
+torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.2
 
 COUNTS = {"ant": 5, "bee": 3}
 

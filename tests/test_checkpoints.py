@@ -14,9 +14,8 @@ from livt_hf.checkpoints import (
     find_resume_checkpoint,
     incompleteness,
     list_checkpoints,
-    publish_files,
     remove_old_checkpoints,
-    write_text,
+    set_aside_later_checkpoints,
 )
 
 
@@ -124,7 +123,7 @@ def test_a_damaged_marker_makes_a_checkpoint_incomplete(tmp_path, marker):
 
 
 def test_checkpoints_are_listed_by_step_and_nothing_else_is(tmp_path):
-    for name in ("checkpoint-9", "checkpoint-10", "checkpoint-best", "checkpoint-9.old", "my-checkpoint-3"):
+    for name in ("checkpoint-10", "checkpoint-9", "checkpoint-best", "checkpoint-9.old", "my-checkpoint-3"):
         write_checkpoint(tmp_path / name)
     (tmp_path / "checkpoint-8").write_text("a file")
     (tmp_path / "checkpoint-11").mkdir()  # incomplete, listed all the same
@@ -187,104 +186,27 @@ def test_old_and_incomplete_checkpoints_are_removed_and_the_newest_complete_ones
 
 
 def test_a_run_that_goes_on_from_an_earlier_checkpoint_keeps_what_it_writes(tmp_path, capsys):
+    """And what it leaves is moved, with its log, not lost."""
     for step in (600, 900, 1000):
         write_checkpoint(tmp_path / f"checkpoint-{step}")
-    checkpoint, lines = find_resume_checkpoint(tmp_path, str(tmp_path / "checkpoint-600"))
-    assert [line.split(": ")[1] for line in lines] == [
-        "checkpoint-900, checkpoint-1000 will be removed once the run has written its next one; copy what you want "
-        "to keep"
-    ]
-    with pytest.raises(OSError, match="disk full"), atomic_folder(tmp_path / "checkpoint-650"):
-        raise OSError("disk full")
-    assert [step for step, _ in list_checkpoints(tmp_path)] == [600, 900, 1000]  # nothing is lost before
-    assert capsys.readouterr().out == ""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 600}\n{"step": 1000}\n')
+    set_aside_later_checkpoints(tmp_path, 600)
+    MetricsLog(tmp_path, 600)
     for step in (650, 700):
         write_checkpoint(tmp_path / f"checkpoint-{step}")
         remove_old_checkpoints(tmp_path, keep=2)
     assert [step for step, _ in list_checkpoints(tmp_path)] == [650, 700]
     assert find_resume_checkpoint(tmp_path, "auto") == (tmp_path / "checkpoint-700", [])
     assert capsys.readouterr().out == (
-        f"removed checkpoint-900, checkpoint-1000 in {tmp_path}: the run went on from an earlier checkpoint and is now "
-        "at step 650\n"
+        f"this run begins at step 600: checkpoint-900, checkpoint-1000 of {tmp_path} and a copy of the log are now in "
+        "abandoned-1\n"
     )
-
-
-# Files
-
-
-def test_published_files_leave_the_others_alone(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    (tmp_path / "config.json").write_text("old")
-    write_checkpoint(tmp_path / "checkpoint-1")
-    before = files_of(tmp_path)
-    with publish_files(tmp_path) as folder:
-        (folder / "config.json").write_text("new")
-        (folder / "model").write_text("weights")
-        assert files_of(folder.parent).items() >= before.items()
-    assert files_of(tmp_path) == {**before, "config.json": "new", "model": "weights"}
-
-
-def test_after_an_error_no_file_is_published(tmp_path):
-    (tmp_path / "config.json").write_text("old")
-
-    def write_half():
-        with publish_files(tmp_path) as folder:
-            (folder / "config.json").write_text("new")
-            raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_half()
-    assert files_of(tmp_path) == {"config.json": "old"}
-    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
-
-
-def test_files_are_published_into_a_new_folder(tmp_path):
-    with publish_files(tmp_path / "a" / "b") as folder:
-        (folder / "model").write_text("weights")
-    assert files_of(tmp_path) == {"a/b/model": "weights"}
-
-
-def test_text_is_replaced_whole_or_not_at_all(tmp_path):
-    file = tmp_path / "results.json"
-    write_text(file, "Käse\n")
-    assert file.read_bytes() == "Käse\n".encode()
-    with pytest.raises(UnicodeEncodeError):
-        write_text(file, "half \ud800")
-    assert file.read_bytes() == "Käse\n".encode()
-    write_text(file, "new")
-    assert files_of(tmp_path)["results.json"] == "new"
-    assert not [path for path in tmp_path.iterdir() if path != file]
-
-
-# The log of a run
-
-
-def test_a_resumed_log_is_cut_back_to_whole_lines_up_to_the_resumed_step(tmp_path):
-    lines = [
-        '{"step": 2, "loss": 1.5}',
-        '{"step": 4, "loss": 1.25}',
-        '{"step": 4, "eval_accuracy": 50.0}',
-        '{"step": 6, "loss": 1.0}',
-    ]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 8, "lo')  # torn by a crash
-    log = MetricsLog(tmp_path, resumed_step=4)
-    assert log.path.read_text().splitlines() == lines[:3]
-    log.write({"step": 6, "loss": 0.75})
-    assert log.path.read_text() == "\n".join([*lines[:3], '{"step": 6, "loss": 0.75}']) + "\n"
-
-
-def test_a_run_killed_before_it_replaced_later_checkpoints_left_them_their_log(tmp_path):
-    write_checkpoint(tmp_path / "checkpoint-4")
-    write_checkpoint(tmp_path / "checkpoint-6")
-    lines = [f'{{"step": {step}}}' for step in (2, 4, 6)]
-    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 7}']) + "\n")
-    for _ in range(2):  # killed twice
-        log = MetricsLog(tmp_path, resumed_step=4)
-        assert log.path.read_text().splitlines() == lines[:2]
-        log.write({"step": 5})
-    assert incompleteness(tmp_path / "checkpoint-6") is None
-    assert MetricsLog(tmp_path, resumed_step=6).path.read_text().splitlines() == lines
-    assert set(files_of(tmp_path / "checkpoint-6")) == {"weights", MARKER}
+    assert find_resume_checkpoint(tmp_path, str(tmp_path / "abandoned-1" / "checkpoint-1000"))[1] == []
+    assert (tmp_path / "abandoned-1" / "metrics.jsonl").read_text() == '{"step": 600}\n{"step": 1000}\n'
+    set_aside_later_checkpoints(tmp_path, 650)
+    set_aside_later_checkpoints(tmp_path, 650)
+    assert [path.name for path in tmp_path.glob("abandoned-*/checkpoint-700")] == ["checkpoint-700"]
+    assert not (tmp_path / "abandoned-3").exists()
 
 
 @pytest.mark.parametrize("torn", ['{"ste', '{"step"', '{"step": 2', '"', "[2]", "", '{"loss": 1.0}'])

@@ -18,20 +18,6 @@ TRAINING = {**SIZES, "batch_size": 4, "max_steps": 1, "num_workers": 0}
 STAGE = {"pretrain": {**TRAINING, **DECODER}, "finetune": {**TRAINING, "rand_augment": "none"}}
 
 
-@pytest.fixture(autouse=True)
-def _offline(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # read at import
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_end_of_workers():
-    """torch waits 5 seconds for the workers of a loader that is left in the middle, before it ends them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
-        yield
-
-
 def words(*argv, **options):
     """A command line; lists and ``None`` (no such option) are understood."""
     line = [str(word) for word in argv]

@@ -8,8 +8,6 @@ from conftest import COUNTS
 from test_cli import (
     DECODER,
     SIZES,
-    _offline,  # noqa: F401  a fixture of every test here too
-    _quick_end_of_workers,  # noqa: F401  a fixture of every test here too
     run_stage,
     the_error,
     the_error_after_a_bar,

@@ -8,8 +8,6 @@ import PIL.Image
 import pytest
 from test_cli import (
     STAGE,
-    _offline,  # noqa: F401  a fixture of every test here too
-    _quick_end_of_workers,  # noqa: F401  a fixture of every test here too
     run_stage,
     the_error,
     the_error_after_a_bar,

@@ -20,7 +20,7 @@ def image_dataset(images: pa.ChunkedArray | pa.Array, labels, names: Sequence[st
     """
     table = pa.table({"image": images, "label": pa.array(np.asarray(labels, dtype=np.int64))})
     features = Features({"image": Image(decode=False), "label": ClassLabel(names=list(names))})
-    return Dataset(table, info=DatasetInfo(features=features), fingerprint=Hasher.hash(identity))
+    return Dataset(table, info=DatasetInfo(features=features), fingerprint=Hasher.hash((identity, list(names))))
 
 
 def image_column(*, paths: Sequence[str] | None = None, contents: Sequence[bytes] | None = None) -> pa.Array:
