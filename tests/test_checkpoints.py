@@ -209,6 +209,70 @@ def test_a_run_that_goes_on_from_an_earlier_checkpoint_keeps_what_it_writes(tmp_
     assert not (tmp_path / "abandoned-3").exists()
 
 
+# Files
+
+
+def test_published_files_leave_the_others_alone(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "config.json").write_text("old")
+    write_checkpoint(tmp_path / "checkpoint-1")
+    before = files_of(tmp_path)
+    with publish_files(tmp_path) as folder:
+        (folder / "config.json").write_text("new")
+        (folder / "model").write_text("weights")
+        assert files_of(folder.parent).items() >= before.items()
+    assert files_of(tmp_path) == {**before, "config.json": "new", "model": "weights"}
+
+
+def test_after_an_error_no_file_is_published(tmp_path):
+    (tmp_path / "config.json").write_text("old")
+
+    def write_half():
+        with publish_files(tmp_path) as folder:
+            (folder / "config.json").write_text("new")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_half()
+    assert files_of(tmp_path) == {"config.json": "old"}
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_files_are_published_into_a_new_folder(tmp_path):
+    with publish_files(tmp_path / "a" / "b") as folder:
+        (folder / "model").write_text("weights")
+    assert files_of(tmp_path) == {"a/b/model": "weights"}
+
+
+def test_text_is_replaced_whole_or_not_at_all(tmp_path):
+    file = tmp_path / "results.json"
+    write_text(file, "Käse\n")
+    assert file.read_bytes() == "Käse\n".encode()
+    with pytest.raises(UnicodeEncodeError):
+        write_text(file, "half \ud800")
+    assert file.read_bytes() == "Käse\n".encode()
+    write_text(file, "new")
+    assert files_of(tmp_path)["results.json"] == "new"
+    assert not [path for path in tmp_path.iterdir() if path != file]
+
+
+# The log of a run
+
+
+def test_a_resumed_log_is_cut_back_to_whole_lines_up_to_the_resumed_step(tmp_path):
+    lines = [
+        '{"step": 2, "loss": 1.5}',
+        '{"step": 4, "loss": 1.25}',
+        '{"step": 4, "eval_accuracy": 50.0}',
+        '{"step": 6, "loss": 1.0}',
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 8, "lo')  # torn by a crash
+    log = MetricsLog(tmp_path, resumed_step=4)
+    assert log.path.read_text().splitlines() == lines[:3]
+    log.write({"step": 6, "loss": 0.75})
+    assert log.path.read_text() == "\n".join([*lines[:3], '{"step": 6, "loss": 0.75}']) + "\n"
+
+
 @pytest.mark.parametrize("torn", ['{"ste', '{"step"', '{"step": 2', '"', "[2]", "", '{"loss": 1.0}'])
 def test_a_torn_line_goes_even_if_the_run_resumes_after_it(tmp_path, torn):
     (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{torn}')
