@@ -14,8 +14,10 @@ from livt_hf.checkpoints import (
     find_resume_checkpoint,
     incompleteness,
     list_checkpoints,
+    publish_files,
     remove_old_checkpoints,
     set_aside_later_checkpoints,
+    write_text,
 )
 
 
