@@ -89,6 +89,8 @@ def training_command(stage: str, run: Mapping[str, Any]) -> str:
             continue
         values = value if isinstance(value, list) else [value]
         words += [f"--{field.name}", *(public_name(_word(word)) for word in values)]
+    for name, value in run.get("training_arguments", {}).items():
+        words += [f"--{name}", public_name(_word(value))]
     return shlex.join(words)
 
 

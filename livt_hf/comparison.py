@@ -88,7 +88,7 @@ def compare(
         except ValueError as error:
             raise ValueError(f"{run.name}: {error}") from error
         run_dir = Path(run.args.output_dir)
-        if finished_steps(run_dir, run.args) is None:
+        if finished_steps(run_dir, run.args, run.more) is None:
             return None
         if is_main:
             for _, checkpoint in list_checkpoints(run_dir):  # with the optimiser, several times the finished model

@@ -151,7 +151,7 @@ def finetune(args: FinetuneArguments, more: dict[str, Any] | None = None) -> dic
         else None,
     )
     say = trainer.accelerator.print
-    if finished_steps(output_dir, args) == steps:
+    if finished_steps(output_dir, args, more) == steps:
         unmeasured = {"test", "validation"} & set(splits) and not (output_dir / "results.json").exists()
         say(
             f"{output_dir} holds this run, finished after {steps} steps; "
@@ -164,10 +164,10 @@ def finetune(args: FinetuneArguments, more: dict[str, Any] | None = None) -> dic
     checkpoint, skipped = find_resume_checkpoint(output_dir, args.resume)
     for line in skipped:
         say(line)
-    check_keeps(output_dir, args, steps, checkpoint)
+    check_keeps(output_dir, args, steps, checkpoint, more)
     if checkpoint is not None:
         record, state = read_record(checkpoint, RUN_FILE), read_record(checkpoint, TRAINER_STATE_NAME)
-        for line in check_continues(checkpoint, record["arguments"], args, state["global_step"], steps):
+        for line in check_continues(record, args, state["global_step"], steps, more):
             say(f"resuming with another {line}")
     say(
         f"fine-tuning {model.num_parameters() / 1e6:.2f} M parameters with {args.loss} (tau {args.tau}) on "
@@ -180,7 +180,7 @@ def finetune(args: FinetuneArguments, more: dict[str, Any] | None = None) -> dic
         say(unused)
     if args.drop_path and not has_drop_path(model.config):
         say(f"drop_path: {type(model).__name__} has none; --drop_path {args.drop_path} has no effect")
-    trainer.run_record = run_record(args, steps)
+    trainer.run_record = run_record(args, steps, more)
     processor = image_processor(size, args.crop_ratio, mean, std)
     if trainer.is_world_process_zero():
         trainer.pusher = start_pusher(args, processor)
@@ -199,7 +199,7 @@ def finetune(args: FinetuneArguments, more: dict[str, Any] | None = None) -> dic
         if trainer.ema is not None:
             trained.load_state_dict(trainer.ema.weights)
         fold_scales(trained)
-        results = _save_model(trained, processor, args, splits, steps)
+        results = _save_model(trained, processor, args, splits, trainer.run_record)
     trainer.accelerator.wait_for_everyone()
     say(f"saved the fine-tuned model in {output_dir}")
     if trainer.pusher and (error := trainer.pusher.finish(output_dir)):
@@ -272,7 +272,7 @@ def _device_options(mixed_precision: str | None) -> dict[str, bool]:
 
 
 def _save_model(
-    model: PreTrainedModel, processor: Any, args: FinetuneArguments, splits: DatasetDict, steps: int
+    model: PreTrainedModel, processor: Any, args: FinetuneArguments, splits: DatasetDict, record: dict[str, Any]
 ) -> dict[str, Any] | None:
     """Model and image processor in the output folder, and then what was measured of them."""
     output_dir = Path(args.output_dir)
@@ -280,7 +280,7 @@ def _save_model(
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
         (output_dir / "results.json").unlink(missing_ok=True)  # it is of the model before this one
-        write_text(folder / RUN_FILE, json.dumps(run_record(args, steps), indent=2))
+        write_text(folder / RUN_FILE, json.dumps(record, indent=2))
     return _evaluate(model, processor, args, splits)
 
 

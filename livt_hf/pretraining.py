@@ -117,7 +117,7 @@ def pretrain(args: PretrainArguments) -> Path | None:
     check_keeps(output_dir, args, steps, checkpoint)
     if checkpoint is not None:
         state = read_record(checkpoint, STATE_FILE)
-        for line in check_continues(checkpoint, state["arguments"], args, state["steps"], steps):
+        for line in check_continues(state, args, state["steps"], steps):
             say(f"resuming with another {line}")
         load_weights(model, checkpoint)
     if args.gradient_checkpointing:

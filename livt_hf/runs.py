@@ -46,10 +46,15 @@ def load_weights(model: transformers.PreTrainedModel, checkpoint: Path, sharded:
         ) from None
 
 
-def run_record(args: StageArguments, steps: int) -> dict[str, Any]:
-    """What is kept of a run beside its model."""
+def run_record(args: StageArguments, steps: int, more: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What is kept of a run beside its model. ``more``: further `TrainingArguments` that were given."""
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    return {"steps": steps, "arguments": dataclasses.asdict(args), "versions": versions}
+    return {
+        "steps": steps,
+        "arguments": dataclasses.asdict(args),
+        "training_arguments": more or {},
+        "versions": versions,
+    }
 
 
 def load_tensors(path: Path) -> dict[str, Any]:
@@ -89,18 +94,34 @@ _FREE = {
     "picture_every",
     "probe_every",
     "log_with",
+    # and of TrainingArguments
+    "disable_tqdm",
+    "log_level",
+    "log_level_replica",
+    "logging_first_step",
+    "logging_strategy",
+    "per_device_eval_batch_size",
+    "project",
+    "report_to",
+    "run_name",
 }
 
 
-def changed_arguments(before: dict[str, Any], args: StageArguments) -> list[str]:
-    """A line for each option whose value differs, those that cannot change the result left out.
+def changed_arguments(record: dict[str, Any], args: StageArguments, more: dict[str, Any] | None = None) -> list[str]:
+    """A line for each option whose value differs from a run's record, those that cannot change the result left out.
 
     An option that the record does not know, since the package did not when it was written, had today's default.
+    ``more``: further `TrainingArguments` of now; a record from before these were kept says nothing of them.
     """
+    more = more or {}
+    before = {**dataclasses.asdict(type(args)()), **record["arguments"]}
     now = dataclasses.asdict(args)
-    before = {**dataclasses.asdict(type(args)()), **before}
-    names = [name for name in now if name not in _FREE and before.get(name) != now[name]]
-    return [f"{name}: {before.get(name)} -> {now[name]}" for name in names]
+    before_more = record.get("training_arguments", more)
+    pairs = [(name, before[name], value) for name, value in now.items()]
+    pairs += [
+        (name, before_more.get(name, "its default"), more.get(name, "its default")) for name in {**before_more, **more}
+    ]
+    return [f"{name}: {old} -> {new}" for name, old, new in pairs if name not in _FREE and old != new]
 
 
 _SHAPE = {
@@ -132,13 +153,15 @@ def read_record(checkpoint: Path, file: str) -> dict[str, Any]:
         ) from None
 
 
-def check_continues(checkpoint: Path, before: dict[str, Any], args: StageArguments, step: int, steps: int) -> list[str]:
-    """A line for each changed option of a run that goes on from a checkpoint at ``step``.
+def check_continues(
+    record: dict[str, Any], args: StageArguments, step: int, steps: int, more: dict[str, Any] | None = None
+) -> list[str]:
+    """A line for each changed option of a run that goes on from a checkpoint with that record at ``step``.
 
     Raises:
         ValueError: the options make another model, or there is nothing left to train with the changed ones.
     """
-    changed = changed_arguments(before, args)
+    changed = changed_arguments(record, args, more)
     fixed = [line for line in changed if line.split(":")[0] in _SHAPE]
     advice = "choose another output_dir, delete it, or keep the options"
     if fixed:
@@ -151,7 +174,9 @@ def check_continues(checkpoint: Path, before: dict[str, Any], args: StageArgumen
     return changed
 
 
-def check_keeps(output_dir: Path, args: StageArguments, steps: int, checkpoint: Path | None) -> None:
+def check_keeps(
+    output_dir: Path, args: StageArguments, steps: int, checkpoint: Path | None, more: dict[str, Any] | None = None
+) -> None:
     """ValueError if a run would replace a finished model in its folder that another run made.
 
     A longer run that goes on from a checkpoint may, and so may ``--resume never``.
@@ -162,7 +187,7 @@ def check_keeps(output_dir: Path, args: StageArguments, steps: int, checkpoint: 
     here = f"output_dir: {str(output_dir)!r} holds the finished model of"
     if ("mask_ratio" in record["arguments"]) != hasattr(args, "mask_ratio"):
         raise ValueError(f"{here} the other stage; name another folder")
-    changed = changed_arguments(record["arguments"], args)
+    changed = changed_arguments(record, args, more)
     if changed and (checkpoint is None or steps <= record["steps"]):
         raise ValueError(
             f"{here} a run with another {'; '.join(changed)}; name another output_dir, keep the options, or replace it "
@@ -170,13 +195,13 @@ def check_keeps(output_dir: Path, args: StageArguments, steps: int, checkpoint: 
         )
 
 
-def finished_steps(output_dir: Path, args: StageArguments) -> int | None:
+def finished_steps(output_dir: Path, args: StageArguments, more: dict[str, Any] | None = None) -> int | None:
     """Steps of the finished run in a folder, if it is there and had the same arguments."""
     try:
         record = json.loads((output_dir / RUN_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    return None if changed_arguments(record["arguments"], args) else record["steps"]
+    return None if changed_arguments(record, args, more) else record["steps"]
 
 
 def check_precision(mixed_precision: str | None) -> None:

@@ -360,9 +360,9 @@ def test_what_a_stage_cannot_do_without_is_asked_for():
 
 def test_a_run_from_before_an_option_existed_is_the_same_run_with_its_default():
     args = parse("--dataset", "digits", "--output_dir", "out", "--loss", "ce")
-    record = dataclasses.asdict(args)
+    record = {"arguments": dataclasses.asdict(args)}
     for name in ("betas", "eval_every", "loss"):
-        del record[name]
+        del record["arguments"][name]
     assert changed_arguments(record, args) == ["loss: bal_bce -> ce"]
 
 

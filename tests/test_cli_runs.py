@@ -46,6 +46,25 @@ def test_a_finished_run_is_not_passed_off_as_one_with_another_loss(capsys, tmp_p
     assert json.loads((tmp_path / "out" / "config.json").read_text())["loss"] == "bal_bce"
 
 
+def test_further_training_arguments_are_part_of_a_run(capsys, tmp_path, data):
+    out = tmp_path / "out"
+
+    def run(**options):
+        return run_stage("finetune", data, out, max_steps=2, save_every=1, **options)
+
+    assert run(max_grad_norm=0.5) == 0
+    assert "--max_grad_norm 0.5" in (out / "README.md").read_text()
+    capsys.readouterr()
+    assert run(max_grad_norm=0.5, disable_tqdm="true") == 0  # what changes no result is free
+    assert "nothing to do" in capsys.readouterr().out
+    assert "max_grad_norm: 0.5 -> 1.5" in the_error(capsys, run(max_grad_norm=1.5))
+    assert "max_grad_norm: 0.5 -> its default" in the_error(capsys, run())
+    (out / "run.json").unlink()
+    shutil.rmtree(out / "checkpoint-2")
+    assert run(max_grad_norm=1.5) == 0
+    assert "resuming with another max_grad_norm: 0.5 -> 1.5" in capsys.readouterr().out
+
+
 def test_a_masked_autoencoder_is_told_from_a_classifier(capsys, tmp_path, runs, data):
     for words, message in (
         (["--model", str(runs / "pretrain")], "it is a masked autoencoder; fine-tune it first"),
