@@ -192,9 +192,17 @@ class ProcessorTransform:
     """Resize and crop of a saved image processor: uint8 (3, h, w) -> ``pixel_values`` uint8 (3, H, W), not normalised.
 
     Hence evaluation, `livt predict` and a pipeline see the same pixels, whichever processor a checkpoint has.
+
+    Raises:
+        ValueError: a processor that always normalises, as that of timm's own checkpoints.
     """
 
     def __init__(self, image_processor: Any):
+        if not hasattr(image_processor, "do_normalize"):
+            raise ValueError(
+                f"model: its {type(image_processor).__name__} cannot leave out the normalisation; evaluate what `livt "
+                "finetune --pretrained` makes of this model, which has another processor"
+            )
         self.image_processor = image_processor
 
     def __call__(self, image: Tensor) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from any_model import save_tiny
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as PILImage
 from transformers import BeitConfig, BeitForImageClassification, BeitImageProcessor, pipeline
@@ -205,6 +206,17 @@ def test_a_damaged_checkpoint_is_one_line(folder, split, tmp_path):
     with pytest.raises(ValueError, match="model: .* cannot be loaded as an image classifier") as error:
         evaluate_checkpoint(tmp_path / "m", DatasetDict(test=split), output_dir=tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_processor_that_always_normalises_is_refused(split, tmp_path):
+    """That of timm's own checkpoints; `livt predict` can use it."""
+    model = save_tiny("timm", tmp_path / "m", num_labels=3, id2label=dict(enumerate(COUNTS)))
+    config = json.loads((model / "config.json").read_text())
+    config["pretrained_cfg"] = {"input_size": [3, 8, 8], "mean": [0.5] * 3, "std": [0.5] * 3}
+    (model / "config.json").write_text(json.dumps(config))
+    data = DatasetDict(train=split, test=split)
+    with pytest.raises(ValueError, match="^model: its TimmWrapperImageProcessor cannot leave out the normalisation"):
+        evaluate_checkpoint(model, data, output_dir=tmp_path)
 
 
 def test_probabilities_are_a_softmax_of_float32_logits():
