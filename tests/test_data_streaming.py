@@ -15,7 +15,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Features, Image
 
-from livt_hf.data import BadImageError, EvalTransform, PretrainTransform, streaming
+from livt_hf.data import BadImageError, EvalTransform, PretrainTransform, load_long_tailed, streaming
 from livt_hf.data.streaming import StreamedSamples, load_stream, streaming_loader
 
 
@@ -152,6 +152,19 @@ def test_labels_without_class_names(tmp_path, feature, labels, counts):
     batch = next(iter(streaming_loader(StreamedSamples(stream, EvalTransform(8, 1.0)), 4, 0)))
     names = list(counts)
     assert [names[label] for label in batch["labels"]] == [str(labels[number]).lower() for number in numbers([batch])]
+
+
+@pytest.mark.parametrize(
+    ("load", "message"),
+    [
+        (load_stream, "has rows without a label"),
+        (load_long_tailed, "label nan of train row 2 is not one of the 2 classes"),
+    ],
+)
+def test_a_missing_label_of_pandas_is_no_class(tmp_path, load, message):
+    folder = write_shards(tmp_path / "set", datasets.Value("float64"), [0.0, 1.0, float("nan"), 1.0], shards=1)
+    with pytest.raises(ValueError, match=message):
+        load(folder, label_column="label")
 
 
 def test_bad_images_are_left_out_counted_once_and_limited(tmp_path):

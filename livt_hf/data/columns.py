@@ -43,7 +43,10 @@ def class_names(feature: object, labels: pa.ChunkedArray) -> list[str]:
         return feature.names
     if pa.types.is_integer(labels.type):
         return [str(label) for label in range(pc.max(labels).as_py() + 1)]
-    return sorted(pc.unique(labels).drop_null().cast(pa.string()).to_pylist())  # as in `checked_labels`: "true"
+    values = pc.unique(labels).drop_null()
+    if pa.types.is_floating(values.type):
+        values = values.filter(pc.invert(pc.is_nan(values)))  # pandas' missing label is no class
+    return sorted(values.cast(pa.string()).to_pylist())  # as in `checked_labels`: "true"
 
 
 def with_class_names(labels: pa.ChunkedArray, feature: object, names: list[str]) -> pa.ChunkedArray:

@@ -139,7 +139,8 @@ def _counted_once(labels: IterableDataset, names: list[str] | None, file: Path, 
     if file.is_file():
         return json.loads(file.read_text())
     found = Counter(label for row in labels for label in row.values())
-    if None in found or (names is not None and not set(found) <= set(range(len(names)))):
+    unlabelled = any(label is None or label != label for label in found)  # pandas' missing label is NaN
+    if unlabelled or (names is not None and not set(found) <= set(range(len(names)))):
         raise ValueError(f"{source}: has rows without a label or with one outside 0 to {len(names or found) - 1}")
     if names is None:
         values = sorted(found)
