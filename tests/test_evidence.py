@@ -26,7 +26,7 @@ def run(name, loss, pretrained, accuracy, few, seed=0):
     figures = {"many": 90.0, "medium": 50.0, "few": few, "accuracy": accuracy, "macro_accuracy": accuracy}
     figures |= {"ece": 5.0, "mce": 9.0}
     kind = {"name": name, "loss": loss, "pretraining": "MAE" if pretrained else "none", "pretrained": pretrained}
-    return {**kind, "post_hoc": None, "parameters": 1_000_000, "seed": seed, **figures}
+    return {**kind, "post_hoc": None, "parameters": 1_000_000, "seed": seed, "curve": None, **figures}
 
 
 @pytest.fixture
@@ -36,6 +36,7 @@ def comparisons(tmp_path):
     common = {
         "class_counts": {"cat": 50, "dog": 5},
         "images": 1234,
+        "groups": {"definition": {"many": 20, "few": 10, "by": "count"}, "sizes": {"many": 1, "medium": 0, "few": 1}},
         "hardware": {"device": "cpu", "cpu": "a CPU", "cores": 2},
         "versions": {"torch": "2", "transformers": "5"},
     }
@@ -54,7 +55,10 @@ def test_runs_of_several_commands_become_one_table_and_count_once(comparisons):
     assert "| 1.00M | none | CE |" in page
     assert "| 1.00M | mae-bal | CE | **90.0** | **50.0** | **24.0** | **61.5** |" in page
     assert "\nlivt compare losses\nlivt compare starts\n" in page
-    assert "55 training images of 2 classes, 50 to 5 each; tested on 1,234 images" in page
+    assert (
+        "55 training images of 2 classes, 50 to 5 each. Many-, medium- and few-shot: more than 20, 10 to 20, " in page
+    )
+    assert "fewer than 10 training images (1 / 0 / 1 classes). Tested on 1,234 images, after the last epoch." in page
     assert "A note." in page
 
 
