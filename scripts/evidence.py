@@ -196,7 +196,7 @@ def evidence_page(comparisons: Path = COMPARISONS) -> str:
             "command ran on one thread (`OMP_NUM_THREADS=1`).",
             "## The paper's statements",
             "The paper's figures are those of ViT-B on ImageNet-LT (Xu et al., CVPR 2023). Ours are of far smaller "
-            "models, images and trainings: the sign of a difference can be compared, its size cannot. All: the mean "
+            "models, images and trainings: the sign of a difference can be compared, its size hardly. All: the mean "
             "over classes, which is the accuracy where the test set has equally many images of each class.",
             statements_table({name: rows for name, rows in sets.items() if name not in sizes}),
             size_table(sizes),
