@@ -81,16 +81,17 @@ def hyperparameters(run: Mapping[str, Any]) -> str:
 
 def training_command(stage: str, run: Mapping[str, Any]) -> str:
     """The command that repeats a run: every option that differs from its default, folders by their last part."""
-    words = ["livt", stage]
+    words, options = ["livt", stage], {}
     for field in dataclasses.fields(STAGES[stage]):
         value = run["arguments"].get(field.name)
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         if value is None or value == default or field.name in _NOT_IN_COMMAND:
             continue
+        options[field.name] = value
+    options |= run.get("training_arguments", {})
+    for name, value in options.items():
         values = value if isinstance(value, list) else [value]
-        words += [f"--{field.name}", *(public_name(_word(word)) for word in values)]
-    for name, value in run.get("training_arguments", {}).items():
-        words += [f"--{name}", public_name(_word(value))]
+        words += [f"--{name}", *(public_name(_word(word)) for word in values)]
     return shlex.join(words)
 
 

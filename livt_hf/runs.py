@@ -47,12 +47,12 @@ def load_weights(model: transformers.PreTrainedModel, checkpoint: Path, sharded:
 
 
 def run_record(args: StageArguments, steps: int, more: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What is kept of a run beside its model. ``more``: further `TrainingArguments` that were given."""
+    """What is kept of a run beside its model; of ``more``, further `TrainingArguments`, what may change the result."""
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     return {
         "steps": steps,
         "arguments": dataclasses.asdict(args),
-        "training_arguments": more or {},
+        "training_arguments": {name: value for name, value in (more or {}).items() if name not in _FREE},
         "versions": versions,
     }
 

@@ -52,10 +52,10 @@ def test_further_training_arguments_are_part_of_a_run(capsys, tmp_path, data):
     def run(**options):
         return run_stage("finetune", data, out, max_steps=2, save_every=1, **options)
 
-    assert run(max_grad_norm=0.5) == 0
-    assert "--max_grad_norm 0.5" in (out / "README.md").read_text()
+    assert run(max_grad_norm=0.5, run_name="first") == 0
+    assert "--max_grad_norm 0.5\n" in (out / "README.md").read_text()
     capsys.readouterr()
-    assert run(max_grad_norm=0.5, disable_tqdm="true") == 0  # what changes no result is free
+    assert run(max_grad_norm=0.5, disable_tqdm="true") == 0  # what changes no result is free, and no one's command
     assert "nothing to do" in capsys.readouterr().out
     assert "max_grad_norm: 0.5 -> 1.5" in the_error(capsys, run(max_grad_norm=1.5))
     assert "max_grad_norm: 0.5 -> its default" in the_error(capsys, run())

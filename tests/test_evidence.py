@@ -71,6 +71,14 @@ def test_the_statements_are_differences_of_the_rows(comparisons):
     assert table["Bal-BCE over BCE, all"] == "–"  # not measured
 
 
+def test_the_pretraining_on_the_tail_is_what_others_are_compared_with(comparisons):
+    folder = comparisons / "cifar10-lt-100"
+    (folder / "starts.json").rename(folder / "balanced.json")  # read first
+    rows = evidence.rows_of(folder)
+    assert [row["pretraining"] for row in rows] == ["mae-tail", "mae-tail", "mae-bal", "none"]
+    assert evidence.gain_of_balance(rows) == 0.5  # 61.5 - 61
+
+
 def test_the_sizes_stand_beside_the_papers_from_small_to_large():
     rows = [
         {**run("a", "ce", "mae-b", 44.0, 9.0), "parameters": 85_800_000},
@@ -137,6 +145,8 @@ def test_what_was_tried_is_told_by_its_differences_from_the_first(comparisons, t
     assert "| finetune: `--base_lr 0.001` | 60.0 | 40.0 | 20.0 | 41.0 |" in page
     assert "| pretrain: `--mask_ratio 0.5` | 60.0 | 40.0 | 20.0 | 46.0 |" in page
     assert "| finetune: `--label_smoothing 0.1` |" in page  # its default
+    eager = evidence.changed("livt finetune --epochs 4", "livt finetune --epochs 4 --torch_compile True", "finetune")
+    assert eager == "finetune: `--torch_compile as by default`"
     assert "livt finetune --dataset tune --output_dir base --base_lr 0.002" in page
     with pytest.raises(ValueError, match="it is no output folder of a finished `livt finetune`"):
         evidence.add(comparisons / "held-out", tmp_path / "mae")
