@@ -114,14 +114,11 @@ def changed_arguments(record: dict[str, Any], args: StageArguments, more: dict[s
     ``more``: further `TrainingArguments` of now; a record from before these were kept says nothing of them.
     """
     more = more or {}
-    before = {**dataclasses.asdict(type(args)()), **record["arguments"]}
-    now = dataclasses.asdict(args)
-    before_more = record.get("training_arguments", more)
-    pairs = [(name, before[name], value) for name, value in now.items()]
-    pairs += [
-        (name, before_more.get(name, "its default"), more.get(name, "its default")) for name in {**before_more, **more}
-    ]
-    return [f"{name}: {old} -> {new}" for name, old, new in pairs if name not in _FREE and old != new]
+    more_before = record.get("training_arguments", more)
+    before = {**dataclasses.asdict(type(args)()), **record["arguments"], **more_before}
+    now = {**dataclasses.asdict(args), **more}
+    pairs = {name: (before.get(name, "its default"), now.get(name, "its default")) for name in {**now, **more_before}}
+    return [f"{name}: {old} -> {new}" for name, (old, new) in pairs.items() if name not in _FREE and old != new]
 
 
 _SHAPE = {
