@@ -6,16 +6,16 @@ import re
 import signal
 from pathlib import Path
 
-import any_model
 import pytest
 import torch
-from any_model import FAMILIES, save_tiny, tiny
 from PIL import Image
 from safetensors.torch import load_file
-from test_finetuning import QUIET, arguments, log_lines
 from timm.optim import param_groups_layer_decay
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTImageProcessor, pipeline
 
+from helpers import tiny_models
+from helpers.tiny_models import FAMILIES, save_tiny, tiny
+from helpers.training import QUIET, finetune_arguments, log_lines
 from livt_hf import LivtConfig, ViTForBalancedClassification, store_class_counts
 from livt_hf.classifiers import classifier_layers, load_pretrained_classifier, saved_image_size, saved_statistics
 from livt_hf.data import class_counts, load_long_tailed
@@ -30,7 +30,7 @@ OPTIONS = {"mixup": 0.8, "max_steps": 6, "save_every": 3, "logging_steps": 2, "b
 def checkpoints(tmp_path_factory) -> dict[str, Path]:
     """A checkpoint of each family, with a classifier of 3 classes."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    return {family: save_tiny(family, folder / family, num_labels=3) for family in any_model.CLASSES}
+    return {family: save_tiny(family, folder / family, num_labels=3) for family in tiny_models.CLASSES}
 
 
 # Layer decay
@@ -102,9 +102,9 @@ def test_the_rule_finds_the_layers_that_the_livt_model_declares():
 
 
 def test_beits_shared_position_bias_is_on_top():
-    config = {**any_model.CLASSES["beit"][2], "use_relative_position_bias": False}
-    model = any_model.BeitForImageClassification(
-        any_model.BeitConfig(**config, use_shared_relative_position_bias=True, num_labels=3)
+    config = {**tiny_models.CLASSES["beit"][2], "use_relative_position_bias": False}
+    model = tiny_models.BeitForImageClassification(
+        tiny_models.BeitConfig(**config, use_shared_relative_position_bias=True, num_labels=3)
     )
     assert layer_ids(model)["beit.shared_position_bias.relative_position_bias_table"] == 3
 
@@ -215,7 +215,7 @@ def test_weights_tied_to_a_size_are_named(checkpoints):
 
 def test_size_and_statistics_are_those_of_the_saved_image_processor(tmp_path):
     path = str(save_tiny("convnext", tmp_path))
-    config = any_model.ConvNextConfig.from_pretrained(path)
+    config = tiny_models.ConvNextConfig.from_pretrained(path)
     assert (saved_image_size(path, config), saved_statistics(path)) == (8, None)
     ViTImageProcessor(size={"height": 24, "width": 24}, image_mean=[0.5] * 3, image_std=[0.25] * 3).save_pretrained(
         path
@@ -239,7 +239,7 @@ def test_class_counts_survive_the_round_trip_in_label_order(family, tmp_path):
 
 
 def test_class_counts_must_be_those_of_the_models_classes():
-    config = any_model.ViTConfig(id2label={0: "a", 1: "b"}, label2id={"a": 0, "b": 1})
+    config = tiny_models.ViTConfig(id2label={0: "a", 1: "b"}, label2id={"a": 0, "b": 1})
     with pytest.raises(ValueError, match="class_counts: 3 classes, but the model has 2; load it with num_labels=3"):
         store_class_counts(config, [3, 2, 1])
     with pytest.raises(ValueError, match="only in id2label: 'b'; only in class_counts: 'c'"):
@@ -259,7 +259,7 @@ def test_finetune_trains_saves_and_resumes_bit_identically(family, checkpoints, 
     options = {**OPTIONS, "pretrained": str(checkpoints[family]), "image_size": None}
     options |= {"ignore_mismatched_classifier": True}
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    results = finetune(arguments(whole, **options), QUIET)
+    results = finetune(finetune_arguments(whole, **options), QUIET)
     assert ("has none; --drop_path 0.2 has no effect" in capsys.readouterr().out) == (family in ("vit", "deit"))
 
     optimizer_step, steps = torch.optim.AdamW.step, []
@@ -271,15 +271,15 @@ def test_finetune_trains_saves_and_resumes_bit_identically(family, checkpoints, 
         return optimizer_step(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step_and_signal)
-    assert finetune(arguments(stopped, **options), QUIET) is None
+    assert finetune(finetune_arguments(stopped, **options), QUIET) is None
     monkeypatch.setattr(torch.optim.AdamW, "step", optimizer_step)
-    finetune(arguments(stopped, **options), QUIET)
+    finetune(finetune_arguments(stopped, **options), QUIET)
     one, two = (load_file(folder / "model.safetensors") for folder in (whole, stopped))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert log_lines(whole) == log_lines(stopped)
 
     model = AutoModelForImageClassification.from_pretrained(whole).eval()
-    assert type(model) is any_model.CLASSES[family][0]
+    assert type(model) is tiny_models.CLASSES[family][0]
     splits = load_long_tailed("digits")
     assert model.config.class_counts == class_counts(splits["train"])
     assert model.config.pretrained == str(checkpoints[family])
@@ -295,7 +295,7 @@ def test_finetune_trains_saves_and_resumes_bit_identically(family, checkpoints, 
 def test_the_loss_is_that_of_the_logits_for_soft_targets(checkpoints, tmp_path):
     """A step of the trainer on mixed images = build_loss on the model's logits; the model sees no labels."""
     options = {**OPTIONS, "max_steps": 1, "logging_steps": 1, "drop_path": 0.0, "ignore_mismatched_classifier": True}
-    args = arguments(tmp_path, pretrained=str(checkpoints["convnext"]), image_size=None, **options)
+    args = finetune_arguments(tmp_path, pretrained=str(checkpoints["convnext"]), image_size=None, **options)
     finetune(args, QUIET)
     logged = next(line["loss"] for line in log_lines(tmp_path) if "loss" in line)
     # All logits of the new classifier are ~ 0: the loss is that of the biases alone.

@@ -5,11 +5,11 @@ import collections
 import numpy as np
 import pytest
 import torch
-from any_model import save_tiny, tiny
 from safetensors.torch import load_file
-from test_finetuning import QUIET, arguments, log_lines, same_weights, stop_at
 from transformers import AutoConfig
 
+from helpers.tiny_models import save_tiny, tiny
+from helpers.training import QUIET, finetune_arguments, log_lines, same_weights, stop_at
 from livt_hf.classifier_stage import fold_scales, scaled_layers, train_classifier_only
 from livt_hf.data.loading import class_balanced_keys
 from livt_hf.finetuning import finetune
@@ -51,11 +51,11 @@ def test_only_the_classifier_changes_and_a_resume_is_bit_identical(method, tmp_p
     options = {"pretrained": str(start), "image_size": None, "stage": "classifier", "classifier_method": method}
     options |= {"loss": "ce", "max_steps": 6, "save_every": 3, "batch_size": 16, "mixup": 0.0, "cutmix": 0.0}
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    finetune(arguments(whole, **options), QUIET)
+    finetune(finetune_arguments(whole, **options), QUIET)
     with monkeypatch.context() as patch:
         stop_at(4, patch)
-        assert finetune(arguments(stopped, **options), QUIET) is None
-    finetune(arguments(stopped, **options), QUIET)
+        assert finetune(finetune_arguments(stopped, **options), QUIET) is None
+    finetune(finetune_arguments(stopped, **options), QUIET)
     assert same_weights(whole, stopped)
     assert log_lines(whole) == log_lines(stopped)
     before, after = (load_file(folder / "model.safetensors") for folder in (start, whole))
@@ -74,6 +74,6 @@ def test_only_the_classifier_changes_and_a_resume_is_bit_identical(method, tmp_p
 
 def test_what_the_stage_cannot_start_from_is_named(tmp_path):
     with pytest.raises(ValueError, match="loss: bal_bce would balance the classes of --stage classifier once more"):
-        arguments(tmp_path, stage="classifier", pretrained="x")
+        finetune_arguments(tmp_path, stage="classifier", pretrained="x")
     with pytest.raises(ValueError, match="stage: classifier retrains the last layer of a trained model; name it with"):
-        arguments(tmp_path, stage="classifier", loss="ce")
+        finetune_arguments(tmp_path, stage="classifier", loss="ce")

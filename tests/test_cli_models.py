@@ -4,8 +4,9 @@ import shutil
 
 import pytest
 import torch
-from conftest import COUNTS
-from test_cli import (
+from transformers import set_seed
+
+from helpers.cli import (
     DECODER,
     SIZES,
     run_stage,
@@ -13,8 +14,7 @@ from test_cli import (
     the_error_after_a_bar,
     words,
 )
-from transformers import set_seed
-
+from helpers.images import COUNTS
 from livt_hf import LivtConfig, LivtMAEForPreTraining, ViTForBalancedClassification
 from livt_hf.cli import main
 from livt_hf.configuration_livt import LivtMAEConfig

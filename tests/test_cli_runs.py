@@ -6,13 +6,13 @@ import shutil
 import numpy as np
 import PIL.Image
 import pytest
-from test_cli import (
+
+from helpers.cli import (
     STAGE,
     run_stage,
     the_error,
     the_error_after_a_bar,
 )
-
 from livt_hf.cli import main
 
 # Output folders of other runs

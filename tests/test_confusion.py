@@ -1,11 +1,11 @@
 """What is taken for what: hand-computed cases, the official PDC formula, and 8,142 classes in bounded memory."""
 
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from helpers.paths import FIXTURES
 from livt_hf.metrics import (
     confused_pairs,
     group_confusion,
@@ -14,7 +14,7 @@ from livt_hf.metrics import (
     prediction_calibration,
 )
 
-FIXTURE = Path(__file__).parent / "fixtures" / "metrics_reference.npz"
+FIXTURE = FIXTURES / "metrics_reference.npz"
 COUNTS = {"a": 50, "b": 40, "c": 10, "d": 2}
 GROUPS = {"many": 20, "few": 5, "by": "count"}
 LABELS = [0, 0, 0, 0, 1, 1, 2, 2, 3, 3]

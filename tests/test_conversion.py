@@ -6,25 +6,20 @@ import os
 import pickle
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, ViTMAEForPreTraining, ViTMAEModel
 
+from helpers.conversion import DECODER_HEADS, FINETUNED, HEADS, PRETRAINED, changed, convert_classifier
+from helpers.paths import FIXTURES
 from livt_hf import LivtConfig, LivtMAEForPreTraining, ViTForBalancedClassification
 from livt_hf.cli import main
 from livt_hf.configuration_livt import LivtMAEConfig
 from livt_hf.conversion import convert_checkpoint
 from livt_hf.modeling_livt import NO_KEY_BIAS
 from livt_hf.official import key_map, read_checkpoint, to_native, to_official
-
-FIXTURES = Path(__file__).parent / "fixtures"
-FINETUNED = FIXTURES / "livt_finetune_global_pool.pth"
-PRETRAINED = FIXTURES / "livt_pretrain.pth"
-HEADS = {"num_attention_heads": 3}  # width 48 is none of the ViT family
-DECODER_HEADS = {"decoder_num_attention_heads": 4}
 
 
 @pytest.fixture(scope="module")
@@ -45,20 +40,6 @@ def autoencoder_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("converted") / "autoencoder"
     convert_checkpoint(PRETRAINED, folder, "livt-pretrain", **HEADS, **DECODER_HEADS)
     return folder
-
-
-def changed(tmp_path, source=FINETUNED, args=None, drop=(), **tensors):
-    """A copy of an official checkpoint with other arguments and some tensors replaced, added or dropped."""
-    weights, _ = read_checkpoint(source)
-    weights = {name: tensor.clone() for name, tensor in weights.items() if name not in drop}
-    path = tmp_path / "changed.pth"
-    torch.save({"model": {**weights, **tensors}, "args": argparse.Namespace(**(args or {}))}, path)
-    return path
-
-
-def convert_classifier(path, output_dir, **options):
-    convert_checkpoint(path, output_dir, "livt-finetune", **HEADS, **options)
-    return LivtConfig.from_pretrained(output_dir)
 
 
 # Parity

@@ -3,8 +3,9 @@
 import argparse
 
 import pytest
-from test_conversion import FIXTURES, changed, convert_classifier
 
+from helpers.conversion import changed, convert_classifier
+from helpers.paths import FIXTURES
 from livt_hf.conversion_card import Conversion, conversion_card, published_figures
 
 

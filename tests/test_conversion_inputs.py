@@ -5,9 +5,9 @@ import pickle
 
 import pytest
 import torch
-from test_conversion import DECODER_HEADS, FINETUNED, HEADS, PRETRAINED, changed, convert_classifier
 from transformers import AutoImageProcessor
 
+from helpers.conversion import DECODER_HEADS, FINETUNED, HEADS, PRETRAINED, changed, convert_classifier
 from livt_hf import LivtConfig, LivtMAEForPreTraining
 from livt_hf.class_files import LABEL_ORDER
 from livt_hf.cli import main

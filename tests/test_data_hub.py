@@ -8,8 +8,9 @@ import sys
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image
-from hub_server import hub
 from PIL import Image as PILImage
+
+from helpers.hub_server import hub
 
 CODE = """
 import json, sys

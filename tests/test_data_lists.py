@@ -4,18 +4,17 @@ import json
 import re
 import time
 import warnings
-from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
 
+from helpers.paths import SHARED
 from livt_hf.data import class_counts, load_long_tailed, long_tailed_indices, match_labels
 from livt_hf.data.class_names import with_imagenet_names
 from livt_hf.data.known_sets import LIST_SETS, KnownSet, warn_of_differences
 from livt_hf.data.tables import image_column, image_dataset
 
-SHARED = Path(__file__).parents[2] / "shared"
 needs_shared = pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="needs ../shared")
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -12,10 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
+from helpers.paths import FIXTURES, SHARED
 from livt_hf.data import class_counts, decode_image, load_long_tailed, long_tailed_indices
 
-FIXTURES = Path(__file__).parent / "fixtures"
-SHARED = Path(__file__).parents[2] / "shared"
 needs_shared = pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="needs ../shared")
 
 

@@ -7,11 +7,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from any_model import save_tiny
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as PILImage
 from transformers import BeitConfig, BeitForImageClassification, BeitImageProcessor, pipeline
 
+from helpers.results import GROUPS, naughty_results
+from helpers.tiny_models import save_tiny
 from livt_hf import LivtConfig, LivtMAEForPreTraining, ViTForBalancedClassification, evaluation
 from livt_hf.configuration_livt import LivtMAEConfig, label_names
 from livt_hf.data import normalize
@@ -20,7 +21,6 @@ from livt_hf.metrics import calibration_error
 from livt_hf.report import code_block, escape_markdown, report_markdown, write_report
 
 COUNTS = {"cat": 50, "dog": 10, "emu": 3}
-GROUPS = {"many": 20, "few": 5, "by": "count"}
 TINY = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
 
 
@@ -300,59 +300,6 @@ def test_a_report_with_reconstructions(folder, split, tmp_path):
     assert "borrowed from the original" in report
     with PILImage.open(tmp_path / "reconstructions.png") as picture:
         assert picture.width > 500
-
-
-NAUGHTY = {"a|b": 30, "`<script>alert(1)</script>`\n# big": 10, "😀 [x](http://y) @me": 10, "$math$ _it_ a_b": 2}
-
-
-def naughty_results():
-    return {
-        "model": "out/model",
-        "parameters": 10,
-        "dataset": "../my|images",
-        "split": "test",
-        "images": 4,
-        "loss": "bal_ce",
-        "tau": 1.0,
-        "pretrained": None,
-        "seed": 1,
-        "accuracy": 50.0,
-        "many": None,
-        "medium": 25.0,
-        "few": 100.0,
-        "ece": 12.34,
-        "mce": 40.0,
-        "groups": {"definition": GROUPS, "sizes": {"many": 1, "medium": 2, "few": 1}},
-        "per_class": dict(zip(NAUGHTY, (None, 0.0, 50.0, 100.0), strict=True)),
-        "class_counts": NAUGHTY,
-        "top5": None,
-        "macro_accuracy": 50.0,
-        "worst_class": 0.0,
-        "harmonic_mean": 0.0,
-        "pdc": 0.1234,
-        "group_confusion": {
-            "many": {"many": 0, "medium": 0, "few": 0},
-            "medium": {"many": 1, "medium": 2, "few": 0},
-            "few": {"many": 0, "medium": 0, "few": 1},
-        },
-        "confused_pairs": [{"true": list(NAUGHTY)[1], "predicted": "a|b", "images": 1, "share": 100.0}],
-        "hardest_images": [
-            {
-                "index": 0,
-                "group": "few",
-                "true": list(NAUGHTY)[3],
-                "predicted": list(NAUGHTY)[1],
-                "confidence": 90.0,
-                "true_probability": 5.0,
-            }
-        ],
-        "test_counts": dict(zip(NAUGHTY, (0, 1, 2, 1), strict=True)),
-        "predicted_counts": dict(zip(NAUGHTY, (1, 0, 2, 1), strict=True)),
-        "reliability": [{"low": 0.0, "high": 100.0, "count": 4, "accuracy": 50.0, "confidence": 62.34}],
-        "command": "livt evaluate --model ```",
-        "versions": {"livt_hf": "0.1.0"},
-        "hardware": {"device": "cpu", "cpu": "Chip", "cores": 2},
-    }
 
 
 def test_report_tables():

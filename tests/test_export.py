@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -13,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, BeitConfig, BeitForImageClassification
 from transformers.utils.logging import disable_progress_bar
 
+from helpers.paths import FIXTURES
 from livt_hf import LivtConfig, ViTForBalancedClassification
 from livt_hf.cli import main
 from livt_hf.conversion import convert_checkpoint, convert_timm
@@ -20,7 +20,6 @@ from livt_hf.data import load_long_tailed
 from livt_hf.data.transforms import image_processor
 from livt_hf.export import ONNX_PACKAGES, crop_ratio, export_onnx, export_timm
 
-FIXTURES = Path(__file__).parent / "fixtures"
 POOLINGS = ("global_pool", "cls_token")
 NAMES = ["n01 <cat>", "dög", *(f"class {label}" for label in range(10))]
 needs_onnx = pytest.mark.skipif(

@@ -13,8 +13,19 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+from helpers.paths import HELPERS, ROOT
+from helpers.training import (
+    FINETUNE,
+    QUIET,
+    SIZES,
+    finetune_arguments,
+    launch_environment,
+    launch_two,
+    log_lines,
+    same_weights,
+    stop_at,
+)
 from livt_hf import LivtMAEForPreTraining, ViTForBalancedClassification
-from livt_hf.arguments import FinetuneArguments
 from livt_hf.configuration_livt import LivtMAEConfig
 from livt_hf.data import (
     FinetuneTransform,
@@ -30,38 +41,6 @@ from livt_hf.data import (
 from livt_hf.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from livt_hf.finetuning import finetune
 from livt_hf.optimization import adamw, learning_rate, parameter_groups
-
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-TINY = {
-    **SIZES,
-    "dataset": "digits",
-    "image_size": 8,
-    "patch_size": 2,
-    "batch_size": 32,
-    "max_steps": 24,
-    "epochs": 100,
-    "warmup_epochs": 10,
-    "base_lr": 4e-3,
-    "num_workers": 0,
-    "save_every": 8,
-    "logging_steps": 5,
-    "drop_path": 0.3,
-    "crop_ratio": 1.0,
-}
-QUIET = {"disable_tqdm": True}
-
-
-def arguments(output_dir: Path, **changed) -> FinetuneArguments:
-    return FinetuneArguments(**{**TINY, "output_dir": str(output_dir), **changed})
-
-
-def log_lines(output_dir: Path) -> list[dict]:
-    return [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
-
-
-def same_weights(first: Path, second: Path) -> bool:
-    one, two = load_file(first / "model.safetensors"), load_file(second / "model.safetensors")
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +64,7 @@ def mae_dir(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, mae_dir) -> Path:
     folder = tmp_path_factory.mktemp("finetune") / "whole"
-    results = finetune(arguments(folder, pretrained=str(mae_dir)), QUIET)
+    results = finetune(finetune_arguments(folder, pretrained=str(mae_dir)), QUIET)
     assert json.loads((folder / "results.json").read_text())["accuracy"] == results["accuracy"]
     return folder
 
@@ -113,7 +92,7 @@ def test_the_results_have_the_fixed_keys(finished):
 
 def test_it_takes_the_steps_of_a_plain_loop(tmp_path, mae_dir):
     """The recipe written out with torch alone: augmentation, mixup, loss, layer decay and schedule agree."""
-    args = arguments(tmp_path, pretrained=str(mae_dir), drop_path=0.0)
+    args = finetune_arguments(tmp_path, pretrained=str(mae_dir), drop_path=0.0)
     finetune(args, QUIET)
     splits = load_long_tailed("digits")
     counts = class_counts(splits["train"])
@@ -171,7 +150,7 @@ def test_a_run_stopped_and_continued_is_bit_identical(finished, mae_dir, tmp_pat
             os.kill(os.getpid(), signal.SIGTERM)
         return optimizer_step(self, *args, **kwargs)
 
-    args = arguments(tmp_path, pretrained=str(mae_dir))
+    args = finetune_arguments(tmp_path, pretrained=str(mae_dir))
     monkeypatch.setattr(torch.optim.AdamW, "step", step_and_signal)
     assert finetune(args, QUIET) is None
     assert f"stopped by SIGTERM after step {stop_after} of 24" in capsys.readouterr().out
@@ -182,7 +161,7 @@ def test_a_run_stopped_and_continued_is_bit_identical(finished, mae_dir, tmp_pat
 
 
 def test_a_torn_checkpoint_is_skipped_and_the_result_is_the_same(finished, mae_dir, tmp_path, capsys):
-    args = arguments(tmp_path, pretrained=str(mae_dir))
+    args = finetune_arguments(tmp_path, pretrained=str(mae_dir))
     finetune(args, QUIET)
     (tmp_path / "run.json").unlink()
     (tmp_path / "model.safetensors").unlink()
@@ -196,22 +175,12 @@ def test_a_torn_checkpoint_is_skipped_and_the_result_is_the_same(finished, mae_d
     assert log_lines(tmp_path) == log_lines(finished)
 
 
-def launch_two(script: Path, *words: str) -> str:
-    """What a script prints in two processes on a CPU."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--main_process_port", "0", str(script), *words]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
-    assert run.returncode == 0, run.stderr[-3000:]
-    return run.stdout
-
-
 def test_two_processes_train_as_one_at_the_same_global_batch(finished, mae_dir, tmp_path):
     one_dir, two_dir = tmp_path / "one", tmp_path / "two"
     options = {"pretrained": str(mae_dir), "drop_path": 0.0, "max_steps": 12}
-    finetune(arguments(one_dir, **options), QUIET)
-    flat = {**TINY, **options, "batch_size": 16, "output_dir": two_dir}
-    script = Path(__file__).resolve().parents[1] / "scripts" / "run_finetune.py"
+    finetune(finetune_arguments(one_dir, **options), QUIET)
+    flat = {**FINETUNE, **options, "batch_size": 16, "output_dir": two_dir}
+    script = ROOT / "scripts" / "run_finetune.py"
     output = launch_two(script, *(part for name, value in flat.items() for part in (f"--{name}", str(value))))
     assert "world size 2 on cpu" in output
     one, two = log_lines(one_dir), log_lines(two_dir)
@@ -229,7 +198,7 @@ def test_without_a_validation_or_test_split_it_trains_and_says_so(tmp_path, caps
         folder.mkdir(parents=True)
         for index in range(6):
             Image.new("RGB", (12, 10), (level + index,) * 3).save(folder / f"{index}.png")
-    args = arguments(
+    args = finetune_arguments(
         tmp_path / "out", dataset=str(tmp_path / "images"), pretrained=str(mae_dir), batch_size=4, max_steps=2
     )
     assert finetune(args, QUIET) is None
@@ -238,27 +207,14 @@ def test_without_a_validation_or_test_split_it_trains_and_says_so(tmp_path, caps
     assert model.config.ordered_class_counts() == {"dark": 6, "light": 6}
 
 
-def stop_at(step: int, monkeypatch) -> None:
-    """SIGTERM during an optimiser step."""
-    optimizer_step, steps = torch.optim.AdamW.step, []
-
-    def step_and_signal(self, *args, **kwargs):
-        steps.append(None)
-        if len(steps) == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return optimizer_step(self, *args, **kwargs)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", step_and_signal)
-
-
 def test_the_average_of_the_weights_survives_a_resume_and_is_what_is_saved(tmp_path, mae_dir, monkeypatch):
     options = {"pretrained": str(mae_dir), "max_steps": 12, "save_every": 4, "ema": 0.5}
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    finetune(arguments(whole, **options), QUIET)
+    finetune(finetune_arguments(whole, **options), QUIET)
     with monkeypatch.context() as patch:
         stop_at(6, patch)
-        assert finetune(arguments(stopped, **options), QUIET) is None
-    finetune(arguments(stopped, **options), QUIET)
+        assert finetune(finetune_arguments(stopped, **options), QUIET) is None
+    finetune(finetune_arguments(stopped, **options), QUIET)
     assert same_weights(whole, stopped)
     assert log_lines(whole) == log_lines(stopped)
     checkpoint = whole / "checkpoint-12"
@@ -275,7 +231,7 @@ def test_fsdp2_is_the_same_run_and_resumes_with_any_engine(finished, mae_dir, tm
     """Whole, sharded over two processes; from its step 16 on, sharded anew; likewise in one process."""
     one_dir, run_dir = tmp_path / "one", tmp_path / "run"
     options = {"pretrained": str(mae_dir), "drop_path": 0.0, "max_steps": 20, "epochs": 4, "warmup_epochs": 0.4}
-    finetune(arguments(one_dir, **options), QUIET)
+    finetune(finetune_arguments(one_dir, **options), QUIET)
     expected = log_lines(one_dir)
 
     def check():
@@ -299,26 +255,26 @@ def test_fsdp2_is_the_same_run_and_resumes_with_any_engine(finished, mae_dir, tm
             if int(folder.name.split("-")[1]) > step:
                 shutil.rmtree(folder)
 
-    flat = {**TINY, **options, "batch_size": 16, "output_dir": run_dir}
+    flat = {**FINETUNE, **options, "batch_size": 16, "output_dir": run_dir}
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--use_fsdp"]
     command += ["--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP", "--main_process_port", "0"]
-    command += [str(Path(__file__).with_name("run_finetune_fsdp.py"))]
+    command += [str(HELPERS / "fsdp_finetune.py")]
     command += [part for name, value in flat.items() for part in (f"--{name}", str(value))]
-    root = str(Path(__file__).resolve().parents[1])
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
     for start in ("", "resumed from"):
-        run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+        run = subprocess.run(
+            command, capture_output=True, text=True, env=launch_environment(), timeout=300, check=False
+        )
         assert run.returncode == 0, run.stderr[-3000:]
         assert "world size 2 on cpu, FSDP" in run.stdout
         assert start in run.stdout
         check()
         cut_off_after(16)
-    finetune(arguments(run_dir, **options), QUIET)
+    finetune(finetune_arguments(run_dir, **options), QUIET)
     check()
 
 
 def test_sizes_that_the_pretrained_model_decides_are_told(mae_dir, tmp_path, capsys):
-    finetune(arguments(tmp_path, pretrained=str(mae_dir), num_hidden_layers=5, max_steps=1), QUIET)
+    finetune(finetune_arguments(tmp_path, pretrained=str(mae_dir), num_hidden_layers=5, max_steps=1), QUIET)
     assert f"num_hidden_layers 5: not used, the sizes are those of {mae_dir}" in capsys.readouterr().out
 
 
@@ -328,7 +284,7 @@ def test_a_finished_model_is_not_replaced_by_another_run(finished, mae_dir, tmp_
         shutil.rmtree(checkpoint)
     same = {"pretrained": str(mae_dir)}
     with pytest.raises(ValueError, match=r"holds the finished model of a run with another seed: 0 -> 5; name another"):
-        finetune(arguments(tmp_path / "run", seed=5, **same), QUIET)
+        finetune(finetune_arguments(tmp_path / "run", seed=5, **same), QUIET)
     assert same_weights(finished, tmp_path / "run")
-    replaced = finetune(arguments(tmp_path / "run", seed=5, resume="never", max_steps=2, **same), QUIET)
+    replaced = finetune(finetune_arguments(tmp_path / "run", seed=5, resume="never", max_steps=2, **same), QUIET)
     assert replaced["seed"] == 5

@@ -7,8 +7,8 @@ import PIL.Image
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_finetuning import QUIET, SIZES, arguments, log_lines
 
+from helpers.training import QUIET, SIZES, finetune_arguments, log_lines
 from livt_hf import LivtConfig, ViTForBalancedClassification
 from livt_hf.data import class_counts, load_long_tailed
 from livt_hf.finetuning import finetune
@@ -23,7 +23,7 @@ def test_it_trains_on_a_stream(tmp_path):
     options |= {"mixup": 0.0, "cutmix": 0.0, "rand_augment": "none", "random_erasing": 0.0, "label_smoothing": 0.0}
     counts = tmp_path / "counts.json"
     counts.write_text(json.dumps(class_counts(digits)))
-    assert finetune(arguments(tmp_path / "out", class_counts=str(counts), **options), QUIET) is None
+    assert finetune(finetune_arguments(tmp_path / "out", class_counts=str(counts), **options), QUIET) is None
     model = ViTForBalancedClassification.from_pretrained(tmp_path / "out")
     assert model.config.ordered_class_counts() == class_counts(digits)
     losses = [line["loss"] for line in log_lines(tmp_path / "out")]
@@ -40,7 +40,9 @@ def test_an_image_that_ends_the_evaluation_costs_no_training(tmp_path):
     broken = next((tmp_path / "photos" / "test").glob("*/*.png"))
     whole = broken.read_bytes()
     broken.write_bytes(whole[:60])
-    args = arguments(tmp_path / "out", dataset=str(tmp_path / "photos"), batch_size=16, max_steps=2, mixup=0, cutmix=0)
+    args = finetune_arguments(
+        tmp_path / "out", dataset=str(tmp_path / "photos"), batch_size=16, max_steps=2, mixup=0, cutmix=0
+    )
     with pytest.raises(
         ValueError, match=r"cannot be decoded.*; the trained model is saved in .*, and the same command"
     ):
@@ -69,15 +71,17 @@ def test_an_image_that_ends_the_evaluation_costs_no_training(tmp_path):
 def test_what_a_pretrained_classifier_or_the_machine_cannot_do_is_told(tmp_path, capsys):
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="mixed_precision: fp16 needs a GPU; use bf16 or no"):
-            finetune(arguments(tmp_path / "out", mixed_precision="fp16"), QUIET)
+            finetune(finetune_arguments(tmp_path / "out", mixed_precision="fp16"), QUIET)
     classifier = ViTForBalancedClassification(
         LivtConfig(**SIZES, **config_for_classes(class_counts(load_long_tailed("digits"))), image_size=8, patch_size=2)
     )
     classifier.save_pretrained(tmp_path / "classifier")
-    finetune(arguments(tmp_path / "out", pretrained=str(tmp_path / "classifier"), patch_size=4, max_steps=1), QUIET)
+    finetune(
+        finetune_arguments(tmp_path / "out", pretrained=str(tmp_path / "classifier"), patch_size=4, max_steps=1), QUIET
+    )
     assert "patch_size 4: not used, the sizes are those of" in capsys.readouterr().out
     with pytest.raises(ValueError, match="pooling: '.*' is a trained classifier and keeps what it reads; leave it out"):
-        finetune(arguments(tmp_path / "out", pretrained=str(tmp_path / "classifier"), pooling="cls"), QUIET)
+        finetune(finetune_arguments(tmp_path / "out", pretrained=str(tmp_path / "classifier"), pooling="cls"), QUIET)
 
 
 def digits_images(count: int) -> list[tuple[PIL.Image.Image, int]]:

@@ -1,14 +1,13 @@
 """The trainer of balanced fine-tuning: its gradients, precision, losses and evaluation."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_finetuning import QUIET, SIZES, arguments, launch_two, log_lines
-from test_loss_func import KINDS, gradients_of_the_batch
 from transformers import AutoModelForImageClassification, TrainingArguments
 
+from helpers.gradients import KINDS, balanced_gradients, balanced_trainer, gradients_of_the_batch
+from helpers.paths import HELPERS
+from helpers.training import QUIET, SIZES, finetune_arguments, launch_two, log_lines
 from livt_hf import BalancedTrainer, LivtConfig, ViTForBalancedClassification
 from livt_hf.averaging import WeightAverage
 from livt_hf.data import EvalTransform, FinetuneTransform, ImageDataset, Mixup, class_counts, load_long_tailed
@@ -18,68 +17,19 @@ from livt_hf.modeling_livt import config_for_classes
 from livt_hf.optimization import learning_rate
 
 
-def trainer(tmp_path: Path, batch_size: int, accumulation: int, loss: str = "bal_bce", **options) -> BalancedTrainer:
-    torch.manual_seed(0)
-    splits = load_long_tailed("digits")
-    config = LivtConfig(
-        **SIZES,
-        **config_for_classes(class_counts(splits["train"])),
-        intermediate_size=128,
-        image_size=8,
-        patch_size=2,
-        loss=loss,
-    )
-    return BalancedTrainer(
-        ViTForBalancedClassification(config),
-        TrainingArguments(
-            str(tmp_path),
-            per_device_train_batch_size=batch_size,
-            gradient_accumulation_steps=accumulation,
-            max_steps=1,
-            learning_rate=1e-3,
-            max_grad_norm=0.0,
-            report_to="none",
-            save_strategy="no",
-            use_cpu=True,
-            disable_tqdm=True,
-        ),
-        train_dataset=ImageDataset(splits["train"], FinetuneTransform(8)),
-        eval_dataset=ImageDataset(splits["validation"], EvalTransform(8, 1.0)),
-        mean=(0.3, 0.3, 0.3),
-        std=(0.4, 0.4, 0.4),
-        **options,
-    )
-
-
-def gradients(tmp_path: Path, batch_size: int, accumulation: int) -> dict[str, torch.Tensor]:
-    """Gradients of the first optimiser step, read just before it."""
-    found: dict[str, torch.Tensor] = {}
-    subject = trainer(tmp_path, batch_size, accumulation, mixup=Mixup(10))
-    subject.create_optimizer()
-    step = subject.optimizer.step
-
-    def read(*args, **kwargs):
-        found.update({name: p.grad.clone() for name, p in subject.model.named_parameters()})
-        return step(*args, **kwargs)
-
-    subject.optimizer.step = read
-    subject.train()
-    return found
-
-
 def test_accumulated_micro_batches_have_the_gradients_of_the_whole_batch(tmp_path):
     """8 x 1 = 4 x 2 = 2 x 4 accumulated, with mixup of the global batch."""
-    whole = gradients(tmp_path, 8, 1)
+    whole = balanced_gradients(tmp_path, 8, 1)
     assert max(gradient.abs().max() for gradient in whole.values()) > 1e-2
     for batch_size, accumulation in ((4, 2), (2, 4)):
-        for name, gradient in gradients(tmp_path, batch_size, accumulation).items():
+        for name, gradient in balanced_gradients(tmp_path, batch_size, accumulation).items():
             torch.testing.assert_close(gradient, whole[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_two_processes_have_the_gradients_of_the_whole_batch(tmp_path):
     """8 x 1 = 2 processes x 4: `BalancedTrainer` with mixup, and a stock Trainer with hard and with soft labels."""
-    launch_two(Path(__file__).with_name("run_gradients.py"), str(tmp_path))
-    expected = {"balanced": gradients(tmp_path / "one", 8, 1)}
+    launch_two(HELPERS / "gradients.py", str(tmp_path))
+    expected = {"balanced": balanced_gradients(tmp_path / "one", 8, 1)}
     expected |= {kind: gradients_of_the_batch("bal_bce", kind) for kind in KINDS}
     for run, whole in expected.items():
         found = load_file(tmp_path / f"{run}.safetensors")
@@ -90,7 +40,7 @@ def test_two_processes_have_the_gradients_of_the_whole_batch(tmp_path):
 
 
 def test_evaluation_reports_groups_and_calibration(tmp_path):
-    metrics = trainer(tmp_path, 8, 1).evaluate()
+    metrics = balanced_trainer(tmp_path, 8, 1).evaluate()
     names = ("accuracy", "many", "medium", "few", "ece", "mce")
     assert set(metrics) == {"epoch", *(f"eval_{name}" for name in names)}
     # An untrained classifier ~ 2e-5 predicts almost evenly: confidence 10 %.
@@ -98,7 +48,7 @@ def test_evaluation_reports_groups_and_calibration(tmp_path):
 
 
 def test_a_non_finite_loss_stops_before_the_update(tmp_path, monkeypatch):
-    subject = trainer(tmp_path, 8, 1)
+    subject = balanced_trainer(tmp_path, 8, 1)
     before = {name: tensor.clone() for name, tensor in subject.model.state_dict().items()}
     forward = ViTForBalancedClassification.forward
 
@@ -115,7 +65,7 @@ def test_a_non_finite_loss_stops_before_the_update(tmp_path, monkeypatch):
 
 def test_a_resume_takes_the_changed_options_from_its_first_step(tmp_path, monkeypatch):
     options = {"max_steps": 8, "save_every": 4, "layer_decay": 0.5}
-    finetune(arguments(tmp_path, **options), QUIET)
+    finetune(finetune_arguments(tmp_path, **options), QUIET)
     optimizer_step, steps = torch.optim.AdamW.step, []
 
     def read(self, *args, **kwargs):
@@ -126,7 +76,7 @@ def test_a_resume_takes_the_changed_options_from_its_first_step(tmp_path, monkey
     for name in ("run.json", "model.safetensors"):
         (tmp_path / name).unlink()
     changed = {"base_lr": 1e-3, "weight_decay": 0.3, "betas": [0.8, 0.9], "resume": str(tmp_path / "checkpoint-4")}
-    args = arguments(tmp_path, **options, **changed)
+    args = finetune_arguments(tmp_path, **options, **changed)
     finetune(args, QUIET)
     first, peak = steps[-4], 1e-3 * 32 / 256
     assert {group["weight_decay"] for group in first} == {0.0, 0.3}
@@ -142,13 +92,13 @@ def test_a_resume_takes_the_changed_options_from_its_first_step(tmp_path, monkey
 
 def test_an_odd_batch_with_mixup_is_named(tmp_path):
     with pytest.raises(ValueError, match="batch_size: 7 is odd"):
-        trainer(tmp_path, 7, 1, mixup=Mixup(10)).train()
+        balanced_trainer(tmp_path, 7, 1, mixup=Mixup(10)).train()
 
 
 def test_bf16_trains_on_a_cpu_as_float32_does_up_to_its_rounding(tmp_path):
     losses = []
     for precision in ("no", "bf16"):
-        finetune(arguments(tmp_path / precision, max_steps=10, mixed_precision=precision), QUIET)
+        finetune(finetune_arguments(tmp_path / precision, max_steps=10, mixed_precision=precision), QUIET)
         losses.append([line["loss"] for line in log_lines(tmp_path / precision) if "loss" in line])
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
@@ -158,7 +108,7 @@ def test_bf16_trains_on_a_cpu_as_float32_does_up_to_its_rounding(tmp_path):
 def test_a_compiled_model_is_the_same_run(tmp_path):
     """Without drop path, whose draws differ."""
     for name, more in (("plain", QUIET), ("compiled", {**QUIET, "torch_compile": True})):
-        finetune(arguments(tmp_path / name, drop_path=0.0, max_steps=12), more)
+        finetune(finetune_arguments(tmp_path / name, drop_path=0.0, max_steps=12), more)
     plain, compiled = (log_lines(tmp_path / name) for name in ("plain", "compiled"))
     assert [line["loss"] for line in compiled if "loss" in line] == pytest.approx(
         [line["loss"] for line in plain if "loss" in line], rel=1e-4
@@ -183,7 +133,7 @@ def test_the_average_by_hand():
 def test_ldam_is_reweighted_from_its_epoch_on(tmp_path):
     """On logits of 0, the loss before and after, from the definitions."""
     splits = load_long_tailed("digits")
-    subject = trainer(tmp_path, 8, 1, drw_epoch=2.0, loss="ldam")
+    subject = balanced_trainer(tmp_path, 8, 1, drw_epoch=2.0, loss="ldam")
     counts, steps = class_counts(splits["train"]), subject.training_batches().steps_per_epoch
     logits, labels = torch.zeros(4, 10), torch.tensor([0, 3, 8, 9])
     plain = build_loss("ldam", counts)(logits, labels)
@@ -193,11 +143,11 @@ def test_ldam_is_reweighted_from_its_epoch_on(tmp_path):
         subject.state.global_step = step
         assert subject.loss_now()(logits, labels) == expected
     with pytest.raises(ValueError, match="drw_epoch: deferred re-weighting belongs to ldam, and the loss is bal_bce"):
-        trainer(tmp_path, 8, 1, drw_epoch=2.0)
+        balanced_trainer(tmp_path, 8, 1, drw_epoch=2.0)
     with pytest.raises(
         ValueError, match="drw_epoch: deferred re-weighting belongs to ldam; leave it out with --loss ce"
     ):
-        arguments(tmp_path, loss="ce", drw_epoch=1.0)
+        finetune_arguments(tmp_path, loss="ce", drw_epoch=1.0)
 
 
 def test_classes_in_another_order_than_the_images_are_refused(tmp_path):
@@ -219,7 +169,7 @@ def test_classes_in_another_order_than_the_images_are_refused(tmp_path):
 
 
 def test_an_empty_validation_split_is_named(tmp_path):
-    subject = trainer(tmp_path, 8, 1)
+    subject = balanced_trainer(tmp_path, 8, 1)
     empty = ImageDataset(load_long_tailed("digits")["validation"].select([]), EvalTransform(8, 1.0))
     with pytest.raises(ValueError, match="eval_dataset: the split to evaluate on has no images"):
         subject.evaluate(empty)

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from any_model import FAMILIES, save_tiny
-from hub_server import Failure, Hub, is_whole, serve
 from safetensors.torch import load_file, save_file
 
+from helpers.hub_server import Failure, Hub, is_whole, serve
+from helpers.tiny_models import FAMILIES, save_tiny
 from livt_hf import LivtConfig, ViTForBalancedClassification
 from livt_hf.data.transforms import image_processor
 from livt_hf.hub import check_folder, push_folder

@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hub_server import Failure, Hub, is_whole, serve
 from transformers import TrainingArguments
 
+from helpers.hub_server import Failure, Hub, is_whole, serve
 from livt_hf import BalancedTrainer, LivtMAEForPreTraining, ViTForBalancedClassification
 from livt_hf.arguments import FinetuneArguments, PretrainArguments, parse_arguments
 from livt_hf.cli import main

@@ -1,85 +1,33 @@
 """`compute_loss_func` in a stock Trainer: the same gradients however the batch is split."""
 
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from any_model import FAMILIES, tiny
-from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
 
+from helpers.gradients import (
+    COUNTS,
+    KINDS,
+    EightImages,
+    gradients_of_a_step,
+    gradients_of_the_batch,
+    stock_trainer,
+)
+from helpers.paths import FIXTURES
+from helpers.tiny_models import FAMILIES, tiny
 from livt_hf.losses import LOSS_NAMES, build_loss, compute_loss_func
 
-COUNTS = {"ant": 60, "bee": 25, "cat": 10, "dog": 5}
-REFERENCE = json.loads((Path(__file__).parent / "fixtures" / "losses.json").read_text())
-KINDS = ["hard", "soft"]
+REFERENCE = json.loads((FIXTURES / "losses.json").read_text())
 BATCH_WIDE = ("cb_ce", "lade")  # with hard labels they look at a (micro-)batch as a whole
 PER_IMAGE = [
     (name, kind) for name in LOSS_NAMES for kind in KINDS if name != "lade" and (name, kind) != ("cb_ce", "hard")
 ]
 
 
-class EightImages(Dataset):
-    def __init__(self, kind):
-        generator = torch.Generator().manual_seed(1)
-        self.pixels = torch.randn(8, 3, 8, 8, generator=generator)
-        self.labels = torch.tensor([0, 1, 0, 2, 3, 0, 1, 2])
-        if kind == "soft":
-            one_hot = torch.eye(4)[self.labels]
-            self.labels = 0.9 * (0.7 * one_hot + 0.3 * one_hot.flip(0)) + 0.1 / 4
-
-    def __len__(self):
-        return 8
-
-    def __getitem__(self, index):
-        return {"pixel_values": self.pixels[index], "labels": self.labels[index]}
-
-
-def tiny_vit():
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    return ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, num_labels=4, **sizes))
-
-
 def tiny_of(family):
     drop_path = {"drop_path_rate": 0.0} if family in ("swin", "beit") else {}
     return tiny(family, num_labels=4, **drop_path)
-
-
-def stock_trainer(tmp_path, loss_func, kind, batch_size=8, accumulation=1, model=None):
-    arguments = TrainingArguments(
-        output_dir=str(tmp_path),
-        per_device_train_batch_size=batch_size,
-        gradient_accumulation_steps=accumulation,
-        max_steps=1,
-        learning_rate=1.0,
-        lr_scheduler_type="constant",
-        optim="sgd",
-        max_grad_norm=0.0,
-        use_cpu=True,
-        save_strategy="no",
-        logging_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-    )
-    return Trainer(model or tiny_vit(), arguments, train_dataset=EightImages(kind), compute_loss_func=loss_func)
-
-
-def gradients_of_a_step(trainer):
-    """One step of plain SGD with learning rate 1: what the weights lose is the gradient."""
-    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
-    trainer.train()
-    return {name: before[name] - p.detach() for name, p in trainer.model.named_parameters()}
-
-
-def gradients_of_the_batch(name, kind, model=None):
-    """The definition: the mean loss of all eight images, by autograd alone."""
-    model, data = model or tiny_vit(), EightImages(kind)
-    model.train()
-    build_loss(name, COUNTS)(model(data.pixels).logits, data.labels).backward()
-    return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}
 
 
 def assert_same(actual, expected):

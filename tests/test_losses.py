@@ -2,13 +2,13 @@
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from helpers.paths import FIXTURES
 from livt_hf import ClassPrior, losses
 from livt_hf.losses import (
     BALANCED_LOSSES,
@@ -22,7 +22,7 @@ from livt_hf.losses import (
     loss_options,
 )
 
-REFERENCE = json.loads((Path(__file__).parent / "fixtures" / "losses.json").read_text())
+REFERENCE = json.loads((FIXTURES / "losses.json").read_text())
 COUNTS = REFERENCE["class_counts"]
 LOGITS = torch.tensor(REFERENCE["logits"])
 HARD = torch.tensor(REFERENCE["labels"])

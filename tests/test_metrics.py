@@ -3,14 +3,14 @@
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from helpers.paths import FIXTURES
 from livt_hf.metrics import calibration_error, describe_groups, long_tail_accuracy, reliability_bins
 
-FIXTURE = Path(__file__).parent / "fixtures" / "metrics_reference.npz"
+FIXTURE = FIXTURES / "metrics_reference.npz"
 
 
 @pytest.fixture(scope="module")

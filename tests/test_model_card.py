@@ -2,17 +2,17 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from helpers.paths import FIXTURES
 from livt_hf.arguments import FinetuneArguments, parse_arguments
 from livt_hf.model_card import write_model_card
 from livt_hf.runs import run_record
 
-FIXTURE = Path(__file__).parent / "fixtures" / "card.md"
+FIXTURE = FIXTURES / "card.md"
 COUNTS = {
     "a|b": 120,
     "`<script>alert(1)</script>`": 77,

@@ -2,11 +2,11 @@
 
 import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from helpers.paths import ROOT
+
 spec = importlib.util.spec_from_file_location("model_cards", ROOT / "scripts" / "model_cards.py")
 model_cards = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(model_cards)

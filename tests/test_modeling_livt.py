@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from transformers import (
     ViTMAEModel,
 )
 
+from helpers.paths import FIXTURES
 from livt_hf import LivtConfig, LivtMAEForPreTraining, ViTForBalancedClassification
 from livt_hf.configuration_livt import LivtMAEConfig
 from livt_hf.losses import build_loss
@@ -29,7 +29,6 @@ from livt_hf.modeling_livt import (
 )
 from livt_hf.official import key_map, read_checkpoint, to_native
 
-FIXTURES = Path(__file__).parent / "fixtures"  # numbers of the official code
 COUNTS = {"zebra": 50, "ant": 5, "mule": 20}
 TINY = {
     "hidden_size": 48,

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,12 +10,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForPreTraining, ViTMAEConfig, ViTMAEForPreTraining
 
+from helpers.paths import FIXTURES
 from livt_hf import LivtMAEForPreTraining
 from livt_hf.configuration_livt import LivtMAEConfig
 from livt_hf.modeling_mae import take
 from livt_hf.official import key_map, read_checkpoint, to_native
 
-FIXTURES = Path(__file__).parent / "fixtures"  # numbers of the official code
 TINY = {
     "hidden_size": 48,
     "num_hidden_layers": 3,

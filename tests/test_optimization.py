@@ -2,18 +2,17 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from helpers.paths import FIXTURES
 from livt_hf import LivtConfig, LivtMAEForPreTraining, ViTForBalancedClassification
 from livt_hf.configuration_livt import LivtMAEConfig
 from livt_hf.modeling_livt import config_for_classes
 from livt_hf.optimization import adamw, learning_rate, parameter_groups, schedule_length, warmup_cosine
 
-FIXTURES = Path(__file__).parent / "fixtures"
 LAYER_DECAY = json.loads((FIXTURES / "layer_decay.json").read_text())
 SCHEDULES = json.loads((FIXTURES / "lr_schedule.json").read_text())
 SIZES = {

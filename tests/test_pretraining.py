@@ -6,19 +6,17 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import ViTMAEModel
 
+from helpers.training import log_lines, pretrain_arguments, same_weights
 from livt_hf import LivtMAEForPreTraining
-from livt_hf.arguments import FinetuneArguments, PretrainArguments
+from livt_hf.arguments import FinetuneArguments
 from livt_hf.checkpoints import MARKER, StopSignal, incompleteness
 from livt_hf.data import (
     ImageDataset,
@@ -34,53 +32,12 @@ from livt_hf.modeling_livt import interpolate_position_embeddings
 from livt_hf.optimization import learning_rate
 from livt_hf.pretraining import build_autoencoder, pretrain
 
-ROOT = Path(__file__).resolve().parents[1]
-TINY = {
-    "dataset": "digits",
-    "image_size": 8,
-    "patch_size": 2,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "decoder_hidden_size": 16,
-    "decoder_num_hidden_layers": 1,
-    "decoder_num_attention_heads": 2,
-    "batch_size": 32,
-    "max_steps": 24,
-    "base_lr": 4e-3,
-    "epochs": 100,
-    "warmup_epochs": 10,
-    "num_workers": 0,
-    "save_every": 8,
-    "logging_steps": 5,
-}
-
-
-def arguments(output_dir: Path, **changed) -> PretrainArguments:
-    return PretrainArguments(**{**TINY, "output_dir": str(output_dir), **changed})
-
-
-def log_lines(output_dir: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
-    for line in lines:
-        line.pop("images_per_second", None)
-    return lines
-
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pretrain") / "whole"
-    assert pretrain(arguments(folder)) == folder
+    assert pretrain(pretrain_arguments(folder)) == folder
     return folder
-
-
-def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
-def same_weights(first: Path, second: Path) -> bool:
-    one, two = weights_of(first), weights_of(second)
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_it_takes_the_steps_of_a_plain_adamw_loop(finished):
@@ -89,7 +46,7 @@ def test_it_takes_the_steps_of_a_plain_adamw_loop(finished):
 
     from livt_hf.pretraining import mae_config
 
-    args = arguments(finished)
+    args = pretrain_arguments(finished)
     set_seed(args.seed)
     model = LivtMAEForPreTraining(mae_config(args))
     dataset = ImageDataset(load_long_tailed("digits")["train"], PretrainTransform(8, 16), seed=args.seed)
@@ -149,23 +106,23 @@ def test_a_run_stopped_and_continued_is_bit_identical(finished, tmp_path, stop_a
         return optimizer_step(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step_and_signal)
-    assert pretrain(arguments(tmp_path)) is None
+    assert pretrain(pretrain_arguments(tmp_path)) is None
     assert f"stopped by SIGTERM after step {stop_after - 1} of 24" in capsys.readouterr().out
     assert (tmp_path / f"checkpoint-{stop_after - 1}" / "complete.json").exists()
     monkeypatch.setattr(torch.optim.AdamW, "step", optimizer_step)
-    assert pretrain(arguments(tmp_path)) == tmp_path
+    assert pretrain(pretrain_arguments(tmp_path)) == tmp_path
     assert same_weights(finished, tmp_path)
     assert log_lines(tmp_path) == log_lines(finished)
 
 
 def test_a_torn_checkpoint_is_skipped_and_the_result_is_the_same(finished, tmp_path, capsys, monkeypatch):
-    pretrain(arguments(tmp_path))
+    pretrain(pretrain_arguments(tmp_path))
     for name in ("model.safetensors", "run.json"):
         (tmp_path / name).unlink()
     torn = tmp_path / "checkpoint-16" / "model.safetensors"
     torn.write_bytes(torn.read_bytes()[:-100])
     capsys.readouterr()
-    pretrain(arguments(tmp_path))
+    pretrain(pretrain_arguments(tmp_path))
     output = capsys.readouterr().out
     assert "checkpoint-16: its file model.safetensors has" in output
     assert "resumed from" in output
@@ -175,7 +132,7 @@ def test_a_torn_checkpoint_is_skipped_and_the_result_is_the_same(finished, tmp_p
 
 
 def test_gradient_accumulation_gives_the_same_run(finished, tmp_path):
-    pretrain(arguments(tmp_path, batch_size=8, gradient_accumulation_steps=4))
+    pretrain(pretrain_arguments(tmp_path, batch_size=8, gradient_accumulation_steps=4))
     one, four = log_lines(finished), log_lines(tmp_path)
     assert [line["loss"] for line in four] == pytest.approx([line["loss"] for line in one], rel=1e-4)
     assert [line["lr"] for line in four] == [line["lr"] for line in one]
@@ -183,12 +140,12 @@ def test_gradient_accumulation_gives_the_same_run(finished, tmp_path):
 
 def test_a_finished_run_is_left_alone_and_a_changed_option_is_named(finished, tmp_path, capsys):
     before = (finished / "model.safetensors").stat().st_mtime_ns
-    assert pretrain(arguments(finished)) == finished
+    assert pretrain(pretrain_arguments(finished)) == finished
     assert "nothing to do" in capsys.readouterr().out
     assert (finished / "model.safetensors").stat().st_mtime_ns == before
-    pretrain(arguments(tmp_path, max_steps=9))
+    pretrain(pretrain_arguments(tmp_path, max_steps=9))
     (tmp_path / "run.json").unlink()
-    pretrain(arguments(tmp_path, max_steps=9, weight_decay=0.1))
+    pretrain(pretrain_arguments(tmp_path, max_steps=9, weight_decay=0.1))
     assert "resuming with another weight_decay: 0.05 -> 0.1" in capsys.readouterr().out
 
 
@@ -201,7 +158,7 @@ def test_a_resume_takes_the_changed_options_from_its_first_step(finished, tmp_pa
         return optimizer_step(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", read)
-    pretrain(arguments(tmp_path, base_lr=1e-3, weight_decay=0.3, betas=[0.8, 0.9]))
+    pretrain(pretrain_arguments(tmp_path, base_lr=1e-3, weight_decay=0.3, betas=[0.8, 0.9]))
     first = steps[8 - 24]
     assert sorted(group["weight_decay"] for group in first) == [0.0, 0.3]
     for group in first:
@@ -215,14 +172,14 @@ def test_a_resume_takes_the_changed_options_from_its_first_step(finished, tmp_pa
 def test_the_later_checkpoints_of_a_branch_that_is_left_are_set_aside(finished, tmp_path):
     for name in ("checkpoint-8", "checkpoint-16"):
         shutil.copytree(finished / name, tmp_path / name)
-    pretrain(arguments(tmp_path, resume=str(tmp_path / "checkpoint-8"), max_steps=12, save_every=50))
+    pretrain(pretrain_arguments(tmp_path, resume=str(tmp_path / "checkpoint-8"), max_steps=12, save_every=50))
     assert (tmp_path / "abandoned-1" / "checkpoint-16").is_dir()
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-8"]
 
 
 def test_a_non_finite_loss_stops_the_run_with_the_weights_from_before(tmp_path):
     with pytest.raises(ValueError, match="the loss was not finite at step 2;") as error:
-        pretrain(arguments(tmp_path, base_lr=1e38, warmup_epochs=0, epochs=2.4, save_every=1, logging_steps=1))
+        pretrain(pretrain_arguments(tmp_path, base_lr=1e38, warmup_epochs=0, epochs=2.4, save_every=1, logging_steps=1))
     assert "--base_lr" in str(error.value)
     state = torch.load(tmp_path / "checkpoint-1" / "optimizer.pt", weights_only=True)
     assert all(torch.isfinite(entry["exp_avg"]).all() for entry in state["state"].values())
@@ -242,7 +199,7 @@ def test_a_bad_step_is_found_at_the_next_logged_step_and_changes_nothing(tmp_pat
 
     monkeypatch.setattr(LivtMAEForPreTraining, "forward", poisoned)
     with pytest.raises(ValueError, match="not finite at step 3;"):
-        pretrain(arguments(tmp_path))
+        pretrain(pretrain_arguments(tmp_path))
     assert len(calls) == 5  # the logged step
     assert all(torch.equal(calls[2][name], calls[3][name]) for name in calls[2])
     assert not all(torch.equal(calls[3][name], calls[4][name]) for name in calls[3])
@@ -258,21 +215,21 @@ def test_a_full_disk_is_told_in_one_line_and_costs_nothing(finished, tmp_path, m
     monkeypatch.setattr("livt_hf.pretraining.remove_old_checkpoints", fill_the_disk)
     try:
         with pytest.raises(ValueError, match="checkpoint-16' cannot be written .*GB are free.*make room") as error:
-            pretrain(arguments(tmp_path))
+            pretrain(pretrain_arguments(tmp_path))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "\n" not in str(error.value)
     monkeypatch.undo()
     assert [path.name for path in tmp_path.glob("*checkpoint*")] == ["checkpoint-8"]
     assert incompleteness(tmp_path / "checkpoint-8") is None
-    pretrain(arguments(tmp_path))
+    pretrain(pretrain_arguments(tmp_path))
     assert same_weights(finished, tmp_path)
 
 
 def test_it_goes_on_from_a_published_autoencoder_at_another_image_size(finished, tmp_path):
     """A file as transformers writes it (facebook/vit-mae-* are such): sizes and weights are its own."""
     given = LivtMAEForPreTraining.from_pretrained(finished)
-    args = arguments(tmp_path, pretrained=str(finished), image_size=12, hidden_size=64, num_hidden_layers=None)
+    args = pretrain_arguments(tmp_path, pretrained=str(finished), image_size=12, hidden_size=64, num_hidden_layers=None)
     model = build_autoencoder(args)
     assert (model.config.image_size, model.config.hidden_size) == (12, 32)
     assert model.training
@@ -291,7 +248,7 @@ def test_it_goes_on_from_a_published_autoencoder_at_another_image_size(finished,
 
 def test_a_file_without_a_decoder_gets_a_new_one(finished, tmp_path, capsys):
     ViTMAEModel.from_pretrained(finished).save_pretrained(tmp_path / "encoder")
-    model = build_autoencoder(arguments(tmp_path / "out", pretrained=str(tmp_path / "encoder")))
+    model = build_autoencoder(pretrain_arguments(tmp_path / "out", pretrained=str(tmp_path / "encoder")))
     assert "holds no decoder (" in capsys.readouterr().out
     assert model.decoder.decoder_pos_embed.abs().sum() > 0
 
@@ -312,7 +269,7 @@ def test_a_file_without_a_decoder_gets_a_new_one(finished, tmp_path, capsys):
 )
 def test_what_cannot_work_is_said_in_one_line(tmp_path, options, message):
     with pytest.raises(ValueError, match=message) as error:
-        pretrain(arguments(tmp_path, **options))
+        pretrain(pretrain_arguments(tmp_path, **options))
     assert "\n" not in str(error.value)
 
 
@@ -321,7 +278,7 @@ def test_a_finished_autoencoder_is_not_replaced(finished, tmp_path):
     for checkpoint in (tmp_path / "run").glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     with pytest.raises(ValueError, match="holds the finished model of a run with another seed: 0 -> 5; name another"):
-        pretrain(arguments(tmp_path / "run", seed=5))
+        pretrain(pretrain_arguments(tmp_path / "run", seed=5))
     classifier = FinetuneArguments(dataset="digits", pretrained=str(finished), output_dir=str(tmp_path / "run"))
     with pytest.raises(ValueError, match="holds the finished model of the other stage; name another folder"):
         finetune(classifier)
@@ -330,17 +287,17 @@ def test_a_finished_autoencoder_is_not_replaced(finished, tmp_path):
 
 def test_a_checkpoint_of_another_patch_size_image_size_or_stage_is_refused(finished, tmp_path):
     with pytest.raises(ValueError, match="patch_size: 4 is not the 2 of"):
-        pretrain(arguments(tmp_path / "a", pretrained=str(finished), patch_size=4))
+        pretrain(pretrain_arguments(tmp_path / "a", pretrained=str(finished), patch_size=4))
     shutil.copytree(finished / "checkpoint-8", tmp_path / "b" / "checkpoint-8")
     with pytest.raises(ValueError, match="holds a run with another image_size: 8 -> 16"):
-        pretrain(arguments(tmp_path / "b", image_size=16))
+        pretrain(pretrain_arguments(tmp_path / "b", image_size=16))
     foreign = tmp_path / "c" / "checkpoint-8"
     shutil.copytree(finished / "checkpoint-8", foreign)
     sizes = {file.name: file.stat().st_size for file in foreign.iterdir() if file.name not in ("state.json", MARKER)}
     (foreign / "state.json").unlink()
     (foreign / MARKER).write_text(json.dumps({"files": sizes}))
     with pytest.raises(ValueError, match="is a checkpoint of another stage"):
-        pretrain(arguments(tmp_path / "c"))
+        pretrain(pretrain_arguments(tmp_path / "c"))
 
 
 def test_pixels_that_are_no_numbers_are_bad_images(tmp_path):
@@ -353,7 +310,7 @@ def test_pixels_that_are_no_numbers_are_bad_images(tmp_path):
             PIL.Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
     pixels[0, 0], pixels[1, 1] = np.nan, np.inf
     PIL.Image.fromarray(pixels).save(tmp_path / "set" / "train" / "a" / "nan.tiff")
-    pretrain(arguments(tmp_path / "out", dataset=str(tmp_path / "set"), batch_size=41, max_steps=1))
+    pretrain(pretrain_arguments(tmp_path / "out", dataset=str(tmp_path / "set"), batch_size=41, max_steps=1))
     log = (tmp_path / "out" / "bad_images.log").read_text()
     assert "nan.tiff" in log
 
@@ -365,13 +322,13 @@ def test_it_trains_on_a_stream_of_parquet_files_and_resumes(tmp_path, capsys):
     counts = tmp_path / "counts.json"
     counts.write_text(json.dumps(class_counts(digits)))
     options = {"dataset": str(tmp_path / "set"), "streaming": True, "class_counts": str(counts)}
-    pretrain(arguments(tmp_path / "out", **options))
+    pretrain(pretrain_arguments(tmp_path / "out", **options))
     assert "on 331 images" in capsys.readouterr().out
     losses = [line["loss"] for line in log_lines(tmp_path / "out")]
     assert losses[-1] < 0.9 * losses[0]
     for name in ("model.safetensors", "run.json"):
         (tmp_path / "out" / name).unlink()
-    pretrain(arguments(tmp_path / "out", **options))
+    pretrain(pretrain_arguments(tmp_path / "out", **options))
     assert "resumed from" in capsys.readouterr().out
     assert [line["step"] for line in log_lines(tmp_path / "out")] == [5, 10, 15, 20, 24]
 
@@ -383,22 +340,9 @@ def test_the_signal_handlers_are_restored():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def launch(processes: int, output_dir: Path, **changed) -> str:
-    """`accelerate launch scripts/run_mae.py` on CPU processes joined by gloo; its output."""
-    options = {**TINY, "output_dir": output_dir, **changed}
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
-    command += ["--multi_gpu"] if processes > 1 else []
-    command += ["--main_process_port", "0", str(ROOT / "scripts" / "run_mae.py")]
-    command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
-    assert run.returncode == 0, run.stderr[-3000:]
-    return run.stdout
-
-
 def test_trackers_get_the_figures_of_the_log(finished, tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    pretrain(arguments(tmp_path, log_with=["tensorboard"]))
+    pretrain(pretrain_arguments(tmp_path, log_with=["tensorboard"]))
     events = accumulator.EventAccumulator(str(tmp_path / "livt_hf")).Reload()
     logged = [(event.step, event.value) for event in events.Scalars("loss")]
     assert logged == [(line["step"], pytest.approx(line["loss"], rel=1e-6)) for line in log_lines(finished)]

@@ -1,19 +1,19 @@
 """The whole card of a masked autoencoder, and names that try to break it."""
 
 import json
-from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from helpers.paths import FIXTURES
 from livt_hf.arguments import PretrainArguments, parse_arguments
 from livt_hf.card_training import hyperparameters, training_command
 from livt_hf.configuration_livt import LivtMAEConfig
 from livt_hf.pretraining_card import write_pretraining_card
 from livt_hf.runs import run_record
 
-FIXTURE = Path(__file__).parent / "fixtures" / "pretraining_card.md"
+FIXTURE = FIXTURES / "pretraining_card.md"
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """One run on several engines: two processes, two machines, FSDP2, activation checkpointing, torch.compile."""
 
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -9,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_pretraining import ROOT, TINY, arguments, launch, log_lines, same_weights
 
+from helpers.paths import HELPERS, ROOT
+from helpers.training import PRETRAIN, launch_environment, log_lines, pretrain_arguments, same_weights
 from livt_hf import LivtMAEForPreTraining
 from livt_hf.modeling_mae import LivtMAEAttention
 from livt_hf.pretraining import pretrain
@@ -18,7 +18,7 @@ from livt_hf.pretraining import pretrain
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    return pretrain(arguments(tmp_path_factory.mktemp("engines") / "whole"))
+    return pretrain(pretrain_arguments(tmp_path_factory.mktemp("engines") / "whole"))
 
 
 def losses(folder: Path) -> list[float]:
@@ -40,13 +40,25 @@ def reopen(folder: Path, step: int) -> None:
             shutil.rmtree(checkpoint)
 
 
+def launch(processes: int, output_dir: Path, **changed) -> str:
+    """`accelerate launch scripts/run_mae.py` on CPU processes joined by gloo; its output."""
+    options = {**PRETRAIN, "output_dir": output_dir, **changed}
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
+    command += ["--multi_gpu"] if processes > 1 else []
+    command += ["--main_process_port", "0", str(ROOT / "scripts" / "run_mae.py")]
+    command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    run = subprocess.run(command, capture_output=True, text=True, env=launch_environment(), timeout=300, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return run.stdout
+
+
 def test_one_process_then_two_then_one_is_the_same_run(finished, tmp_path):
     begin(finished, tmp_path / "run", 8)
     output = launch(2, tmp_path / "run", batch_size=16)
     assert "world size 2 on cpu" in output
     assert "checkpoint-8" in output
     reopen(tmp_path / "run", 16)
-    pretrain(arguments(tmp_path / "run"))
+    pretrain(pretrain_arguments(tmp_path / "run"))
     assert losses(tmp_path / "run") == pytest.approx(losses(finished), rel=1e-4)
 
 
@@ -55,13 +67,12 @@ def test_two_machines_form_one_world(finished, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = {**TINY, "output_dir": tmp_path / "run", "batch_size": 16}
+    options = {**PRETRAIN, "output_dir": tmp_path / "run", "batch_size": 16}
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "2"]
     command += ["--num_processes", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", str(port)]
     script = [str(ROOT / "scripts" / "run_mae.py")]
     script += [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": launch_environment()}
     machines = [subprocess.Popen([*command, "--machine_rank", str(rank), *script], **pipes) for rank in range(2)]
     first, second = (machine.communicate(timeout=300) for machine in machines)
     assert [machine.returncode for machine in machines] == [0, 0], first[1][-2000:] + second[1][-2000:]
@@ -71,18 +82,17 @@ def test_two_machines_form_one_world(finished, tmp_path):
 
 def test_fsdp2_is_the_same_run_and_its_checkpoints_go_on_in_one_process(finished, tmp_path):
     """Sharded from the start to step 16, then one process; probe and pictures need whole weights in between."""
-    options = {**TINY, "output_dir": tmp_path / "run", "batch_size": 16, "probe_every": 1.2, "picture_every": 1}
+    options = {**PRETRAIN, "output_dir": tmp_path / "run", "batch_size": 16, "probe_every": 1.2, "picture_every": 1}
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--use_fsdp"]
     command += ["--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP", "--main_process_port", "0"]
-    command += [str(Path(__file__).with_name("run_mae_fsdp.py"))]
+    command += [str(HELPERS / "fsdp_mae.py")]
     command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    run = subprocess.run(command, capture_output=True, text=True, env=launch_environment(), timeout=300, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
     assert "world size 2 on cpu, FSDP" in run.stdout
     assert losses(tmp_path / "run") == pytest.approx(losses(finished), rel=1e-4)
     reopen(tmp_path / "run", 16)
-    pretrain(arguments(tmp_path / "run", probe_every=1.2, picture_every=1))
+    pretrain(pretrain_arguments(tmp_path / "run", probe_every=1.2, picture_every=1))
     assert losses(tmp_path / "run") == pytest.approx(losses(finished), rel=1e-4)
     assert [line["step"] for line in log_lines(tmp_path / "run") if "probe_accuracy" in line] == [0, 12, 24]
 
@@ -96,17 +106,17 @@ def test_activation_checkpointing_computes_the_same_twice(tmp_path, monkeypatch)
         return forward(self, *args, **kwargs)
 
     monkeypatch.setattr(LivtMAEAttention, "forward", counted)
-    pretrain(arguments(tmp_path / "plain", max_steps=2))
+    pretrain(pretrain_arguments(tmp_path / "plain", max_steps=2))
     in_training = sum(calls)
     assert in_training == 2 * 2  # steps x encoder blocks; the only decoder block reads its projections itself
-    pretrain(arguments(tmp_path / "twice", max_steps=2, gradient_checkpointing=True))
+    pretrain(pretrain_arguments(tmp_path / "twice", max_steps=2, gradient_checkpointing=True))
     assert sum(calls) - in_training == 2 * in_training
     assert same_weights(tmp_path / "plain", tmp_path / "twice")
 
 
 @pytest.mark.slow
 def test_a_compiled_model_is_the_same_run(finished, tmp_path):
-    pretrain(arguments(tmp_path, compile=True))
+    pretrain(pretrain_arguments(tmp_path, compile=True))
     assert losses(tmp_path) == pytest.approx(losses(finished), rel=1e-4)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["architectures"] == ["ViTMAEForPreTraining"]

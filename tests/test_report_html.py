@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
-from test_evaluation import NAUGHTY, naughty_results
 
+from helpers.results import NAUGHTY, naughty_results
 from livt_hf.report import report_markdown, write_report
 from livt_hf.report_html import escape_html
 

@@ -1,0 +1,29 @@
+"""Checkpoints of the official code, as they are and changed, and their conversion."""
+
+import argparse
+
+import torch
+
+from helpers.paths import FIXTURES
+from livt_hf import LivtConfig
+from livt_hf.conversion import convert_checkpoint
+from livt_hf.official import read_checkpoint
+
+FINETUNED = FIXTURES / "livt_finetune_global_pool.pth"
+PRETRAINED = FIXTURES / "livt_pretrain.pth"
+HEADS = {"num_attention_heads": 3}  # width 48 is none of the ViT family
+DECODER_HEADS = {"decoder_num_attention_heads": 4}
+
+
+def changed(tmp_path, source=FINETUNED, args=None, drop=(), **tensors):
+    """A copy of an official checkpoint with other arguments and some tensors replaced, added or dropped."""
+    weights, _ = read_checkpoint(source)
+    weights = {name: tensor.clone() for name, tensor in weights.items() if name not in drop}
+    path = tmp_path / "changed.pth"
+    torch.save({"model": {**weights, **tensors}, "args": argparse.Namespace(**(args or {}))}, path)
+    return path
+
+
+def convert_classifier(path, output_dir, **options):
+    convert_checkpoint(path, output_dir, "livt-finetune", **HEADS, **options)
+    return LivtConfig.from_pretrained(output_dir)
