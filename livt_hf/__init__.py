@@ -9,9 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .configuration_livt import LivtConfig, store_class_counts
-    from .modeling_livt import ViTForBalancedClassification
-    from .modeling_mae import LivtMAEForPreTraining
+    from .models.configuration_livt import LivtConfig, store_class_counts
+    from .models.modeling_livt import ViTForBalancedClassification
+    from .models.modeling_livt_mae import LivtMAEForPreTraining
     from .prior import ClassPrior
     from .trainer import BalancedTrainer
 
@@ -28,10 +28,10 @@ __all__ = [
 _MODULE_OF = {
     "BalancedTrainer": "trainer",
     "ClassPrior": "prior",
-    "LivtConfig": "configuration_livt",
-    "LivtMAEForPreTraining": "modeling_mae",
-    "ViTForBalancedClassification": "modeling_livt",
-    "store_class_counts": "configuration_livt",
+    "LivtConfig": "models.configuration_livt",
+    "LivtMAEForPreTraining": "models.modeling_livt_mae",
+    "ViTForBalancedClassification": "models.modeling_livt",
+    "store_class_counts": "models.configuration_livt",
 }
 _SUBMODULES = {"data", "losses", "metrics", "optimization"}
 

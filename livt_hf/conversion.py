@@ -28,11 +28,11 @@ from transformers import (
 from . import official
 from .checkpoints import publish_files
 from .class_files import class_fields
-from .configuration_livt import LivtConfig, LivtMAEConfig
 from .conversion_card import DATA_SETS, SOURCES, Conversion, conversion_card
 from .data.transforms import IMAGENET_MEAN, IMAGENET_STD, image_processor
-from .modeling_livt import ViTForBalancedClassification
-from .modeling_mae import LivtMAEForPreTraining
+from .models.configuration_livt import LivtConfig, LivtMAEConfig
+from .models.modeling_livt import ViTForBalancedClassification
+from .models.modeling_livt_mae import LivtMAEForPreTraining
 
 # `args.loss` of the official code. In its logs Bal-BCE has an earlier name.
 OFFICIAL_LOSSES = {

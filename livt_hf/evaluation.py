@@ -30,7 +30,6 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 
 from . import __version__, data
 from .checkpoints import check_folder
-from .configuration_livt import check_same_names, class_names
 from .metrics import (
     calibration_error,
     confused_pairs,
@@ -40,7 +39,8 @@ from .metrics import (
     prediction_calibration,
     reliability_bins,
 )
-from .modeling_mae import LivtMAEForPreTraining
+from .models.configuration_livt import check_same_names, class_names
+from .models.modeling_livt_mae import LivtMAEForPreTraining
 from .plots import plot_reconstructions
 from .prior import ClassPrior
 from .prior_shift import assumed_log_prior, long_tailed_priors, prior_accuracies

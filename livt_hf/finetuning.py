@@ -24,8 +24,6 @@ from .checkpoints import (
     write_text,
 )
 from .classifier_stage import fold_scales, train_classifier_only
-from .classifiers import has_drop_path, load_config, load_pretrained_classifier, saved_statistics
-from .configuration_livt import LivtConfig, store_class_counts
 from .data import (
     EvalTransform,
     FinetuneTransform,
@@ -38,7 +36,9 @@ from .data import (
 from .data.transforms import IMAGENET_MEAN, IMAGENET_STD, image_processor
 from .evaluation import evaluate_model, load_classifier
 from .model_card import write_model_card
-from .modeling_livt import ViTForBalancedClassification, config_for_classes
+from .models.configuration_livt import LivtConfig, store_class_counts
+from .models.loading import has_drop_path, load_config, load_pretrained_classifier, saved_statistics
+from .models.modeling_livt import ViTForBalancedClassification, config_for_classes
 from .optimization import schedule_length
 from .prior import ClassPrior
 from .pushing import start_pusher

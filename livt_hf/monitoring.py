@@ -17,7 +17,7 @@ from .arguments import PretrainArguments
 from .card_training import read_metrics
 from .data import EvalTransform, ImageDataset, class_counts
 from .evaluation import reconstruct_images
-from .modeling_mae import LivtMAEForPreTraining
+from .models.modeling_livt_mae import LivtMAEForPreTraining
 from .plots import plot_loss_curve, plot_reconstructions
 from .probe import knn_accuracy
 

@@ -40,13 +40,13 @@ from .checkpoints import (
     set_aside_later_checkpoints,
     write_text,
 )
-from .configuration_livt import LivtMAEConfig
 from .data import PretrainTransform, TrainingBatches, load_long_tailed, normalize, training_loader
 from .data.streaming import StreamedSamples, streaming_loader
 from .data.transforms import image_processor
 from .evaluation import hardware
-from .modeling_livt import interpolate_position_embeddings
-from .modeling_mae import LivtMAEForPreTraining
+from .models.configuration_livt import LivtMAEConfig
+from .models.modeling_livt import interpolate_position_embeddings
+from .models.modeling_livt_mae import LivtMAEForPreTraining
 from .monitoring import Monitor
 from .optimization import adamw, load_optimizer, parameter_groups, schedule_length, set_schedule, warmup_cosine
 from .pretraining_card import write_pretraining_card

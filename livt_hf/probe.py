@@ -23,7 +23,7 @@ from torch.utils.data import Subset
 
 from .data import ImageDataset, evaluation_loader, normalize
 from .metrics import long_tail_accuracy
-from .modeling_mae import LivtMAEForPreTraining
+from .models.modeling_livt_mae import LivtMAEForPreTraining
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07
 QUERIES_AT_ONCE = 256  # rows of the similarity matrix in memory

@@ -35,13 +35,13 @@ from transformers import (
 from .averaging import WeightAverage
 from .checkpoints import MetricsLog, StopSignal, explain_failed_write, publish, remove_old_checkpoints, write_text
 from .classifier_stage import load_scales, save_scales
-from .configuration_livt import check_not_adjusted, check_same_names, ordered_class_counts
 from .data import ImageDataset, Mixup, TrainingBatches, erase, evaluation_loader, normalize, training_loader
 from .data.streaming import StreamedSamples, streaming_loader
 from .data.transforms import image_processor
 from .evaluation import predict_split
 from .losses import Loss, build_loss, deferred_weights
 from .metrics import calibration_error, long_tail_accuracy
+from .models.configuration_livt import check_not_adjusted, check_same_names, ordered_class_counts
 from .optimization import adamw, load_optimizer, parameter_groups, set_schedule, warmup_cosine
 from .pushing import BackgroundPusher, trainer_pusher
 from .runs import RUN_FILE, WHOLE, load_tensors, load_weights

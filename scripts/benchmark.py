@@ -35,7 +35,6 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from livt_hf import LivtMAEForPreTraining
 from livt_hf.arguments import FinetuneArguments, PretrainArguments
-from livt_hf.configuration_livt import VIT_SIZES, LivtMAEConfig
 from livt_hf.data import (
     FinetuneTransform,
     ImageDataset,
@@ -48,6 +47,7 @@ from livt_hf.data.prepare import prepare_dataset
 from livt_hf.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from livt_hf.evaluation import command_line, hardware, versions
 from livt_hf.finetuning import build_classifier
+from livt_hf.models.configuration_livt import VIT_SIZES, LivtMAEConfig
 from livt_hf.optimization import adamw, parameter_groups
 from livt_hf.pretraining import pretrain
 from livt_hf.stages import encoder_sizes

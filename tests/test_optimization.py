@@ -9,8 +9,8 @@ from torch import nn
 
 from helpers.paths import FIXTURES
 from livt_hf import LivtConfig, LivtMAEForPreTraining, ViTForBalancedClassification
-from livt_hf.configuration_livt import LivtMAEConfig
-from livt_hf.modeling_livt import config_for_classes
+from livt_hf.models.configuration_livt import LivtMAEConfig
+from livt_hf.models.modeling_livt import config_for_classes
 from livt_hf.optimization import adamw, learning_rate, parameter_groups, schedule_length, warmup_cosine
 
 LAYER_DECAY = json.loads((FIXTURES / "layer_decay.json").read_text())

@@ -17,9 +17,9 @@ from helpers.cli import (
 from helpers.images import COUNTS
 from livt_hf import LivtConfig, LivtMAEForPreTraining, ViTForBalancedClassification
 from livt_hf.cli import main
-from livt_hf.configuration_livt import LivtMAEConfig
 from livt_hf.data.transforms import image_processor
-from livt_hf.modeling_livt import config_for_classes
+from livt_hf.models.configuration_livt import LivtMAEConfig
+from livt_hf.models.modeling_livt import config_for_classes
 
 
 @pytest.fixture(scope="module")

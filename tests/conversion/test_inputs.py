@@ -14,7 +14,7 @@ from livt_hf.cli import main
 from livt_hf.conversion import OFFICIAL_LOSSES, convert_checkpoint
 from livt_hf.conversion_card import DATA_SETS, SOURCES
 from livt_hf.losses import LOSS_NAMES
-from livt_hf.modeling_livt import NO_KEY_BIAS
+from livt_hf.models.modeling_livt import NO_KEY_BIAS
 from livt_hf.official import decoder_fields, encoder_fields, kind_of, read_checkpoint
 
 # Sizes

@@ -17,9 +17,9 @@ from helpers.conversion import DECODER_HEADS, FINETUNED, HEADS, PRETRAINED, chan
 from helpers.paths import FIXTURES
 from livt_hf import LivtConfig, LivtMAEForPreTraining, ViTForBalancedClassification
 from livt_hf.cli import main
-from livt_hf.configuration_livt import LivtMAEConfig
 from livt_hf.conversion import convert_checkpoint
-from livt_hf.modeling_livt import NO_KEY_BIAS
+from livt_hf.models.configuration_livt import LivtMAEConfig
+from livt_hf.models.modeling_livt import NO_KEY_BIAS
 from livt_hf.official import key_map, read_checkpoint, to_native, to_official
 
 

@@ -30,9 +30,9 @@ from livt_hf.adjustment import (
     undo,
 )
 from livt_hf.cli import main
-from livt_hf.configuration_livt import label_names
 from livt_hf.data import load_long_tailed
 from livt_hf.inference import predict_images
+from livt_hf.models.configuration_livt import label_names
 from livt_hf.prior_shift import assumed_log_prior, long_tailed_priors, prior_accuracies, target_prior
 from livt_hf.temperature import fit_temperature, image_weights, negative_log_likelihood
 

@@ -13,7 +13,7 @@ from livt_hf import BalancedTrainer, LivtConfig, ViTForBalancedClassification
 from livt_hf.cli import run
 from livt_hf.data import EvalTransform, FinetuneTransform, ImageDataset, Mixup, class_counts, load_long_tailed
 from livt_hf.losses import build_loss, compute_loss_func
-from livt_hf.modeling_livt import config_for_classes
+from livt_hf.models.modeling_livt import config_for_classes
 
 COUNTS = {"ant": 60, "bee": 25, "cat": 10, "dog": 5}
 KINDS = ["hard", "soft"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from livt_hf import LivtConfig, ViTForBalancedClassification
-from livt_hf.attention import exact_attention, project_heads
+from livt_hf.models.attention import exact_attention, project_heads
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])

@@ -17,9 +17,9 @@ from helpers import tiny_models
 from helpers.tiny_models import FAMILIES, save_tiny, tiny
 from helpers.training import QUIET, finetune_arguments, log_lines
 from livt_hf import LivtConfig, ViTForBalancedClassification, store_class_counts
-from livt_hf.classifiers import classifier_layers, load_pretrained_classifier, saved_image_size, saved_statistics
 from livt_hf.data import class_counts, load_long_tailed
 from livt_hf.finetuning import finetune
+from livt_hf.models.loading import classifier_layers, load_pretrained_classifier, saved_image_size, saved_statistics
 from livt_hf.optimization import layer_ids, names_without_weight_decay, parameter_groups
 
 DIGITS = {str(digit): count for digit, count in enumerate((120, 78, 50, 33, 21, 14, 9, 6, 4, 2))}

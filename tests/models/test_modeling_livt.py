@@ -18,9 +18,9 @@ from transformers import (
 
 from helpers.paths import FIXTURES
 from livt_hf import LivtConfig, LivtMAEForPreTraining, ViTForBalancedClassification
-from livt_hf.configuration_livt import LivtMAEConfig
 from livt_hf.losses import build_loss
-from livt_hf.modeling_livt import (
+from livt_hf.models.configuration_livt import LivtMAEConfig
+from livt_hf.models.modeling_livt import (
     NO_ENCODER_NORM,
     NO_KEY_BIAS,
     config_for_classes,

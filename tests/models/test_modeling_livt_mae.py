@@ -12,8 +12,8 @@ from transformers import AutoModelForPreTraining, ViTMAEConfig, ViTMAEForPreTrai
 
 from helpers.paths import FIXTURES
 from livt_hf import LivtMAEForPreTraining
-from livt_hf.configuration_livt import LivtMAEConfig
-from livt_hf.modeling_mae import take
+from livt_hf.models.configuration_livt import LivtMAEConfig
+from livt_hf.models.modeling_livt_mae import take
 from livt_hf.official import key_map, read_checkpoint, to_native
 
 TINY = {

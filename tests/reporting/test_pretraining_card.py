@@ -9,7 +9,7 @@ from PIL import Image
 from helpers.paths import FIXTURES
 from livt_hf.arguments import PretrainArguments, parse_arguments
 from livt_hf.card_training import hyperparameters, training_command
-from livt_hf.configuration_livt import LivtMAEConfig
+from livt_hf.models.configuration_livt import LivtMAEConfig
 from livt_hf.pretraining_card import write_pretraining_card
 from livt_hf.runs import run_record
 

@@ -12,7 +12,7 @@ import pytest
 from helpers.paths import HELPERS, ROOT
 from helpers.training import PRETRAIN, launch_environment, log_lines, pretrain_arguments, same_weights
 from livt_hf import LivtMAEForPreTraining
-from livt_hf.modeling_mae import LivtMAEAttention
+from livt_hf.models.modeling_livt_mae import LivtMAEAttention
 from livt_hf.pretraining import pretrain
 
 

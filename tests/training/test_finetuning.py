@@ -26,7 +26,6 @@ from helpers.training import (
     stop_at,
 )
 from livt_hf import LivtMAEForPreTraining, ViTForBalancedClassification
-from livt_hf.configuration_livt import LivtMAEConfig
 from livt_hf.data import (
     FinetuneTransform,
     ImageDataset,
@@ -40,6 +39,7 @@ from livt_hf.data import (
 )
 from livt_hf.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from livt_hf.finetuning import finetune
+from livt_hf.models.configuration_livt import LivtMAEConfig
 from livt_hf.optimization import adamw, learning_rate, parameter_groups
 
 

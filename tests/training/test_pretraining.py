@@ -28,7 +28,7 @@ from livt_hf.data import (
     training_loader,
 )
 from livt_hf.finetuning import finetune
-from livt_hf.modeling_livt import interpolate_position_embeddings
+from livt_hf.models.modeling_livt import interpolate_position_embeddings
 from livt_hf.optimization import learning_rate
 from livt_hf.pretraining import build_autoencoder, pretrain
 

@@ -13,7 +13,7 @@ from livt_hf.averaging import WeightAverage
 from livt_hf.data import EvalTransform, FinetuneTransform, ImageDataset, Mixup, class_counts, load_long_tailed
 from livt_hf.finetuning import finetune
 from livt_hf.losses import build_loss, effective_number_weights
-from livt_hf.modeling_livt import config_for_classes
+from livt_hf.models.modeling_livt import config_for_classes
 from livt_hf.optimization import learning_rate
 
 

@@ -26,11 +26,11 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from ..data import match_labels
+from ..optimization import layer_ids
+from ..prior import ClassPrior
 from .configuration_livt import placeholder_names, set_class_names
-from .data import match_labels
 from .modeling_livt import CLASSIFIER_STD, interpolate_position_embeddings
-from .optimization import layer_ids
-from .prior import ClassPrior
 
 
 def load_config(pretrained: str) -> PreTrainedConfig:

@@ -12,8 +12,8 @@ from typing import Any
 
 from transformers import BeitConfig, PreTrainedConfig, ViTMAEConfig
 
-from .losses import check_loss_name
-from .prior import ClassPrior
+from ..losses import check_loss_name
+from ..prior import ClassPrior
 
 # hidden width, blocks, heads of the encoders of LiVT Table 5 (ViT-Ti and -S: DeiT; -B, -L, -H: ViT).
 VIT_SIZES = {
