@@ -55,7 +55,7 @@ def run_finetune(argv: list[str]) -> int:
     args, more = parse_arguments(FinetuneArguments, argv, prog="livt finetune", description=run_finetune.__doc__)
     results = finetune(args, more)
     if results is not None and int(os.environ.get("RANK", 0)) == 0:
-        from .report import accuracy_table
+        from .reporting.evaluation_report import accuracy_table
 
         print(accuracy_table(results))
     return 0
@@ -88,7 +88,7 @@ def run_compare(argv: list[str]) -> int:
         if any(word.split("=")[0] == f"--{single}" for word in options):
             raise ValueError(f"{single}: the runs differ in it; give all of them with --{several}")
     from .comparison import compare
-    from .comparison_report import comparison_table
+    from .reporting.comparison_report import comparison_table
 
     axes = (args.losses, args.seeds, args.pretrained, args.model_sizes)
     comparison = compare(options, args.output_dir, *axes, post_hoc=args.post_hoc)
@@ -120,7 +120,7 @@ def run_evaluate(argv: list[str]) -> int:
     parser.add_argument("--device", help="e.g. cpu or cuda:1 (default: the GPU if there is one)")
     args = parser.parse_args(argv)
     from .evaluation import evaluate_checkpoint
-    from .report import accuracy_table, percent
+    from .reporting.evaluation_report import accuracy_table, percent
 
     output_dir = args.output_dir or (Path(args.model) if Path(args.model).is_dir() else Path()) / "evaluation"
     results = evaluate_checkpoint(

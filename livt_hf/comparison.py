@@ -19,12 +19,12 @@ from typing import Any
 from .adjustment import adjust
 from .arguments import FinetuneArguments, parse_arguments
 from .checkpoints import METRICS_FILE, list_checkpoints
-from .comparison_report import MEASURES, summarise, write_comparison
 from .data import load_long_tailed
 from .evaluation import command_line, evaluate_checkpoint
 from .finetuning import finetune
 from .losses import BALANCED_LOSSES, check_loss_name
 from .models.loading import load_config
+from .reporting.comparison_report import MEASURES, summarise, write_comparison
 from .runs import RUN_FILE, finished_steps
 
 # method -> arguments of `adjust`: Menon et al., ICLR 2021; Kang et al., ICLR 2020 (they search tau between 0 and 1)

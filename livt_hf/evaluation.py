@@ -41,10 +41,10 @@ from .metrics import (
 )
 from .models.configuration_livt import check_same_names, class_names
 from .models.modeling_livt_mae import LivtMAEForPreTraining
-from .plots import plot_reconstructions
 from .prior import ClassPrior
 from .prior_shift import assumed_log_prior, long_tailed_priors, prior_accuracies
-from .report import write_report
+from .reporting.charts import plot_reconstructions
+from .reporting.evaluation_report import write_report
 
 Statistics = Sequence[float]  # of the pixels in 0 .. 1, per channel
 MASK_GREY = 225  # grey level of hidden patches in pictures

@@ -14,12 +14,12 @@ from datasets import DatasetDict
 from torch import Tensor
 
 from .arguments import PretrainArguments
-from .card_training import read_metrics
 from .data import EvalTransform, ImageDataset, class_counts
 from .evaluation import reconstruct_images
 from .models.modeling_livt_mae import LivtMAEForPreTraining
-from .plots import plot_loss_curve, plot_reconstructions
 from .probe import knn_accuracy
+from .reporting.charts import plot_loss_curve, plot_reconstructions
+from .reporting.training_record import read_metrics
 
 NUM_PICTURES = 8
 CROP_RATIO = 0.875

@@ -49,8 +49,8 @@ from .models.modeling_livt import interpolate_position_embeddings
 from .models.modeling_livt_mae import LivtMAEForPreTraining
 from .monitoring import Monitor
 from .optimization import adamw, load_optimizer, parameter_groups, schedule_length, set_schedule, warmup_cosine
-from .pretraining_card import write_pretraining_card
 from .pushing import BackgroundPusher, start_pusher
+from .reporting.autoencoder_card import write_pretraining_card
 from .runs import (
     RUN_FILE,
     WHOLE,

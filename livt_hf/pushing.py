@@ -26,7 +26,7 @@ from .hub import (
     plain_card,
     push_folder,
 )
-from .report import escape_markdown
+from .reporting.evaluation_report import escape_markdown
 
 
 def start_pusher(args: StageArguments, processor: Any) -> BackgroundPusher | None:

@@ -16,15 +16,15 @@ import torch
 
 from .arguments import FinetuneArguments, PretrainArguments, parse_arguments
 from .checkpoints import write_text
-from .comparison_report import SHORT_NAMES, comparison_table, summarise
 from .data import load_long_tailed
 from .evaluation import draw_reconstructions
 from .finetuning import finetune
 from .metrics import describe_groups
-from .model_card import LOSS_NAMES, write_model_card
-from .plots import plot_comparison
 from .pretraining import pretrain
-from .report import measurement, write_report
+from .reporting.card import LOSS_NAMES, write_model_card
+from .reporting.charts import plot_comparison
+from .reporting.comparison_report import SHORT_NAMES, comparison_table, summarise
+from .reporting.evaluation_report import measurement, write_report
 
 RUNS = (("ce", True), ("bce", True), ("bal_ce", True), ("bal_bce", True), ("bal_bce", False))
 PUBLISHED = ("bal_bce", True)  # the run that becomes OUT/livt-digits

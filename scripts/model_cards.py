@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from livt_hf.losses import BALANCED_LOSSES
-from livt_hf.model_card import LOSS_NAMES, PICTURES
-from livt_hf.report import escape_markdown, markdown_table, percent
-from livt_hf.report_html import public_name
+from livt_hf.reporting.card import LOSS_NAMES, PICTURES
+from livt_hf.reporting.evaluation_report import escape_markdown, markdown_table, percent
+from livt_hf.reporting.report_html import public_name
 
 MODEL_CARDS = Path(__file__).parents[1] / "model_cards"
 FIGURES = {"many": "Many ↑", "medium": "Med. ↑", "few": "Few ↑", "accuracy": "Acc ↑", "ece": "ECE ↓", "mce": "MCE ↓"}

@@ -13,7 +13,7 @@ from livt_hf.data import class_counts, load_long_tailed
 from livt_hf.data.tables import image_column, image_dataset
 from livt_hf.data.transforms import IMAGENET_MEAN, IMAGENET_STD, image_processor
 from livt_hf.evaluation import evaluate_checkpoint
-from livt_hf.model_card import write_model_card
+from livt_hf.reporting.card import write_model_card
 
 NUM_CLASSES = 8142
 TRAIN_COUNTS = np.maximum(1000 * 0.99925 ** np.arange(NUM_CLASSES), 2).astype(int)  # 1,000 down to 2

@@ -18,7 +18,7 @@ from livt_hf.data import normalize
 from livt_hf.evaluation import evaluate_checkpoint, evaluate_model, predict_split, reconstruct_images
 from livt_hf.metrics import calibration_error
 from livt_hf.models.configuration_livt import LivtMAEConfig, label_names
-from livt_hf.report import code_block, escape_markdown, report_markdown, write_report
+from livt_hf.reporting.evaluation_report import code_block, escape_markdown, report_markdown, write_report
 
 COUNTS = {"cat": 50, "dog": 10, "emu": 3}
 TINY = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}

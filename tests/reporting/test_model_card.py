@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 
 from helpers.paths import FIXTURES
 from livt_hf.arguments import FinetuneArguments, parse_arguments
-from livt_hf.model_card import write_model_card
+from livt_hf.reporting.card import write_model_card
 from livt_hf.runs import run_record
 
 FIXTURE = FIXTURES / "card.md"

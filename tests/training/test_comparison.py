@@ -13,10 +13,10 @@ from livt_hf import LivtMAEForPreTraining
 from livt_hf.arguments import FinetuneArguments, parse_arguments
 from livt_hf.cli import main
 from livt_hf.comparison import plan_runs
-from livt_hf.comparison_report import comparison_table, latex_table, summarise
 from livt_hf.data import load_long_tailed
 from livt_hf.finetuning import finetune
 from livt_hf.models.configuration_livt import LivtMAEConfig
+from livt_hf.reporting.comparison_report import comparison_table, latex_table, summarise
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 OPTIONS = ["--recipe=digits", "--hidden_size=16", "--num_hidden_layers=1", "--num_attention_heads=2", "--epochs=2"]

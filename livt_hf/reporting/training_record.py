@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .arguments import FinetuneArguments, PretrainArguments
-from .checkpoints import METRICS_FILE
-from .report import escape_markdown, markdown_table
+from ..arguments import FinetuneArguments, PretrainArguments
+from ..checkpoints import METRICS_FILE
+from ..runs import RUN_FILE
+from .evaluation_report import escape_markdown, markdown_table
 from .report_html import public_name
-from .runs import RUN_FILE
 
 # Options that say how to train, in the order of the table; those of the other stage are not in a record.
 HYPERPARAMETERS = (

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from .metrics import describe_groups
-from .prior import GROUP_NAMES, ClassPrior
+from ..metrics import describe_groups
+from ..prior import GROUP_NAMES, ClassPrior
 
-TEMPLATE = Path(__file__).parent / "report_template.html"
+TEMPLATE = Path(__file__).parent / "templates" / "report.html"
 THUMBNAIL = 160  # pixels of its longer side
 GROUP_SENTENCE = (
     "A group's accuracy is the mean of the accuracies of its classes, each class counting the same; a dash means that "

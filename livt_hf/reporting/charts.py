@@ -21,7 +21,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from PIL import Image
 
-from .prior import GROUP_NAMES, ClassPrior
+from ..prior import GROUP_NAMES, ClassPrior
 
 GROUP_COLOURS = {"many": "#2f6fde", "medium": "#e0a11b", "few": "#d6455d", "accuracy": "#5b6472"}
 INK, MUTED, GRID = "#1f2933", "#6b7683", "#e6e9ee"

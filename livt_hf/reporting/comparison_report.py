@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .checkpoints import write_text
-from .comparison_plots import plot_convergence, plot_model_size
-from .metrics import describe_groups
-from .plots import plot_comparison
-from .report import escape_markdown, markdown_table, measurement, percent
+from ..checkpoints import write_text
+from ..metrics import describe_groups
+from .charts import plot_comparison
+from .comparison_charts import plot_convergence, plot_model_size
+from .evaluation_report import escape_markdown, markdown_table, measurement, percent
 
 SHORT_NAMES = {
     "ce": "CE",

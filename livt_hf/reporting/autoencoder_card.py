@@ -10,12 +10,12 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from .card_training import hyperparameters, read_metrics, read_run, training_command
-from .checkpoints import write_text
-from .model_card import CITATION
-from .plots import plot_loss_curve
-from .report import code_block, escape_markdown
+from ..checkpoints import write_text
+from .card import CITATION
+from .charts import plot_loss_curve
+from .evaluation_report import code_block, escape_markdown
 from .report_html import public_name
+from .training_record import hyperparameters, read_metrics, read_run, training_command
 
 TAGS = [
     "livt",
