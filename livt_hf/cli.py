@@ -183,7 +183,7 @@ def run_dataset(argv: list[str]) -> int:
     options = {name: getattr(args, name) for name in (*DATA_OPTIONS, "imbalance_factor", "imbalance_profile", "seed")}
     splits = load_long_tailed(args.dataset, **options)
     if args.action == "prepare":
-        from .data.prepare import prepare_dataset
+        from .data.tools.prepare import prepare_dataset
 
         if not args.output_dir:
             raise ValueError("output_dir: prepare writes a new copy; name its folder with --output_dir")
@@ -200,12 +200,12 @@ def run_dataset(argv: list[str]) -> int:
     output_dir = Path(args.output_dir or ".")
     output_dir.mkdir(parents=True, exist_ok=True)
     if args.action == "check":
-        from .data.check import check_dataset
+        from .data.tools.check import check_dataset
 
         checked = check_dataset(splits, args.num_workers, output_dir / "bad_images.log")
         print(checked)
         return int(any(checked.bad_images.values()) or bool(checked.shared))
-    from .data.inspect import inspect_dataset
+    from .data.tools.inspect import inspect_dataset
 
     print(
         inspect_dataset(splits, output_dir / "dataset.png", {"many": args.many, "few": args.few, "by": args.group_by})

@@ -22,7 +22,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .data import decode_image
-from .data.image_folder import IMAGE_EXTENSIONS
+from .data.sources.image_folder import IMAGE_EXTENSIONS
 from .evaluation import choose_device, load_classifier
 
 

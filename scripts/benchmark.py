@@ -43,7 +43,7 @@ from livt_hf.data import (
     load_long_tailed,
     training_loader,
 )
-from livt_hf.data.prepare import prepare_dataset
+from livt_hf.data.tools.prepare import prepare_dataset
 from livt_hf.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from livt_hf.evaluation import command_line, hardware, versions
 from livt_hf.finetuning import build_classifier

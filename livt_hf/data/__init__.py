@@ -1,12 +1,12 @@
 """Long-tailed image data: named sources and the user's own, fast decoding and augmentation, deterministic loading."""
 
-from .bad_images import BadImageError
 from .class_names import match_labels
+from .dataset import BadImageError
 from .decoding import decode_image
-from .loading import ImageDataset, TrainingBatches, evaluation_loader, training_loader
+from .load import load_long_tailed
+from .loader import ImageDataset, TrainingBatches, evaluation_loader, training_loader
 from .long_tail import class_counts, long_tailed_indices
 from .mixup import Mixup
-from .sources import load_long_tailed
 from .transforms import EvalTransform, FinetuneTransform, PretrainTransform, erase, normalize
 
 __all__ = [

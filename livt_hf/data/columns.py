@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Features, Image
 
-from .tables import IMAGE_TYPE
+from .table import IMAGE_TYPE
 
 
 def choose_columns(

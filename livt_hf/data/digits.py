@@ -14,7 +14,7 @@ import PIL.Image
 from datasets import DatasetDict
 from sklearn.datasets import load_digits
 
-from .tables import image_column, image_dataset
+from .table import image_column, image_dataset
 
 IMAGES_PER_CLASS = {"test": 40, "validation": 14, "train": 120}
 NAMES = [str(digit) for digit in range(10)]

@@ -23,11 +23,10 @@ from datasets.distributed import split_dataset_by_node
 from datasets.fingerprint import Hasher
 from huggingface_hub import HfApi
 
-from .bad_images import log_bad_image, stop_if_too_many
 from .columns import choose_columns
+from .dataset import log_bad_image, stop_if_too_many
 from .decoding import decode_image
-from .hub import HUB_ID, SPLITS
-from .loading import (
+from .loader import (
     ImageLoader,
     collate,
     generators_kept,
@@ -36,7 +35,8 @@ from .loading import (
     seed_generators,
     usable_workers,
 )
-from .parquet_folder import find_parquet
+from .sources.hub import HUB_ID, SPLITS
+from .sources.parquet import find_parquet
 
 COUNTS_FOLDER = Path(datasets.config.HF_CACHE_HOME) / "livt_hf" / "class_counts"
 

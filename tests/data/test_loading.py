@@ -23,8 +23,8 @@ from livt_hf.data import (
     load_long_tailed,
     training_loader,
 )
-from livt_hf.data.loading import epoch_order, sample_seed, usable_workers
-from livt_hf.data.tables import image_column, image_dataset
+from livt_hf.data.loader import epoch_order, sample_seed, usable_workers
+from livt_hf.data.table import image_column, image_dataset
 
 
 @pytest.fixture(scope="module")

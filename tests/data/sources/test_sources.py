@@ -387,7 +387,7 @@ def test_a_hub_data_set_is_opened_by_its_id(monkeypatch):
         rows = saved_columns().add_column("name", ["b", "a", "b"])
         return DatasetDict({"train": rows, "test": rows})
 
-    monkeypatch.setattr("livt_hf.data.hub.datasets.load_dataset", load_dataset)
+    monkeypatch.setattr("livt_hf.data.sources.hub.datasets.load_dataset", load_dataset)
     assert class_counts(load_long_tailed("someone/pets", imbalance_factor=2)) == {"cat": 1, "ant": 1}
     by_name = load_long_tailed("someone/pets", label_column="name")["test"]
     assert class_counts(by_name) == {"a": 1, "b": 2}

@@ -19,13 +19,13 @@ from livt_hf.data import (
     class_counts,
     decode_image,
     load_long_tailed,
-    parquet_folder,
     training_loader,
 )
-from livt_hf.data import prepare as prepare_module
-from livt_hf.data.check import check_dataset
-from livt_hf.data.inspect import inspect_dataset
-from livt_hf.data.prepare import prepare_dataset
+from livt_hf.data.sources import parquet as parquet_folder
+from livt_hf.data.tools import prepare as prepare_module
+from livt_hf.data.tools.check import check_dataset
+from livt_hf.data.tools.inspect import inspect_dataset
+from livt_hf.data.tools.prepare import prepare_dataset
 
 
 def photo(height, width, seed):
@@ -163,7 +163,7 @@ def test_small_images_are_decoded_once(monkeypatch):
     for key in ((0, 0), (1, 330), (2, 17)):
         ours, theirs = kept[key], fresh[key]
         assert all(torch.equal(torch.as_tensor(ours[name]), torch.as_tensor(theirs[name])) for name in ours)
-    monkeypatch.setattr("livt_hf.data.loading.decode_image", None)
+    monkeypatch.setattr("livt_hf.data.loader.decode_image", None)
     kept[(0, 5)]
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict
 
-from .long_tail import class_counts
-from .tables import image_column, image_dataset
+from ..long_tail import class_counts
+from ..table import image_column, image_dataset
 
 IMAGE_EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".jp2", ".avif", ".tga")

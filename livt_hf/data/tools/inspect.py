@@ -17,11 +17,11 @@ from datasets import Dataset, DatasetDict
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from ..prior import GROUP_NAMES, ClassPrior
-from .decoding import decode_image
-from .long_tail import class_counts, dataset_labels
-from .rows import Rows
-from .transforms import EvalTransform
+from ...prior import GROUP_NAMES, ClassPrior
+from ..decoding import decode_image
+from ..long_tail import class_counts, dataset_labels
+from ..rows import Rows
+from ..transforms import EvalTransform
 
 COLOURS = {"many": "#2f6fde", "medium": "#e0a11b", "few": "#d6455d"}
 SAMPLES = 8  # images in a row of the picture

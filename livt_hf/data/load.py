@@ -11,9 +11,8 @@ from datasets import DatasetDict
 from .class_names import with_imagenet_names
 from .digits import IMBALANCE_FACTOR as DIGITS_IMBALANCE_FACTOR
 from .digits import load_digits_dataset
-from .hub import HUB_ID, find_arrow, is_arrow_folder, load_arrow_files, load_arrow_folder, load_hub
-from .image_folder import load_image_folder
-from .known_sets import (
+from .long_tail import balanced_indices, dataset_labels, long_tailed_indices
+from .sources.benchmarks import (
     CIFAR_BAL_SETS,
     CIFAR_IMBALANCE_FACTOR,
     CIFAR_SETS,
@@ -21,9 +20,10 @@ from .known_sets import (
     LIST_SETS,
     warn_of_differences,
 )
-from .list_files import load_lists
-from .long_tail import balanced_indices, dataset_labels, long_tailed_indices
-from .parquet_folder import find_parquet, load_parquet_folder
+from .sources.hub import HUB_ID, find_arrow, is_arrow_folder, load_arrow_files, load_arrow_folder, load_hub
+from .sources.image_folder import load_image_folder
+from .sources.lists import load_lists
+from .sources.parquet import find_parquet, load_parquet_folder
 
 NAMES = ("digits", *CIFAR_SETS, *CIFAR_BAL_SETS, *LIST_SETS, "imagenet-bal")
 

@@ -20,11 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import DatasetDict, Features, Image
 
-from .decoding import decode_image, encoded_image
+from ..decoding import decode_image, encoded_image
+from ..rows import Rows
+from ..table import IMAGE_TYPE
+from ..transforms import resize_shorter_side
 from .parallel import Chunk, chunks_of, over_chunks
-from .rows import Rows
-from .tables import IMAGE_TYPE
-from .transforms import resize_shorter_side
 
 IMAGES_PER_SHARD = 1024
 IMAGES_PER_ROW_GROUP = 8

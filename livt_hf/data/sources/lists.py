@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from datasets import DatasetDict
 
+from ..table import image_column as path_column
+from ..table import image_dataset
 from .image_folder import IMAGE_EXTENSIONS
-from .tables import image_column as path_column
-from .tables import image_dataset
 
 IMAGE_HEADINGS = ("image", "path", "file_name", "filename", "file", "image_path")
 LABEL_HEADINGS = ("label", "class", "target", "category")

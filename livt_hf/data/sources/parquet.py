@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import DatasetDict, Features
 
-from .columns import checked_labels, choose_columns, class_names, image_structs, is_unlabelled, with_class_names
+from ..columns import checked_labels, choose_columns, class_names, image_structs, is_unlabelled, with_class_names
+from ..table import image_column as path_column
+from ..table import image_dataset
 from .image_folder import SPLIT_FOLDERS
-from .tables import image_column as path_column
-from .tables import image_dataset
 
 MAX_BYTES_IN_MEMORY = 2**30
 SLOW_ROW_GROUP = 2**25  # 32 MiB: reading one image means reading its group

@@ -21,7 +21,7 @@ from datasets import Dataset
 from numpy.random import mtrand
 from torch.utils.data import DataLoader, Subset, default_collate
 
-from .bad_images import BadImageError, log_bad_image, stop_if_too_many
+from .dataset import BadImageError, log_bad_image, stop_if_too_many
 from .decoded import decode_if_small
 from .decoding import decode_image
 from .rows import Rows

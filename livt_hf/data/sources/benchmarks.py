@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from datasets import DatasetDict
 
-from .long_tail import class_counts
+from ..long_tail import class_counts
 
 MANY, FEW = 100, 20
 

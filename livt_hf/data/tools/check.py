@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from datasets import DatasetDict
 
-from .decoding import decode_image, encoded_image
+from ..decoding import decode_image, encoded_image
+from ..rows import Rows
 from .parallel import Chunk, chunks_of, over_chunks
-from .rows import Rows
 
 IMAGES_PER_CHUNK = 256
 LISTED = 20  # bad images and duplicates printed; the log has all
