@@ -119,7 +119,7 @@ def run_evaluate(argv: list[str]) -> int:
     parser.add_argument("--num_workers", type=int, default=4, help="data loading processes (default: %(default)s)")
     parser.add_argument("--device", help="e.g. cpu or cuda:1 (default: the GPU if there is one)")
     args = parser.parse_args(argv)
-    from .evaluation import evaluate_checkpoint
+    from .evaluation.evaluate import evaluate_checkpoint
     from .reporting.evaluation_report import accuracy_table, percent
 
     output_dir = args.output_dir or (Path(args.model) if Path(args.model).is_dir() else Path()) / "evaluation"
@@ -226,7 +226,7 @@ def run_predict(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     from tqdm.auto import tqdm
 
-    from .inference import find_images, predict_images, print_predictions, write_predictions
+    from .evaluation.predict import find_images, predict_images, print_predictions, write_predictions
 
     files = find_images(args.images)
     results = predict_images(args.model, files, args.top_k, args.batch_size, args.device)
@@ -253,7 +253,7 @@ def run_adjust(argv: list[str]) -> int:
     parser.add_argument("--num_workers", type=int, default=4, help="data loading processes (default: %(default)s)")
     parser.add_argument("--device", help="e.g. cpu or cuda:1 (default: the GPU if there is one)")
     args = parser.parse_args(argv)
-    from .adjustment import adjust, undo
+    from .evaluation.adjust import adjust, undo
 
     if args.undo:
         given = [name for name in ("target_prior", "temperature", "tau_norm") if getattr(args, name) is not None]

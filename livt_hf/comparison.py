@@ -16,11 +16,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from .adjustment import adjust
 from .arguments import FinetuneArguments, parse_arguments
 from .checkpoints import METRICS_FILE, list_checkpoints
 from .data import load_long_tailed
-from .evaluation import command_line, evaluate_checkpoint
+from .evaluation.adjust import adjust
+from .evaluation.evaluate import command_line, evaluate_checkpoint
 from .finetuning import finetune
 from .losses import BALANCED_LOSSES, check_loss_name
 from .models.loading import load_config

@@ -21,7 +21,7 @@ from datasets import Dataset, DatasetDict
 
 from . import data
 from .checkpoints import publish_files
-from .evaluation import (
+from .evaluation.evaluate import (
     ProcessorTransform,
     counts_by_model_name,
     load_autoencoder,

@@ -25,7 +25,7 @@ from transformers import AutoConfig, BeitForImageClassification, ViTMAEForPreTra
 from . import data, official
 from .checkpoints import publish_files
 from .conversion import TOLERANCE, check_output_dir, largest_difference
-from .evaluation import ProcessorTransform, hardware, load_classifier, mean_and_std, versions
+from .evaluation.evaluate import ProcessorTransform, hardware, load_classifier, mean_and_std, versions
 
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 ONE_FILE_LIMIT = 1 << 30  # bytes of weights; a protobuf file ends at 2 GB, so larger ones go to model.onnx.data

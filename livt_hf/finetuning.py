@@ -34,7 +34,7 @@ from .data import (
     load_long_tailed,
 )
 from .data.transforms import IMAGENET_MEAN, IMAGENET_STD, image_processor
-from .evaluation import evaluate_model, load_classifier
+from .evaluation.evaluate import evaluate_model, load_classifier
 from .models.configuration_livt import LivtConfig, store_class_counts
 from .models.loading import has_drop_path, load_config, load_pretrained_classifier, saved_statistics
 from .models.modeling_livt import ViTForBalancedClassification, config_for_classes

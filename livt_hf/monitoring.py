@@ -15,9 +15,9 @@ from torch import Tensor
 
 from .arguments import PretrainArguments
 from .data import EvalTransform, ImageDataset, class_counts
-from .evaluation import reconstruct_images
+from .evaluation.evaluate import reconstruct_images
+from .evaluation.knn import knn_accuracy
 from .models.modeling_livt_mae import LivtMAEForPreTraining
-from .probe import knn_accuracy
 from .reporting.charts import plot_loss_curve, plot_reconstructions
 from .reporting.training_record import read_metrics
 

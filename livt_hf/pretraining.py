@@ -43,7 +43,7 @@ from .checkpoints import (
 from .data import PretrainTransform, TrainingBatches, load_long_tailed, normalize, training_loader
 from .data.streaming import StreamedSamples, streaming_loader
 from .data.transforms import image_processor
-from .evaluation import hardware
+from .evaluation.evaluate import hardware
 from .models.configuration_livt import LivtMAEConfig
 from .models.modeling_livt import interpolate_position_embeddings
 from .models.modeling_livt_mae import LivtMAEForPreTraining

@@ -17,7 +17,7 @@ import torch
 from .arguments import FinetuneArguments, PretrainArguments, parse_arguments
 from .checkpoints import write_text
 from .data import load_long_tailed
-from .evaluation import draw_reconstructions
+from .evaluation.evaluate import draw_reconstructions
 from .finetuning import finetune
 from .metrics import describe_groups
 from .pretraining import pretrain

@@ -38,7 +38,7 @@ from .classifier_stage import load_scales, save_scales
 from .data import ImageDataset, Mixup, TrainingBatches, erase, evaluation_loader, normalize, training_loader
 from .data.streaming import StreamedSamples, streaming_loader
 from .data.transforms import image_processor
-from .evaluation import predict_split
+from .evaluation.evaluate import predict_split
 from .losses import Loss, build_loss, deferred_weights
 from .metrics import calibration_error, long_tail_accuracy
 from .models.configuration_livt import check_not_adjusted, check_same_names, ordered_class_counts

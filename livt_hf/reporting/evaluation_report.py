@@ -1,4 +1,4 @@
-"""results.json, report.md with its pictures, and report.html, all from the one dict that `livt_hf.evaluation` makes."""
+"""results.json, report.md with its pictures, and report.html, all from the one dict that `livt_hf.evaluation.evaluate` makes."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from livt_hf import LivtConfig, ViTForBalancedClassification
 from livt_hf.data import class_counts, load_long_tailed
 from livt_hf.data.table import image_column, image_dataset
 from livt_hf.data.transforms import IMAGENET_MEAN, IMAGENET_STD, image_processor
-from livt_hf.evaluation import evaluate_checkpoint
+from livt_hf.evaluation.evaluate import evaluate_checkpoint
 from livt_hf.reporting.card import write_model_card
 
 NUM_CLASSES = 8142

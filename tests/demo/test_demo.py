@@ -21,10 +21,10 @@ from livt_hf import ClassPrior, LivtConfig, LivtMAEForPreTraining, ViTForBalance
 from livt_hf.cli import main
 from livt_hf.data import class_counts, load_long_tailed
 from livt_hf.demo import demo, head_and_tail
-from livt_hf.inference import predict_images
+from livt_hf.evaluation.predict import predict_images
+from livt_hf.evaluation.prior_shift import assumed_log_prior
 from livt_hf.losses import BALANCED_LOSSES
 from livt_hf.models.configuration_livt import LivtMAEConfig, label_names
-from livt_hf.prior_shift import assumed_log_prior
 
 COUNTS = {str(digit): 120 - 13 * digit for digit in range(10)}  # of the digits' classes, 120 to 3
 SIZES = {

@@ -14,7 +14,13 @@ from transformers import BeitImageProcessor
 
 from livt_hf import LivtConfig, ViTForBalancedClassification
 from livt_hf.cli import main
-from livt_hf.inference import find_images, format_predictions, predict_images, print_predictions, write_predictions
+from livt_hf.evaluation.predict import (
+    find_images,
+    format_predictions,
+    predict_images,
+    print_predictions,
+    write_predictions,
+)
 from livt_hf.models.configuration_livt import label_names
 
 NAMES = ["cat", "dog", "emu", "fox", "gnu", "hen", "bad\x1b[31m\nname"]

@@ -28,9 +28,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
-from . import __version__, data
-from .checkpoints import check_folder
-from .metrics import (
+from .. import __version__, data
+from ..checkpoints import check_folder
+from ..metrics import (
     calibration_error,
     confused_pairs,
     group_confusion,
@@ -39,12 +39,12 @@ from .metrics import (
     prediction_calibration,
     reliability_bins,
 )
-from .models.configuration_livt import check_same_names, class_names
-from .models.modeling_livt_mae import LivtMAEForPreTraining
-from .prior import ClassPrior
+from ..models.configuration_livt import check_same_names, class_names
+from ..models.modeling_livt_mae import LivtMAEForPreTraining
+from ..prior import ClassPrior
+from ..reporting.charts import plot_reconstructions
+from ..reporting.evaluation_report import write_report
 from .prior_shift import assumed_log_prior, long_tailed_priors, prior_accuracies
-from .reporting.charts import plot_reconstructions
-from .reporting.evaluation_report import write_report
 
 Statistics = Sequence[float]  # of the pixels in 0 .. 1, per channel
 MASK_GREY = 225  # grey level of hidden patches in pictures

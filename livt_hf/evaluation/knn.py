@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Subset
 
-from .data import ImageDataset, evaluation_loader, normalize
-from .metrics import long_tail_accuracy
-from .models.modeling_livt_mae import LivtMAEForPreTraining
+from ..data import ImageDataset, evaluation_loader, normalize
+from ..metrics import long_tail_accuracy
+from ..models.modeling_livt_mae import LivtMAEForPreTraining
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07
 QUERIES_AT_ONCE = 256  # rows of the similarity matrix in memory

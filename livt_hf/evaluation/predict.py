@@ -21,9 +21,9 @@ import PIL.ImageOps
 import torch
 from tqdm.auto import tqdm
 
-from .data import decode_image
-from .data.sources.image_folder import IMAGE_EXTENSIONS
-from .evaluation import choose_device, load_classifier
+from ..data import decode_image
+from ..data.sources.image_folder import IMAGE_EXTENSIONS
+from .evaluate import choose_device, load_classifier
 
 
 def predict_images(
