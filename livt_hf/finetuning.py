@@ -35,12 +35,12 @@ from .data import (
 )
 from .data.transforms import IMAGENET_MEAN, IMAGENET_STD, image_processor
 from .evaluation.evaluate import evaluate_model, load_classifier
+from .hub.background import start_pusher
 from .models.configuration_livt import LivtConfig, store_class_counts
 from .models.loading import has_drop_path, load_config, load_pretrained_classifier, saved_statistics
 from .models.modeling_livt import ViTForBalancedClassification, config_for_classes
 from .optimization import schedule_length
 from .prior import ClassPrior
-from .pushing import start_pusher
 from .reporting.card import write_model_card
 from .reporting.evaluation_report import write_report
 from .runs import (

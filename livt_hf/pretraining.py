@@ -44,12 +44,12 @@ from .data import PretrainTransform, TrainingBatches, load_long_tailed, normaliz
 from .data.streaming import StreamedSamples, streaming_loader
 from .data.transforms import image_processor
 from .evaluation.evaluate import hardware
+from .hub.background import BackgroundPusher, start_pusher
 from .models.configuration_livt import LivtMAEConfig
 from .models.modeling_livt import interpolate_position_embeddings
 from .models.modeling_livt_mae import LivtMAEForPreTraining
 from .monitoring import Monitor
 from .optimization import adamw, load_optimizer, parameter_groups, schedule_length, set_schedule, warmup_cosine
-from .pushing import BackgroundPusher, start_pusher
 from .reporting.autoencoder_card import write_pretraining_card
 from .runs import (
     RUN_FILE,

@@ -13,8 +13,8 @@ from helpers.hub_server import Failure, Hub, is_whole, serve
 from helpers.tiny_models import FAMILIES, save_tiny
 from livt_hf import LivtConfig, ViTForBalancedClassification
 from livt_hf.data.transforms import image_processor
-from livt_hf.hub import check_folder, push_folder
-from livt_hf.pushing import BackgroundPusher
+from livt_hf.hub.background import BackgroundPusher
+from livt_hf.hub.upload import check_folder, push_folder
 
 TOKEN, REPO = "hf_secret", "org/livt-digits"
 CARD = "---\nlibrary_name: transformers\nlicense: apache-2.0\n---\n\n# A model\n"

@@ -15,18 +15,10 @@ from huggingface_hub.utils import disable_progress_bars
 from tqdm.auto import tqdm
 from transformers import TrainingArguments
 
-from .arguments import StageArguments, check_repo_id
-from .checkpoints import MARKER, incompleteness, write_text
-from .hub import (
-    WAITS,
-    WEIGHT_FILE,
-    check_folder,
-    ensure_card,
-    first_line,
-    plain_card,
-    push_folder,
-)
-from .reporting.evaluation_report import escape_markdown
+from ..arguments import StageArguments, check_repo_id
+from ..checkpoints import MARKER, incompleteness, write_text
+from ..reporting.evaluation_report import escape_markdown
+from .upload import WAITS, WEIGHT_FILE, check_folder, ensure_card, first_line, plain_card, push_folder
 
 
 def start_pusher(args: StageArguments, processor: Any) -> BackgroundPusher | None:
