@@ -15,10 +15,10 @@ from transformers.utils.logging import disable_progress_bar
 from helpers.paths import FIXTURES
 from livt_hf import LivtConfig, ViTForBalancedClassification
 from livt_hf.cli import main
-from livt_hf.conversion import convert_checkpoint, convert_timm
+from livt_hf.conversion.official import convert_checkpoint, convert_timm
+from livt_hf.conversion.onnx_format import ONNX_PACKAGES, crop_ratio, export_onnx, export_timm
 from livt_hf.data import load_long_tailed
 from livt_hf.data.transforms import image_processor
-from livt_hf.export import ONNX_PACKAGES, crop_ratio, export_onnx, export_timm
 
 POOLINGS = ("global_pool", "cls_token")
 NAMES = ["n01 <cat>", "dög", *(f"class {label}" for label in range(10))]
@@ -278,7 +278,7 @@ def _open(content):
 
 @needs_onnx
 def test_weights_too_large_for_one_onnx_file_lie_beside_it(tmp_path, monkeypatch, classifiers):
-    monkeypatch.setattr("livt_hf.export.ONE_FILE_LIMIT", 0)
+    monkeypatch.setattr("livt_hf.conversion.onnx_format.ONE_FILE_LIMIT", 0)
     check = export_onnx(classifiers["cls_token"], tmp_path / "onnx", num_images=8)
     assert (tmp_path / "onnx" / "model.onnx.data").stat().st_size > 300_000
     assert check["largest_difference"] <= 1e-5

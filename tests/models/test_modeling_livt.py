@@ -18,6 +18,7 @@ from transformers import (
 
 from helpers.paths import FIXTURES
 from livt_hf import LivtConfig, LivtMAEForPreTraining, ViTForBalancedClassification
+from livt_hf.conversion.key_map import key_map, read_checkpoint, to_native
 from livt_hf.losses import build_loss
 from livt_hf.models.configuration_livt import LivtMAEConfig
 from livt_hf.models.modeling_livt import (
@@ -27,7 +28,6 @@ from livt_hf.models.modeling_livt import (
     interpolate_position_embeddings,
     map_encoder,
 )
-from livt_hf.official import key_map, read_checkpoint, to_native
 
 COUNTS = {"zebra": 50, "ant": 5, "mule": 20}
 TINY = {

@@ -6,7 +6,7 @@ import pytest
 
 from helpers.conversion import changed, convert_classifier
 from helpers.paths import FIXTURES
-from livt_hf.conversion_card import Conversion, conversion_card, published_figures
+from livt_hf.conversion.sources import Conversion, conversion_card, published_figures
 
 
 def test_the_card_whole(tmp_path):

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from .models.configuration_livt import VIT_SIZES, check_patch_grid
-from .models.modeling_livt import NO_KEY_BIAS
+from ..models.configuration_livt import VIT_SIZES, check_patch_grid
+from ..models.modeling_livt import NO_KEY_BIAS
 
 LAYER_NORM_EPS = 1e-6  # of both official codes and of timm's ViT
 # Weights do not tell the number of heads; the width does for the known sizes (VIT_SIZES, MAE's decoder).

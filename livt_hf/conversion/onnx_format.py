@@ -22,10 +22,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, BeitForImageClassification, ViTMAEForPreTraining, ViTMAEModel
 
-from . import data, official
-from .checkpoints import publish_files
-from .conversion import TOLERANCE, check_output_dir, largest_difference
-from .evaluation.evaluate import ProcessorTransform, hardware, load_classifier, mean_and_std, versions
+from .. import data
+from ..checkpoints import publish_files
+from ..evaluation.evaluate import ProcessorTransform, hardware, load_classifier, mean_and_std, versions
+from . import key_map as official
+from .official import TOLERANCE, check_output_dir, largest_difference
 
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 ONE_FILE_LIMIT = 1 << 30  # bytes of weights; a protobuf file ends at 2 GB, so larger ones go to model.onnx.data

@@ -13,9 +13,9 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from .data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from .reporting.card import CITATION, TAGS
-from .reporting.evaluation_report import escape_markdown, markdown_table, percent
+from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from ..reporting.card import CITATION, TAGS
+from ..reporting.evaluation_report import escape_markdown, markdown_table, percent
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .models.configuration_livt import check_same_names, label_names
-from .models.modeling_livt import config_for_classes
+from ..models.configuration_livt import check_same_names, label_names
+from ..models.modeling_livt import config_for_classes
 
 LABEL_ORDER = (
     "The class counts are the list cls_num of the file itself. Where the data set is a folder, label i is the i-th "

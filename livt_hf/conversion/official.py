@@ -25,14 +25,14 @@ from transformers import (
     ViTMAEModel,
 )
 
-from . import official
-from .checkpoints import publish_files
-from .class_files import class_fields
-from .conversion_card import DATA_SETS, SOURCES, Conversion, conversion_card
-from .data.transforms import IMAGENET_MEAN, IMAGENET_STD, image_processor
-from .models.configuration_livt import LivtConfig, LivtMAEConfig
-from .models.modeling_livt import ViTForBalancedClassification
-from .models.modeling_livt_mae import LivtMAEForPreTraining
+from ..checkpoints import publish_files
+from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD, image_processor
+from ..models.configuration_livt import LivtConfig, LivtMAEConfig
+from ..models.modeling_livt import ViTForBalancedClassification
+from ..models.modeling_livt_mae import LivtMAEForPreTraining
+from . import key_map as official
+from .native import class_fields
+from .sources import DATA_SETS, SOURCES, Conversion, conversion_card
 
 # `args.loss` of the official code. In its logs Bal-BCE has an earlier name.
 OFFICIAL_LOSSES = {
