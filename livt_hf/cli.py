@@ -324,7 +324,7 @@ def run_demo(argv: list[str]) -> int:
     parser.add_argument("--port", type=int, default=7860, help="on this machine only (default: %(default)s)")
     parser.add_argument("--export_space", metavar="DIR", help="write a Space for the Hub into a new folder instead")
     args = parser.parse_args(argv)
-    from .demo import demo
+    from .demo.serve import demo
 
     demo(**vars(args))
     if args.export_space:

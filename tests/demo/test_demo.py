@@ -17,10 +17,11 @@ from transformers import BeitImageProcessor
 pytest.importorskip("gradio")
 gradio_client = pytest.importorskip("gradio_client")
 
-from livt_hf import ClassPrior, LivtConfig, LivtMAEForPreTraining, ViTForBalancedClassification, demo_app
+from livt_hf import ClassPrior, LivtConfig, LivtMAEForPreTraining, ViTForBalancedClassification
 from livt_hf.cli import main
 from livt_hf.data import class_counts, load_long_tailed
-from livt_hf.demo import demo, head_and_tail
+from livt_hf.demo import app as demo_app
+from livt_hf.demo.serve import demo, head_and_tail
 from livt_hf.evaluation.predict import predict_images
 from livt_hf.evaluation.prior_shift import assumed_log_prior
 from livt_hf.losses import BALANCED_LOSSES
@@ -237,8 +238,8 @@ def test_what_a_user_can_mend_is_one_line(folder, mae, tmp_path, monkeypatch, ca
         assert error.startswith(f"error: {start}")
 
     monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "livt_hf.demo_app")
-    monkeypatch.delattr("livt_hf.demo_app")
+    monkeypatch.delitem(sys.modules, "livt_hf.demo.app")
+    monkeypatch.delattr("livt_hf.demo.app")
     assert main(["demo", "--model", str(folder)]) == 2
     assert capsys.readouterr().err == (
         "error: demo: it needs gradio, which is not installed: pip install 'livt-hf[demo]'\n"

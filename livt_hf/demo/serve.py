@@ -19,9 +19,9 @@ import torch
 import yaml
 from datasets import Dataset, DatasetDict
 
-from . import data
-from .checkpoints import publish_files
-from .evaluation.evaluate import (
+from .. import data
+from ..checkpoints import publish_files
+from ..evaluation.evaluate import (
     ProcessorTransform,
     counts_by_model_name,
     load_autoencoder,
@@ -106,7 +106,7 @@ def demo(
 
 def _import_app() -> ModuleType:
     try:
-        from . import demo_app
+        from . import app as demo_app
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "gradio":
             raise
