@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .models.modeling_livt import ViTForBalancedClassification
     from .models.modeling_livt_mae import LivtMAEForPreTraining
     from .prior import ClassPrior
-    from .trainer import BalancedTrainer
+    from .training.trainer import BalancedTrainer
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 _MODULE_OF = {
-    "BalancedTrainer": "trainer",
+    "BalancedTrainer": "training.trainer",
     "ClassPrior": "prior",
     "LivtConfig": "models.configuration_livt",
     "LivtMAEForPreTraining": "models.modeling_livt_mae",

@@ -32,7 +32,7 @@ def run_quickstart(argv: list[str]) -> int:
     parser = _Parser(prog="livt quickstart", description=run_quickstart.__doc__, allow_abbrev=False)
     parser.add_argument("--output_dir", required=True, help="new folder for the report, pictures and the model")
     args = parser.parse_args(argv)
-    from .quickstart import quickstart
+    from .training.quickstart import quickstart
 
     return 0 if quickstart(Path(args.output_dir)) else 1
 
@@ -40,7 +40,7 @@ def run_quickstart(argv: list[str]) -> int:
 def run_pretrain(argv: list[str]) -> int:
     """masked generative pretraining (stage 1; = scripts/run_mae.py)"""
     from .arguments import PretrainArguments, parse_arguments
-    from .pretraining import pretrain
+    from .training.pretraining import pretrain
 
     args, _ = parse_arguments(PretrainArguments, argv, prog="livt pretrain", description=run_pretrain.__doc__)
     pretrain(args)
@@ -50,7 +50,7 @@ def run_pretrain(argv: list[str]) -> int:
 def run_finetune(argv: list[str]) -> int:
     """balanced fine-tuning and evaluation (stage 2; = scripts/run_finetune.py)"""
     from .arguments import FinetuneArguments, parse_arguments
-    from .finetuning import finetune
+    from .training.finetuning import finetune
 
     args, more = parse_arguments(FinetuneArguments, argv, prog="livt finetune", description=run_finetune.__doc__)
     results = finetune(args, more)
@@ -87,8 +87,8 @@ def run_compare(argv: list[str]) -> int:
     for single, several in (("loss", "losses"), ("seed", "seeds"), ("model_size", "model_sizes")):
         if any(word.split("=")[0] == f"--{single}" for word in options):
             raise ValueError(f"{single}: the runs differ in it; give all of them with --{several}")
-    from .comparison import compare
     from .reporting.comparison_report import comparison_table
+    from .training.comparison import compare
 
     axes = (args.losses, args.seeds, args.pretrained, args.model_sizes)
     comparison = compare(options, args.output_dir, *axes, post_hoc=args.post_hoc)

@@ -25,11 +25,11 @@ from transformers import (
     ViTMAEModel,
 )
 
-from ..checkpoints import publish_files
 from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD, image_processor
 from ..models.configuration_livt import LivtConfig, LivtMAEConfig
 from ..models.modeling_livt import ViTForBalancedClassification
 from ..models.modeling_livt_mae import LivtMAEForPreTraining
+from ..training.checkpoint import publish_files
 from . import key_map as official
 from .native import class_fields
 from .sources import DATA_SETS, SOURCES, Conversion, conversion_card

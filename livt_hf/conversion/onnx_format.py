@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, BeitForImageClassification, ViTMAEForPreTraining, ViTMAEModel
 
 from .. import data
-from ..checkpoints import publish_files
 from ..evaluation.evaluate import ProcessorTransform, hardware, load_classifier, mean_and_std, versions
+from ..training.checkpoint import publish_files
 from . import key_map as official
 from .official import TOLERANCE, check_output_dir, largest_difference
 

@@ -20,7 +20,6 @@ import yaml
 from datasets import Dataset, DatasetDict
 
 from .. import data
-from ..checkpoints import publish_files
 from ..evaluation.evaluate import (
     ProcessorTransform,
     counts_by_model_name,
@@ -29,6 +28,7 @@ from ..evaluation.evaluate import (
     mean_and_std,
     reconstruct_images,
 )
+from ..training.checkpoint import publish_files
 
 Example = tuple[PIL.Image.Image, str]
 

@@ -29,7 +29,6 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
 from .. import __version__, data
-from ..checkpoints import check_folder
 from ..metrics import (
     calibration_error,
     confused_pairs,
@@ -44,6 +43,7 @@ from ..models.modeling_livt_mae import LivtMAEForPreTraining
 from ..prior import ClassPrior
 from ..reporting.charts import plot_reconstructions
 from ..reporting.evaluation_report import write_report
+from ..training.checkpoint import check_folder
 from .prior_shift import assumed_log_prior, long_tailed_priors, prior_accuracies
 
 Statistics = Sequence[float]  # of the pixels in 0 .. 1, per channel

@@ -10,7 +10,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..checkpoints import write_text
+from ..training.checkpoint import write_text
 from .card import CITATION
 from .charts import plot_loss_curve
 from .evaluation_report import code_block, escape_markdown

@@ -16,9 +16,9 @@ from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..checkpoints import write_text
 from ..losses import BALANCED_LOSSES
 from ..prior import ClassPrior
+from ..training.checkpoint import write_text
 from .evaluation_report import accuracy_table, code_block, escape_markdown, markdown_table, measurement, percent
 from .report_html import public_name
 from .training_record import hyperparameters, read_run, training_command

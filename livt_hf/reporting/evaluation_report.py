@@ -10,10 +10,10 @@ from typing import Any
 
 from datasets import Dataset
 
-from ..checkpoints import write_text
 from ..data import decode_image
 from ..metrics import describe_groups
 from ..prior import GROUP_NAMES, ClassPrior
+from ..training.checkpoint import write_text
 from .charts import as_svg, class_frequency_figure, plot_thumbnails, prediction_figure, reliability_figure, save_png
 from .report_html import (
     GROUP_SENTENCE,

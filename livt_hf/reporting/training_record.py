@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..arguments import FinetuneArguments, PretrainArguments
-from ..checkpoints import METRICS_FILE
-from ..runs import RUN_FILE
+from ..training.checkpoint import METRICS_FILE
+from ..training.run import RUN_FILE
 from .evaluation_report import escape_markdown, markdown_table
 from .report_html import public_name
 

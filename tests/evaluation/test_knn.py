@@ -12,7 +12,7 @@ from livt_hf.arguments import PretrainArguments
 from livt_hf.data import EvalTransform, ImageDataset, class_counts, load_long_tailed
 from livt_hf.evaluation.knn import encode, knn_accuracy, knn_predictions
 from livt_hf.models.configuration_livt import LivtMAEConfig
-from livt_hf.pretraining import pretrain
+from livt_hf.training.pretraining import pretrain
 
 SIZES = {
     "image_size": 8,

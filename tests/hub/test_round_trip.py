@@ -15,8 +15,8 @@ from livt_hf import BalancedTrainer, LivtMAEForPreTraining, ViTForBalancedClassi
 from livt_hf.arguments import FinetuneArguments, PretrainArguments, parse_arguments
 from livt_hf.cli import main
 from livt_hf.data import FinetuneTransform, ImageDataset, class_counts, load_long_tailed
-from livt_hf.finetuning import build_classifier, finetune
-from livt_hf.pretraining import pretrain
+from livt_hf.training.finetuning import build_classifier, finetune
+from livt_hf.training.pretraining import pretrain
 
 TOKEN = "hf_secret"
 SIZES = ["--hidden_size", "16", "--num_hidden_layers", "1", "--num_attention_heads", "2"]

@@ -18,9 +18,9 @@ from helpers.tiny_models import FAMILIES, save_tiny, tiny
 from helpers.training import QUIET, finetune_arguments, log_lines
 from livt_hf import LivtConfig, ViTForBalancedClassification, store_class_counts
 from livt_hf.data import class_counts, load_long_tailed
-from livt_hf.finetuning import finetune
 from livt_hf.models.loading import classifier_layers, load_pretrained_classifier, saved_image_size, saved_statistics
 from livt_hf.optimization import layer_ids, names_without_weight_decay, parameter_groups
+from livt_hf.training.finetuning import finetune
 
 DIGITS = {str(digit): count for digit, count in enumerate((120, 78, 50, 33, 21, 14, 9, 6, 4, 2))}
 OPTIONS = {"mixup": 0.8, "max_steps": 6, "save_every": 3, "logging_steps": 2, "batch_size": 16, "drop_path": 0.2}

@@ -11,7 +11,7 @@ from livt_hf.arguments import PretrainArguments, parse_arguments
 from livt_hf.models.configuration_livt import LivtMAEConfig
 from livt_hf.reporting.autoencoder_card import write_pretraining_card
 from livt_hf.reporting.training_record import hyperparameters, training_command
-from livt_hf.runs import run_record
+from livt_hf.training.run import run_record
 
 FIXTURE = FIXTURES / "pretraining_card.md"
 

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from livt_hf.checkpoints import (
+from livt_hf.training.checkpoint import (
     MARKER,
     MetricsLog,
     StopSignal,

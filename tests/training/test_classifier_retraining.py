@@ -10,11 +10,11 @@ from transformers import AutoConfig
 
 from helpers.tiny_models import save_tiny, tiny
 from helpers.training import QUIET, finetune_arguments, log_lines, same_weights, stop_at
-from livt_hf.classifier_stage import fold_scales, scaled_layers, train_classifier_only
 from livt_hf.data.loader import class_balanced_keys
 from livt_hf.evaluation.prior_shift import assumed_log_prior
-from livt_hf.finetuning import finetune
 from livt_hf.prior import ClassPrior
+from livt_hf.training.classifier_retraining import fold_scales, scaled_layers, train_classifier_only
+from livt_hf.training.finetuning import finetune
 
 LABELS = np.array([0] * 30 + [1] * 6 + [2] * 3 + [3])
 

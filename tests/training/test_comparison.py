@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from livt_hf import LivtMAEForPreTraining
 from livt_hf.arguments import FinetuneArguments, parse_arguments
 from livt_hf.cli import main
-from livt_hf.comparison import plan_runs
 from livt_hf.data import load_long_tailed
-from livt_hf.finetuning import finetune
 from livt_hf.models.configuration_livt import LivtMAEConfig
 from livt_hf.reporting.comparison_report import comparison_table, latex_table, summarise
+from livt_hf.training.comparison import plan_runs
+from livt_hf.training.finetuning import finetune
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 OPTIONS = ["--recipe=digits", "--hidden_size=16", "--num_hidden_layers=1", "--num_attention_heads=2", "--epochs=2"]
@@ -216,7 +216,7 @@ def test_post_hoc_rows_are_the_adjusted_models_of_the_same_runs(folder, tmp_path
     ],
 )
 def test_what_cannot_be_compared_is_said_before_anything_is_trained(capsys, tmp_path, monkeypatch, options, message):
-    monkeypatch.setattr("livt_hf.comparison.finetune", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr("livt_hf.training.comparison.finetune", lambda *_: pytest.fail("trained"))
     assert main(["compare", *OPTIONS, f"--output_dir={tmp_path / 'out'}", *options]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {message}")

@@ -13,7 +13,7 @@ from helpers.paths import HELPERS, ROOT
 from helpers.training import PRETRAIN, launch_environment, log_lines, pretrain_arguments, same_weights
 from livt_hf import LivtMAEForPreTraining
 from livt_hf.models.modeling_livt_mae import LivtMAEAttention
-from livt_hf.pretraining import pretrain
+from livt_hf.training.pretraining import pretrain
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from livt_hf.arguments import FinetuneArguments, PretrainArguments
-from livt_hf.checkpoints import incompleteness, list_checkpoints
-from livt_hf.finetuning import finetune
-from livt_hf.pretraining import pretrain
+from livt_hf.training.checkpoint import incompleteness, list_checkpoints
+from livt_hf.training.finetuning import finetune
+from livt_hf.training.pretraining import pretrain
 
 TINY = {
     "dataset": "digits",

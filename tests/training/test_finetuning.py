@@ -38,9 +38,9 @@ from livt_hf.data import (
     training_loader,
 )
 from livt_hf.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from livt_hf.finetuning import finetune
 from livt_hf.models.configuration_livt import LivtMAEConfig
 from livt_hf.optimization import adamw, learning_rate, parameter_groups
+from livt_hf.training.finetuning import finetune
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_it_takes_the_steps_of_a_plain_loop(tmp_path, mae_dir):
     # The classifier is drawn anew: take that of the run, before its first step.
     from accelerate.utils import set_seed
 
-    from livt_hf.finetuning import build_classifier
+    from livt_hf.training.finetuning import build_classifier
 
     set_seed(args.seed)
     model = build_classifier(args, counts)

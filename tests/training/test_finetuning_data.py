@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from helpers.training import QUIET, SIZES, finetune_arguments, log_lines
 from livt_hf import LivtConfig, ViTForBalancedClassification
 from livt_hf.data import class_counts, load_long_tailed
-from livt_hf.finetuning import finetune
 from livt_hf.models.modeling_livt import config_for_classes
+from livt_hf.training.finetuning import finetune
 
 
 def test_it_trains_on_a_stream(tmp_path):

@@ -17,7 +17,6 @@ from transformers import ViTMAEModel
 from helpers.training import log_lines, pretrain_arguments, same_weights
 from livt_hf import LivtMAEForPreTraining
 from livt_hf.arguments import FinetuneArguments
-from livt_hf.checkpoints import MARKER, StopSignal, incompleteness
 from livt_hf.data import (
     ImageDataset,
     PretrainTransform,
@@ -27,10 +26,11 @@ from livt_hf.data import (
     normalize,
     training_loader,
 )
-from livt_hf.finetuning import finetune
 from livt_hf.models.modeling_livt import interpolate_position_embeddings
 from livt_hf.optimization import learning_rate
-from livt_hf.pretraining import build_autoencoder, pretrain
+from livt_hf.training.checkpoint import MARKER, StopSignal, incompleteness
+from livt_hf.training.finetuning import finetune
+from livt_hf.training.pretraining import build_autoencoder, pretrain
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_it_takes_the_steps_of_a_plain_adamw_loop(finished):
     """The same run written out with torch alone: order, masks, schedule, weight decay and update agree."""
     from accelerate.utils import set_seed
 
-    from livt_hf.pretraining import mae_config
+    from livt_hf.training.pretraining import mae_config
 
     args = pretrain_arguments(finished)
     set_seed(args.seed)
@@ -212,7 +212,7 @@ def test_a_full_disk_is_told_in_one_line_and_costs_nothing(finished, tmp_path, m
     def fill_the_disk(*args):
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
 
-    monkeypatch.setattr("livt_hf.pretraining.remove_old_checkpoints", fill_the_disk)
+    monkeypatch.setattr("livt_hf.training.pretraining.remove_old_checkpoints", fill_the_disk)
     try:
         with pytest.raises(ValueError, match="checkpoint-16' cannot be written .*GB are free.*make room") as error:
             pretrain(pretrain_arguments(tmp_path))

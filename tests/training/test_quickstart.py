@@ -8,8 +8,8 @@ import yaml
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from livt_hf import arguments, cli
-from livt_hf.quickstart import RUNS, quickstart
 from livt_hf.reporting.comparison_report import comparison_table, summarise
+from livt_hf.training.quickstart import RUNS, quickstart
 
 
 @pytest.fixture

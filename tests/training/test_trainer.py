@@ -11,10 +11,10 @@ from helpers.training import QUIET, SIZES, finetune_arguments, launch_two, log_l
 from livt_hf import BalancedTrainer, LivtConfig, ViTForBalancedClassification
 from livt_hf.averaging import WeightAverage
 from livt_hf.data import EvalTransform, FinetuneTransform, ImageDataset, Mixup, class_counts, load_long_tailed
-from livt_hf.finetuning import finetune
 from livt_hf.losses import build_loss, effective_number_weights
 from livt_hf.models.modeling_livt import config_for_classes
 from livt_hf.optimization import learning_rate
+from livt_hf.training.finetuning import finetune
 
 
 def test_accumulated_micro_batches_have_the_gradients_of_the_whole_batch(tmp_path):

@@ -9,8 +9,8 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from .checkpoints import MetricsLog, set_aside_later_checkpoints
-from .runs import RUN_FILE, agreed_stop
+from .checkpoint import MetricsLog, set_aside_later_checkpoints
+from .run import RUN_FILE, agreed_stop
 
 
 class StepCallback(TrainerCallback):

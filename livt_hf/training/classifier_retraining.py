@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .models.loading import classifier_layers
-from .models.modeling_livt import CLASSIFIER_STD
+from ..models.loading import classifier_layers
+from ..models.modeling_livt import CLASSIFIER_STD
 
 SCALES_FILE = "classifier_scales.safetensors"  # in a checkpoint: a native model has no place for them
 

@@ -13,13 +13,13 @@ from accelerate import Accelerator
 from datasets import DatasetDict
 from torch import Tensor
 
-from .arguments import PretrainArguments
-from .data import EvalTransform, ImageDataset, class_counts
-from .evaluation.evaluate import reconstruct_images
-from .evaluation.knn import knn_accuracy
-from .models.modeling_livt_mae import LivtMAEForPreTraining
-from .reporting.charts import plot_loss_curve, plot_reconstructions
-from .reporting.training_record import read_metrics
+from ..arguments import PretrainArguments
+from ..data import EvalTransform, ImageDataset, class_counts
+from ..evaluation.evaluate import reconstruct_images
+from ..evaluation.knn import knn_accuracy
+from ..models.modeling_livt_mae import LivtMAEForPreTraining
+from ..reporting.charts import plot_loss_curve, plot_reconstructions
+from ..reporting.training_record import read_metrics
 
 NUM_PICTURES = 8
 CROP_RATIO = 0.875

@@ -16,15 +16,8 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from .arguments import FinetuneArguments
-from .checkpoints import (
-    explain_failed_write,
-    find_resume_checkpoint,
-    publish_files,
-    write_text,
-)
-from .classifier_stage import fold_scales, train_classifier_only
-from .data import (
+from ..arguments import FinetuneArguments
+from ..data import (
     EvalTransform,
     FinetuneTransform,
     ImageDataset,
@@ -33,17 +26,19 @@ from .data import (
     class_counts,
     load_long_tailed,
 )
-from .data.transforms import IMAGENET_MEAN, IMAGENET_STD, image_processor
-from .evaluation.evaluate import evaluate_model, load_classifier
-from .hub.background import start_pusher
-from .models.configuration_livt import LivtConfig, store_class_counts
-from .models.loading import has_drop_path, load_config, load_pretrained_classifier, saved_statistics
-from .models.modeling_livt import ViTForBalancedClassification, config_for_classes
-from .optimization import schedule_length
-from .prior import ClassPrior
-from .reporting.card import write_model_card
-from .reporting.evaluation_report import write_report
-from .runs import (
+from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD, image_processor
+from ..evaluation.evaluate import evaluate_model, load_classifier
+from ..hub.background import start_pusher
+from ..models.configuration_livt import LivtConfig, store_class_counts
+from ..models.loading import has_drop_path, load_config, load_pretrained_classifier, saved_statistics
+from ..models.modeling_livt import ViTForBalancedClassification, config_for_classes
+from ..optimization import schedule_length
+from ..prior import ClassPrior
+from ..reporting.card import write_model_card
+from ..reporting.evaluation_report import write_report
+from .checkpoint import explain_failed_write, find_resume_checkpoint, publish_files, write_text
+from .classifier_retraining import fold_scales, train_classifier_only
+from .run import (
     RUN_FILE,
     check_continues,
     check_keeps,

@@ -14,17 +14,17 @@ from typing import Any
 
 import torch
 
-from .arguments import FinetuneArguments, PretrainArguments, parse_arguments
-from .checkpoints import write_text
-from .data import load_long_tailed
-from .evaluation.evaluate import draw_reconstructions
+from ..arguments import FinetuneArguments, PretrainArguments, parse_arguments
+from ..data import load_long_tailed
+from ..evaluation.evaluate import draw_reconstructions
+from ..metrics import describe_groups
+from ..reporting.card import LOSS_NAMES, write_model_card
+from ..reporting.charts import plot_comparison
+from ..reporting.comparison_report import SHORT_NAMES, comparison_table, summarise
+from ..reporting.evaluation_report import measurement, write_report
+from .checkpoint import write_text
 from .finetuning import finetune
-from .metrics import describe_groups
 from .pretraining import pretrain
-from .reporting.card import LOSS_NAMES, write_model_card
-from .reporting.charts import plot_comparison
-from .reporting.comparison_report import SHORT_NAMES, comparison_table, summarise
-from .reporting.evaluation_report import measurement, write_report
 
 RUNS = (("ce", True), ("bce", True), ("bal_ce", True), ("bal_bce", True), ("bal_bce", False))
 PUBLISHED = ("bal_bce", True)  # the run that becomes OUT/livt-digits

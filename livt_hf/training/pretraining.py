@@ -28,8 +28,18 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 from tqdm.auto import tqdm
 from transformers import AutoConfig
 
-from .arguments import PretrainArguments
-from .checkpoints import (
+from ..arguments import PretrainArguments
+from ..data import PretrainTransform, TrainingBatches, load_long_tailed, normalize, training_loader
+from ..data.streaming import StreamedSamples, streaming_loader
+from ..data.transforms import image_processor
+from ..evaluation.evaluate import hardware
+from ..hub.background import BackgroundPusher, start_pusher
+from ..models.configuration_livt import LivtMAEConfig
+from ..models.modeling_livt import interpolate_position_embeddings
+from ..models.modeling_livt_mae import LivtMAEForPreTraining
+from ..optimization import adamw, load_optimizer, parameter_groups, schedule_length, set_schedule, warmup_cosine
+from ..reporting.autoencoder_card import write_pretraining_card
+from .checkpoint import (
     MetricsLog,
     StopSignal,
     atomic_folder,
@@ -40,18 +50,8 @@ from .checkpoints import (
     set_aside_later_checkpoints,
     write_text,
 )
-from .data import PretrainTransform, TrainingBatches, load_long_tailed, normalize, training_loader
-from .data.streaming import StreamedSamples, streaming_loader
-from .data.transforms import image_processor
-from .evaluation.evaluate import hardware
-from .hub.background import BackgroundPusher, start_pusher
-from .models.configuration_livt import LivtMAEConfig
-from .models.modeling_livt import interpolate_position_embeddings
-from .models.modeling_livt_mae import LivtMAEForPreTraining
-from .monitoring import Monitor
-from .optimization import adamw, load_optimizer, parameter_groups, schedule_length, set_schedule, warmup_cosine
-from .reporting.autoencoder_card import write_pretraining_card
-from .runs import (
+from .monitor import Monitor
+from .run import (
     RUN_FILE,
     WHOLE,
     agreed_stop,

@@ -9,10 +9,10 @@ from typing import Any
 
 from datasets import Dataset
 
-from .arguments import FinetuneArguments, PretrainArguments, StageArguments
-from .data import ImageDataset
-from .data.streaming import ImageStream, StreamedSamples, load_stream
-from .models.configuration_livt import VIT_SIZES
+from ..arguments import FinetuneArguments, PretrainArguments, StageArguments
+from ..data import ImageDataset
+from ..data.streaming import ImageStream, StreamedSamples, load_stream
+from ..models.configuration_livt import VIT_SIZES
 
 
 def open_stream(args: StageArguments) -> ImageStream:

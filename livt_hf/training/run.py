@@ -17,8 +17,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
-from .arguments import StageArguments
-from .checkpoints import StopSignal
+from ..arguments import StageArguments
+from .checkpoint import StopSignal
 
 RUN_FILE = "run.json"  # in the output folder of a finished run: its arguments and steps
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # tensors that are not cut into shards
