@@ -39,7 +39,7 @@ def run_quickstart(argv: list[str]) -> int:
 
 def run_pretrain(argv: list[str]) -> int:
     """masked generative pretraining (stage 1; = scripts/run_mae.py)"""
-    from .arguments import PretrainArguments, parse_arguments
+    from .config.arguments import PretrainArguments, parse_arguments
     from .training.pretraining import pretrain
 
     args, _ = parse_arguments(PretrainArguments, argv, prog="livt pretrain", description=run_pretrain.__doc__)
@@ -49,7 +49,7 @@ def run_pretrain(argv: list[str]) -> int:
 
 def run_finetune(argv: list[str]) -> int:
     """balanced fine-tuning and evaluation (stage 2; = scripts/run_finetune.py)"""
-    from .arguments import FinetuneArguments, parse_arguments
+    from .config.arguments import FinetuneArguments, parse_arguments
     from .training.finetuning import finetune
 
     args, more = parse_arguments(FinetuneArguments, argv, prog="livt finetune", description=run_finetune.__doc__)

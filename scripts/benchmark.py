@@ -34,7 +34,7 @@ from torchvision import transforms
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from livt_hf import LivtMAEForPreTraining
-from livt_hf.arguments import FinetuneArguments, PretrainArguments
+from livt_hf.config.arguments import FinetuneArguments, PretrainArguments
 from livt_hf.data import (
     FinetuneTransform,
     ImageDataset,

@@ -15,7 +15,7 @@ from huggingface_hub.utils import disable_progress_bars
 from tqdm.auto import tqdm
 from transformers import TrainingArguments
 
-from ..arguments import StageArguments, check_repo_id
+from ..config.arguments import StageArguments, check_repo_id
 from ..reporting.evaluation_report import escape_markdown
 from ..training.checkpoint import MARKER, incompleteness, write_text
 from .upload import WAITS, WEIGHT_FILE, check_folder, ensure_card, first_line, plain_card, push_folder

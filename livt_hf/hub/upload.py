@@ -20,7 +20,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from safetensors import SafetensorError, safe_open
 
-from ..arguments import check_repo_id
+from ..config.arguments import check_repo_id
 from ..reporting.autoencoder_card import write_pretraining_card
 from ..reporting.card import EXAMPLES, TAGS, write_model_card
 from ..reporting.evaluation_report import escape_markdown

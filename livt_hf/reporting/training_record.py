@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..arguments import FinetuneArguments, PretrainArguments
+from ..config.arguments import FinetuneArguments, PretrainArguments
 from ..training.checkpoint import METRICS_FILE
 from ..training.run import RUN_FILE
 from .evaluation_report import escape_markdown, markdown_table

@@ -16,7 +16,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ..arguments import FinetuneArguments, parse_arguments
+from ..config.arguments import FinetuneArguments, parse_arguments
 from ..data import load_long_tailed
 from ..evaluation.adjust import adjust
 from ..evaluation.evaluate import command_line, evaluate_checkpoint

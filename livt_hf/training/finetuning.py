@@ -16,7 +16,7 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from ..arguments import FinetuneArguments
+from ..config.arguments import FinetuneArguments
 from ..data import (
     EvalTransform,
     FinetuneTransform,

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from datasets import DatasetDict
 from torch import Tensor
 
-from ..arguments import PretrainArguments
+from ..config.arguments import PretrainArguments
 from ..data import EvalTransform, ImageDataset, class_counts
 from ..evaluation.evaluate import reconstruct_images
 from ..evaluation.knn import knn_accuracy

@@ -28,7 +28,7 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 from tqdm.auto import tqdm
 from transformers import AutoConfig
 
-from ..arguments import PretrainArguments
+from ..config.arguments import PretrainArguments
 from ..data import PretrainTransform, TrainingBatches, load_long_tailed, normalize, training_loader
 from ..data.streaming import StreamedSamples, streaming_loader
 from ..data.transforms import image_processor

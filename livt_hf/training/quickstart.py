@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..arguments import FinetuneArguments, PretrainArguments, parse_arguments
+from ..config.arguments import FinetuneArguments, PretrainArguments, parse_arguments
 from ..data import load_long_tailed
 from ..evaluation.evaluate import draw_reconstructions
 from ..metrics import describe_groups

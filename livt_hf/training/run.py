@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
-from ..arguments import StageArguments
+from ..config.arguments import StageArguments
 from .checkpoint import StopSignal
 
 RUN_FILE = "run.json"  # in the output folder of a finished run: its arguments and steps

@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from ..arguments import FinetuneArguments, PretrainArguments, StageArguments
+from ..config.arguments import FinetuneArguments, PretrainArguments, StageArguments
 from ..data import ImageDataset
 from ..data.streaming import ImageStream, StreamedSamples, load_stream
 from ..models.configuration_livt import VIT_SIZES

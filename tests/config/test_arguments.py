@@ -6,9 +6,9 @@ import pytest
 import yaml
 from transformers import TrainingArguments
 
-from livt_hf import arguments
-from livt_hf.arguments import RECIPES, FinetuneArguments, PretrainArguments, parse_arguments, recipe_path
 from livt_hf.cli import main
+from livt_hf.config import arguments
+from livt_hf.config.arguments import RECIPES, FinetuneArguments, PretrainArguments, parse_arguments, recipe_path
 from livt_hf.training.run import changed_arguments
 
 STAGES = {"pretrain": PretrainArguments, "finetune": FinetuneArguments}

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from livt_hf import LivtMAEForPreTraining
-from livt_hf.arguments import PretrainArguments
+from livt_hf.config.arguments import PretrainArguments
 from livt_hf.data import EvalTransform, ImageDataset, class_counts, load_long_tailed
 from livt_hf.evaluation.knn import encode, knn_accuracy, knn_predictions
 from livt_hf.models.configuration_livt import LivtMAEConfig

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from helpers.paths import ROOT, TESTS
-from livt_hf.arguments import FinetuneArguments, PretrainArguments
+from livt_hf.config.arguments import FinetuneArguments, PretrainArguments
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 FINETUNE = {

@@ -8,7 +8,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from helpers.paths import FIXTURES
-from livt_hf.arguments import FinetuneArguments, parse_arguments
+from livt_hf.config.arguments import FinetuneArguments, parse_arguments
 from livt_hf.reporting.card import write_model_card
 from livt_hf.training.run import run_record
 

@@ -7,7 +7,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from helpers.paths import FIXTURES
-from livt_hf.arguments import PretrainArguments, parse_arguments
+from livt_hf.config.arguments import PretrainArguments, parse_arguments
 from livt_hf.models.configuration_livt import LivtMAEConfig
 from livt_hf.reporting.autoencoder_card import write_pretraining_card
 from livt_hf.reporting.training_record import hyperparameters, training_command

@@ -10,8 +10,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from livt_hf import LivtMAEForPreTraining
-from livt_hf.arguments import FinetuneArguments, parse_arguments
 from livt_hf.cli import main
+from livt_hf.config.arguments import FinetuneArguments, parse_arguments
 from livt_hf.data import load_long_tailed
 from livt_hf.models.configuration_livt import LivtMAEConfig
 from livt_hf.reporting.comparison_report import comparison_table, latex_table, summarise

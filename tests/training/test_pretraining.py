@@ -16,7 +16,7 @@ from transformers import ViTMAEModel
 
 from helpers.training import log_lines, pretrain_arguments, same_weights
 from livt_hf import LivtMAEForPreTraining
-from livt_hf.arguments import FinetuneArguments
+from livt_hf.config.arguments import FinetuneArguments
 from livt_hf.data import (
     ImageDataset,
     PretrainTransform,

@@ -7,7 +7,8 @@ import pytest
 import yaml
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from livt_hf import arguments, cli
+from livt_hf import cli
+from livt_hf.config import arguments
 from livt_hf.reporting.comparison_report import comparison_table, summarise
 from livt_hf.training.quickstart import RUNS, quickstart
 
