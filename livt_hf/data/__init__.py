@@ -1,10 +1,10 @@
 """Long-tailed image data: named sources and the user's own, fast decoding and augmentation, deterministic loading."""
 
-from .class_names import match_labels
-from .dataset import BadImageError
+from ..class_names import match_labels
+from .dataset import BadImageError, ImageDataset
 from .decoding import decode_image
 from .load import load_long_tailed
-from .loader import ImageDataset, TrainingBatches, evaluation_loader, training_loader
+from .loader import TrainingBatches, evaluation_loader, training_loader
 from .long_tail import class_counts, long_tailed_indices
 from .mixup import Mixup
 from .transforms import EvalTransform, FinetuneTransform, PretrainTransform, erase, normalize

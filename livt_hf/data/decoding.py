@@ -1,4 +1,6 @@
-"""Encoded image -> uint8 tensor (3, H, W).
+"""Path or row -> encoded bytes -> uint8 tensor (3, H, W).
+
+The bytes are a file's, or those of one row of a Parquet file, ``FILE.parquet#COLUMN/ROW``.
 
 JPEG goes through torchvision's libjpeg on the raw bytes, several times faster than PIL; everything else, and whatever
 torchvision refuses, through PIL. The EXIF orientation is applied. Of images with transparency the colours are kept and
@@ -8,6 +10,7 @@ scaled to 8 bits. Of an animation the first frame is used.
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import warnings
@@ -17,10 +20,9 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torchvision.io import ImageReadMode
-
-from .reading import read_image
 
 # PIL's own limit (its DecompressionBombError), here for JPEG too: about 179 million pixels.
 MAX_PIXELS = 2 * (PIL.Image.MAX_IMAGE_PIXELS or 89_478_485)
@@ -124,3 +126,33 @@ def _reason(error: Exception, data: bytes | None) -> str:
         return "no permission to read it"
     verb = "read" if data is None else "decoded"
     return f"cannot be {verb} ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+
+
+def read_image(path: str | Path) -> bytes:
+    file, separator, row = str(path).rpartition(".parquet#")
+    if not separator:
+        with open(path, "rb") as stream:
+            return stream.read()
+    column, _, row = row.rpartition("/")
+    return read_row(f"{file}.parquet", column, int(row))
+
+
+def read_row(file: str, column: str, row: int) -> bytes:
+    """One image of a Parquet file."""
+    _, starts = _open(file)
+    group = int(np.searchsorted(starts, row, side="right")) - 1
+    image = _row_group(file, column, group)[row - int(starts[group])].as_py()
+    return image["bytes"] if isinstance(image, dict) else image
+
+
+@functools.lru_cache(maxsize=512)
+def _open(file: str) -> tuple[pq.ParquetFile, np.ndarray]:
+    """The file, and the first row of each of its groups and the end, (groups + 1,)."""
+    parquet = pq.ParquetFile(file, memory_map=True)
+    sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
+    return parquet, np.cumsum([0, *sizes])
+
+
+@functools.lru_cache(maxsize=4)  # reading in order reads each group once; of all files they would fill the memory
+def _row_group(file: str, column: str, group: int) -> pa.ChunkedArray:
+    return _open(file)[0].read_row_group(group, columns=[column], use_threads=False).column(0)

@@ -8,17 +8,17 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from datasets import DatasetDict
 
-from .class_names import with_imagenet_names
-from .digits import IMBALANCE_FACTOR as DIGITS_IMBALANCE_FACTOR
-from .digits import load_digits_dataset
 from .long_tail import balanced_indices, dataset_labels, long_tailed_indices
 from .sources.benchmarks import (
     CIFAR_BAL_SETS,
     CIFAR_IMBALANCE_FACTOR,
     CIFAR_SETS,
+    DIGITS_IMBALANCE_FACTOR,
     IMAGENET_BAL_IMAGES_PER_CLASS,
     LIST_SETS,
+    load_digits_dataset,
     warn_of_differences,
+    with_imagenet_names,
 )
 from .sources.hub import HUB_ID, find_arrow, is_arrow_folder, load_arrow_files, load_arrow_folder, load_hub
 from .sources.image_folder import load_image_folder

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from datasets import Dataset, DatasetDict
 
-from .rows import row_positions
+from .table import row_positions
 
 PROFILES = ("exp", "step")
 ORDERS = ("label", "frequency")

@@ -23,20 +23,12 @@ from datasets.distributed import split_dataset_by_node
 from datasets.fingerprint import Hasher
 from huggingface_hub import HfApi
 
-from .columns import choose_columns
-from .dataset import log_bad_image, stop_if_too_many
+from .dataset import generators_kept, log_bad_image, sample_seed, seed_generators, stop_if_too_many
 from .decoding import decode_image
-from .loader import (
-    ImageLoader,
-    collate,
-    generators_kept,
-    outlive_signals,
-    sample_seed,
-    seed_generators,
-    usable_workers,
-)
+from .loader import ImageLoader, collate, outlive_signals, usable_workers
 from .sources.hub import HUB_ID, SPLITS
 from .sources.parquet import find_parquet
+from .table import choose_columns
 
 COUNTS_FOLDER = Path(datasets.config.HF_CACHE_HOME) / "livt_hf" / "class_counts"
 

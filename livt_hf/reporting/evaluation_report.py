@@ -1,4 +1,4 @@
-"""results.json, report.md with its pictures, and report.html, all from the one dict that `livt_hf.evaluation.evaluate` makes."""
+"""results.json, report.md with its pictures, and report.html, all from one dict (`livt_hf.evaluation.evaluate`)."""
 
 from __future__ import annotations
 

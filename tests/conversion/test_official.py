@@ -269,8 +269,7 @@ def test_a_conversion_needs_less_than_twice_the_file_in_memory(tmp_path):
     code = """
 import resource, sys, torch
 from pathlib import Path
-from livt_hf.conversion import convert_checkpoint
-from livt_hf.official import read_checkpoint
+from livt_hf.conversion.official import convert_checkpoint, read_checkpoint
 fixture, folder, megabytes = Path(sys.argv[1]), Path(sys.argv[2]), 1024 if sys.platform == "linux" else 1 << 20
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 << 20) // megabytes
 convert_checkpoint(fixture, folder / "small", "livt-finetune", num_attention_heads=3)

@@ -23,7 +23,8 @@ from livt_hf.data import (
     load_long_tailed,
     training_loader,
 )
-from livt_hf.data.loader import epoch_order, sample_seed, usable_workers
+from livt_hf.data.dataset import sample_seed
+from livt_hf.data.loader import epoch_order, usable_workers
 from livt_hf.data.table import image_column, image_dataset
 
 

@@ -2,17 +2,34 @@
 
 Totals: the published lists (Liu et al., CVPR 2019; the iNaturalist 2018 challenge) and the class counts recorded by the
 official LiVT code. Many / medium / few: more than 100, 20 to 100, fewer than 20 training images.
+
+Digits: scikit-learn's handwritten digits (1,797 real 8 x 8 images that come with the package) as a small dataset. Every
+class has 174 to 183 images: 40 make the test set, 14 the validation set and 120 the training set before the long tail is
+cut. The split is the same for every seed, so that runs can be compared; the seed chooses which training images the tail
+keeps.
 """
 
 from __future__ import annotations
 
+import io
+import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import PIL.Image
 from datasets import DatasetDict
+from sklearn.datasets import load_digits
 
 from ..long_tail import class_counts
+from ..table import image_column, image_dataset
+
+DIGITS_IMAGES_PER_CLASS = {"test": 40, "validation": 14, "train": 120}
+DIGIT_NAMES = [str(digit) for digit in range(10)]
+DIGITS_IMBALANCE_FACTOR = 50  # 120 images in the largest class, 2 in the smallest
+WNID = re.compile(r"n\d{8}")
+
 
 MANY, FEW = 100, 20
 
@@ -101,3 +118,41 @@ def warn_of_differences(name: str, splits: DatasetDict) -> None:
     differences = [f"{what} {here} instead of {there}" for what, (here, there) in found.items() if here != there]
     if differences:
         warnings.warn(f"{name}: not the published set: {', '.join(differences)}", stacklevel=3)
+
+
+def load_digits_dataset() -> DatasetDict:
+    """Balanced digits: train, validation and test, disjoint."""
+    digits = load_digits()
+    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8), from 0 .. 16
+    shuffle = np.random.RandomState(0).shuffle  # noqa: NPY002  frozen stream: the split never changes
+    rows: dict[str, list[int]] = {split: [] for split in DIGITS_IMAGES_PER_CLASS}
+    for label in range(10):
+        indices = np.flatnonzero(digits.target == label)
+        shuffle(indices)
+        start = 0
+        for split, count in DIGITS_IMAGES_PER_CLASS.items():
+            rows[split] += indices[start : start + count].tolist()
+            start += count
+    splits = {}
+    for split in ("train", "validation", "test"):
+        images = image_column(contents=[_png(pixels[row]) for row in rows[split]])
+        splits[split] = image_dataset(images, digits.target[rows[split]], DIGIT_NAMES, identity=("digits", split))
+    return DatasetDict(splits)
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def with_imagenet_names(wnids: Sequence[str]) -> list[str]:
+    """n02012849 becomes "n02012849 crane": the id stays, because crane and maillot stand for two classes each.
+
+    What is not an ImageNet-1k WordNet id stays as it is.
+    """
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo("imagenet-1k")
+    name_of = dict(zip(info.label_names(), info.label_descriptions(), strict=True))
+    return [f"{wnid} {name_of[wnid].split(',')[0]}" if wnid in name_of else wnid for wnid in wnids]

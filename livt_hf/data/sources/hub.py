@@ -9,7 +9,7 @@ from pathlib import Path
 import datasets
 from datasets import ClassLabel, Dataset, DatasetDict, Image
 
-from ..columns import checked_labels, choose_columns, class_names, is_unlabelled, with_class_names
+from ..table import checked_labels, choose_columns, class_names, is_unlabelled, with_class_names
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 SPLITS = {"train": ("train",), "validation": ("validation", "val", "valid", "dev"), "test": ("test",)}

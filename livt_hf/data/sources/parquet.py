@@ -16,9 +16,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import DatasetDict, Features
 
-from ..columns import checked_labels, choose_columns, class_names, image_structs, is_unlabelled, with_class_names
+from ..table import (
+    checked_labels,
+    choose_columns,
+    class_names,
+    image_dataset,
+    image_structs,
+    is_unlabelled,
+    with_class_names,
+)
 from ..table import image_column as path_column
-from ..table import image_dataset
 from .image_folder import SPLIT_FOLDERS
 
 MAX_BYTES_IN_MEMORY = 2**30

@@ -11,7 +11,7 @@ import numpy as np
 from datasets import DatasetDict
 
 from ..decoding import decode_image, encoded_image
-from ..rows import Rows
+from ..table import Rows
 from .parallel import Chunk, chunks_of, over_chunks
 
 IMAGES_PER_CHUNK = 256

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure, SubFigure
 from ...prior import GROUP_NAMES, ClassPrior
 from ..decoding import decode_image
 from ..long_tail import class_counts, dataset_labels
-from ..rows import Rows
+from ..table import Rows
 from ..transforms import EvalTransform
 
 COLOURS = {"many": "#2f6fde", "medium": "#e0a11b", "few": "#d6455d"}

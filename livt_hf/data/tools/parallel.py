@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..rows import Rows
+from ..table import Rows
 
 
 @dataclass(frozen=True)

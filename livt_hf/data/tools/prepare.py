@@ -21,8 +21,7 @@ import pyarrow.parquet as pq
 from datasets import DatasetDict, Features, Image
 
 from ..decoding import decode_image, encoded_image
-from ..rows import Rows
-from ..table import IMAGE_TYPE
+from ..table import IMAGE_TYPE, Rows
 from ..transforms import resize_shorter_side
 from .parallel import Chunk, chunks_of, over_chunks
 

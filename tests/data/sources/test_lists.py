@@ -11,8 +11,7 @@ import pytest
 
 from helpers.paths import SHARED
 from livt_hf.data import class_counts, load_long_tailed, long_tailed_indices, match_labels
-from livt_hf.data.class_names import with_imagenet_names
-from livt_hf.data.sources.benchmarks import LIST_SETS, KnownSet, warn_of_differences
+from livt_hf.data.sources.benchmarks import LIST_SETS, KnownSet, warn_of_differences, with_imagenet_names
 from livt_hf.data.table import image_column, image_dataset
 
 needs_shared = pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="needs ../shared")

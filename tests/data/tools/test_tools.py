@@ -134,10 +134,10 @@ def test_a_parquet_folder_that_does_not_fit_in_memory_is_read_image_by_image(pho
     loader = training_loader(ImageDataset(everything, PretrainTransform(8, 1)), TrainingBatches(8, 4, stop_step=4), 2)
     assert sum(len(batch["labels"]) for batch in loader) == 16
     (tmp_path / "out/train-00000-of-00001.parquet").rename(tmp_path / "gone.parquet")
-    from livt_hf.data import reading
+    from livt_hf.data import decoding
 
-    reading._open.cache_clear()
-    reading._row_group.cache_clear()
+    decoding._open.cache_clear()
+    decoding._row_group.cache_clear()
     with pytest.raises(ValueError, match=r"train-00000-of-00001.parquet#image/0: no such file"):
         decode_image(everything[0]["image"])
 
@@ -156,14 +156,14 @@ def test_large_row_groups_are_warned_of(photos, tmp_path, monkeypatch):
 def test_small_images_are_decoded_once(monkeypatch):
     digits = load_long_tailed("digits")["train"]
     kept = ImageDataset(digits, PretrainTransform(8, 4), seed=3)
-    monkeypatch.setattr("livt_hf.data.decoded.MAX_BYTES", 0)
+    monkeypatch.setattr("livt_hf.data.dataset.MAX_BYTES", 0)
     fresh = ImageDataset(digits, PretrainTransform(8, 4), seed=3)
     assert kept.decoded is not None
     assert fresh.decoded is None
     for key in ((0, 0), (1, 330), (2, 17)):
         ours, theirs = kept[key], fresh[key]
         assert all(torch.equal(torch.as_tensor(ours[name]), torch.as_tensor(theirs[name])) for name in ours)
-    monkeypatch.setattr("livt_hf.data.loader.decode_image", None)
+    monkeypatch.setattr("livt_hf.data.dataset.decode_image", None)
     kept[(0, 5)]
 
 

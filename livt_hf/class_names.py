@@ -1,4 +1,4 @@
-"""Class names that are unique, and the way from one order of classes to another by name."""
+"""Class names: their order in a config, and matching classes by name."""
 
 from __future__ import annotations
 
@@ -7,20 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-WNID = re.compile(r"n\d{8}")
 KEY = re.compile(r"(n\d{8}|\d+)(?: |$)")  # a WordNet id, or a number such as iNaturalist's category id
-
-
-def with_imagenet_names(wnids: Sequence[str]) -> list[str]:
-    """n02012849 becomes "n02012849 crane": the id stays, because crane and maillot stand for two classes each.
-
-    What is not an ImageNet-1k WordNet id stays as it is.
-    """
-    from timm.data import ImageNetInfo
-
-    info = ImageNetInfo("imagenet-1k")
-    name_of = dict(zip(info.label_names(), info.label_descriptions(), strict=True))
-    return [f"{wnid} {name_of[wnid].split(',')[0]}" if wnid in name_of else wnid for wnid in wnids]
 
 
 def match_labels(data_names: Sequence[str], model_names: Sequence[str], where: str = "the data") -> np.ndarray:
