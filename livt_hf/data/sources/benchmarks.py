@@ -3,10 +3,10 @@
 Totals: the published lists (Liu et al., CVPR 2019; the iNaturalist 2018 challenge) and the class counts recorded by the
 official LiVT code. Many / medium / few: more than 100, 20 to 100, fewer than 20 training images.
 
-Digits: scikit-learn's handwritten digits (1,797 real 8 x 8 images that come with the package) as a small dataset. Every
-class has 174 to 183 images: 40 make the test set, 14 the validation set and 120 the training set before the long tail is
-cut. The split is the same for every seed, so that runs can be compared; the seed chooses which training images the tail
-keeps.
+Digits: scikit-learn's handwritten digits (1,797 real 8 x 8 images that come with the package) as a small dataset.
+Every class has 174 to 183 images: 40 make the test set, 14 the validation set and 120 the training set before the long
+tail is cut. The split is the same for every seed, so that runs can be compared; the seed chooses which training images
+the tail keeps.
 """
 
 from __future__ import annotations
