@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -42,3 +43,43 @@ def _keys(names: Sequence[str]) -> list[str]:
 
 def _some(names: Sequence[str], limit: int = 20) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def class_names(config: Any) -> list[str]:
+    """The class names of any model's config, in label order."""
+    return [config.id2label[label] for label in range(config.num_labels)]
+
+
+def set_class_names(config: Any, names: Sequence[str]) -> None:
+    """Name the classes of any model's config, in label order."""
+    for field, value in label_names(names).items():
+        setattr(config, field, value)
+    if hasattr(config, "label_names"):  # what a timm model saves in the place of id2label
+        config.label_names = list(names)
+
+
+def placeholder_names(num_labels: int) -> list[str]:
+    """The class names of a transformers config that was given none."""
+    return [f"LABEL_{label}" for label in range(num_labels)]
+
+
+def check_same_names(expected: Sequence[str], found: Sequence[str] | Mapping[str, Any], *where: str) -> None:
+    """ValueError that lists the class names which stand on one side only; ``where`` names the two sides."""
+    known, wanted = set(found), set(expected)
+    missing = [name for name in expected if name not in known]
+    unexpected = [name for name in found if name not in wanted]
+    if missing or unexpected:
+        parts = [
+            f"only in {place}: {', '.join(map(repr, names[:10]))}{f' and {len(names) - 10} more' * (len(names) > 10)}"
+            for place, names in zip(where, (missing, unexpected), strict=True)
+            if names
+        ]
+        raise ValueError(f"class names of {where[0]} and {where[1]} differ; {'; '.join(parts)}")
+
+
+def label_names(class_names: Sequence[str]) -> dict[str, Any]:
+    """`id2label` and `label2id` for a config, from class names in label order."""
+    return {
+        "id2label": dict(enumerate(class_names)),
+        "label2id": {name: label for label, name in enumerate(class_names)},
+    }

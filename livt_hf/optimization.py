@@ -8,17 +8,17 @@ follow from how its modules are built and named (`layer_ids`, `names_without_wei
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
 from torch.optim.lr_scheduler import LambdaLR
+
+EMA_FILE = "ema.safetensors"  # in a checkpoint, beside the weights that are trained
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
@@ -124,18 +124,6 @@ def adamw(groups: list[dict[str, Any]], peak_lr: float, betas: Sequence[float]) 
     return torch.optim.AdamW(groups, lr=peak_lr, betas=(betas[0], betas[1]), fused=fused)
 
 
-def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """The moments and step counts of a saved state, by tensor name; the groups and their options stay the optimiser's.
-
-    torch would bring back the saved options, so that a run resumed with another weight decay, betas or learning rate
-    would go on with the old ones.
-    """
-    own: dict[str, Any] = get_optimizer_state_dict(model, optimizer)  # of FSDP, the shards: nothing is gathered
-    state = {**saved, "param_groups": own["param_groups"]}
-    whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    set_optimizer_state_dict(model, optimizer, state, options=whole)
-
-
 def learning_rate(epoch: float, peak_lr: float, min_lr: float, warmup_epochs: float, epochs: float) -> float:
     """Learning rate at a fractional epoch: linear from 0 to ``peak_lr``, then half a cosine down to ``min_lr``.
 
@@ -163,14 +151,6 @@ def warmup_cosine(
     return LambdaLR(optimizer, share_of_peak)
 
 
-def set_schedule(schedule: LambdaLR, step: int) -> None:
-    """Put a schedule at a step: each group has the learning rate of that step, from its own peak."""
-    schedule.last_epoch = step
-    for group, peak, share in zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
-        group["lr"] = peak * share(step)
-    schedule._last_lr = [group["lr"] for group in schedule.optimizer.param_groups]
-
-
 def schedule_length(
     steps_per_epoch: int, epochs: float, warmup_epochs: float, max_steps: int | None
 ) -> tuple[int, float, float]:
@@ -183,3 +163,43 @@ def schedule_length(
         return math.ceil(epochs * steps_per_epoch - 1e-6), epochs, warmup_epochs
     shortened = max_steps / steps_per_epoch
     return max_steps, shortened, warmup_epochs * shortened / epochs
+
+
+class WeightAverage:
+    """The average of ``model``'s weights; every process keeps its own, all of them equal."""
+
+    def __init__(self, model: nn.Module, decay: float):
+        if not 0.0 <= decay < 1.0:
+            raise ValueError(f"ema: {decay} is out of range; it must be at least 0 and below 1")
+        self.decay = decay
+        self.weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        for name, tensor in model.state_dict().items():
+            average = self.weights[name]
+            if average.is_floating_point():
+                average.lerp_(tensor.to(average), 1.0 - self.decay)
+            else:
+                average.copy_(tensor)
+
+    @contextmanager
+    def inside(self, model: nn.Module) -> Iterator[None]:
+        """The model holds the average; afterwards its own weights again, bit by bit."""
+        own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        model.load_state_dict(self.weights)
+        try:
+            yield
+        finally:
+            model.load_state_dict(own)
+
+    def save(self, folder: Path) -> None:
+        weights = {name: tensor.cpu().contiguous() for name, tensor in self.weights.items()}
+        save_file(weights, folder / EMA_FILE)
+
+    def load(self, folder: Path, model: nn.Module) -> None:
+        """The average of a checkpoint; the model's weights where the run has been without one so far."""
+        file = folder / EMA_FILE
+        saved = load_file(file) if file.is_file() else model.state_dict()
+        for name, average in self.weights.items():
+            average.copy_(saved[name])

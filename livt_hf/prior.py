@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+DEFAULT_SHOT_GROUPS: dict[str, Any] = {"many": 100, "few": 20, "by": "count"}  # by: "count" or "rank"
 GROUP_NAMES = ("many", "medium", "few")
 
 
@@ -98,3 +100,15 @@ def _is_positive_integer(count: object) -> bool:
     except (TypeError, ValueError):
         return False
     return math.isfinite(value) and value > 0 and value == int(value)
+
+
+def describe_groups(definition: Mapping[str, Any]) -> dict[str, str]:
+    """Words for a group definition, as a report states it: ``{"many": "more than 100 training images", ...}``."""
+    many, few = definition["many"], definition["few"]
+    if definition["by"] == "rank":
+        return {"many": f"the {many} largest classes", "medium": "the classes between", "few": f"the {few} smallest"}
+    return {
+        "many": f"more than {many} training images",
+        "medium": f"{few} to {many} training images",
+        "few": f"fewer than {few} training images",
+    }

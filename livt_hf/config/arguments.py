@@ -20,8 +20,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers import HfArgumentParser, TrainingArguments
 
+from ..files import check_folder
 from ..losses import BALANCED_LOSSES, LOSS_NAMES, check_loss_name
-from ..training.checkpoint import check_folder
 
 RECIPES = Path(__file__).parent / "recipes"
 

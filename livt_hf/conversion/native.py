@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..models.configuration_livt import check_same_names, label_names
+from ..class_names import check_same_names, label_names
 from ..models.modeling_livt import config_for_classes
 
 LABEL_ORDER = (

@@ -26,10 +26,10 @@ from transformers import (
 )
 
 from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD, image_processor
+from ..files import publish_files
 from ..models.configuration_livt import LivtConfig, LivtMAEConfig
 from ..models.modeling_livt import ViTForBalancedClassification
 from ..models.modeling_livt_mae import LivtMAEForPreTraining
-from ..training.checkpoint import publish_files
 from . import key_map as official
 from .native import class_fields
 from .sources import DATA_SETS, SOURCES, Conversion, conversion_card

@@ -24,7 +24,7 @@ from transformers import AutoConfig, BeitForImageClassification, ViTMAEForPreTra
 
 from .. import data
 from ..evaluation.evaluate import ProcessorTransform, hardware, load_classifier, mean_and_std, versions
-from ..training.checkpoint import publish_files
+from ..files import publish_files
 from . import key_map as official
 from .official import TOLERANCE, check_output_dir, largest_difference
 

@@ -14,15 +14,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
 import torch
-from datasets import Image, IterableDataset
+from datasets import Dataset, Image, IterableDataset
 from datasets.distributed import split_dataset_by_node
 from datasets.fingerprint import Hasher
 from huggingface_hub import HfApi
 
+from ..config.arguments import StageArguments
+from . import ImageDataset
 from .dataset import generators_kept, log_bad_image, sample_seed, seed_generators, stop_if_too_many
 from .decoding import decode_image
 from .loader import ImageLoader, collate, outlive_signals, usable_workers
@@ -233,3 +236,36 @@ def streaming_loader(
         collate_fn=collate,
         generator=torch.Generator(),
     )
+
+
+def open_stream(args: StageArguments) -> ImageStream:
+    """The training split of ``--streaming``; its class counts are read from ``--class_counts`` or counted once."""
+    counts = None
+    if args.class_counts is not None:
+        try:
+            counts = json.loads(Path(args.class_counts).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"class_counts: cannot read {args.class_counts!r} as JSON: {error}") from None
+    if args.imbalance_factor is not None:
+        raise ValueError("imbalance_factor: a stream is taken as it is; leave out --streaming to cut a long tail")
+    return load_stream(
+        args.dataset, image_column=args.image_column, label_column=args.label_column, class_counts=counts
+    )
+
+
+def training_dataset(
+    args: StageArguments,
+    images: Dataset | ImageStream,
+    transform: Callable[..., Any],
+    num_processes: int,
+    process_index: int,
+) -> ImageDataset | StreamedSamples:
+    """Transformed training images, from a data set or a stream."""
+    options: dict[str, Any] = {
+        "seed": args.seed,
+        "max_bad_images": args.max_bad_images,
+        "bad_images_log": Path(args.output_dir) / "bad_images.log",
+    }
+    if isinstance(images, ImageStream):
+        return StreamedSamples(images, transform, num_processes, process_index, **options)
+    return ImageDataset(images, transform, **options)

@@ -28,7 +28,7 @@ from ..evaluation.evaluate import (
     mean_and_std,
     reconstruct_images,
 )
-from ..training.checkpoint import publish_files
+from ..files import publish_files
 
 Example = tuple[PIL.Image.Image, str]
 

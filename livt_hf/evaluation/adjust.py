@@ -26,9 +26,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .. import data
-from ..models.configuration_livt import check_same_names
+from ..class_names import check_same_names
+from ..files import publish_files
 from ..prior import ClassPrior
-from ..training.checkpoint import publish_files
 from .evaluate import ProcessorTransform, choose_device, counts_by_model_name, load_classifier, mean_and_std
 from .prior_shift import assumed_log_prior, read_shares, target_prior
 from .temperature import fit_temperature, image_weights, negative_log_likelihood

@@ -29,6 +29,8 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
 from .. import __version__, data
+from ..class_names import check_same_names, class_names
+from ..files import check_folder
 from ..metrics import (
     calibration_error,
     confused_pairs,
@@ -38,12 +40,10 @@ from ..metrics import (
     prediction_calibration,
     reliability_bins,
 )
-from ..models.configuration_livt import check_same_names, class_names
 from ..models.modeling_livt_mae import LivtMAEForPreTraining
 from ..prior import ClassPrior
 from ..reporting.charts import plot_reconstructions
 from ..reporting.evaluation_report import write_report
-from ..training.checkpoint import check_folder
 from .prior_shift import assumed_log_prior, long_tailed_priors, prior_accuracies
 
 Statistics = Sequence[float]  # of the pixels in 0 .. 1, per channel

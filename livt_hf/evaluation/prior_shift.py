@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from ..class_names import check_same_names
 from ..losses import BALANCED_LOSSES
-from ..models.configuration_livt import check_same_names
 from ..prior import ClassPrior
 
 TEST_IMBALANCE_FACTORS = (50, 25, 10, 5, 2)  # Hong et al., CVPR 2021, Table 3

@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 from transformers import TrainingArguments
 
 from ..config.arguments import StageArguments, check_repo_id
+from ..files import MARKER, incompleteness, write_text
 from ..reporting.evaluation_report import escape_markdown
-from ..training.checkpoint import MARKER, incompleteness, write_text
 from .upload import WAITS, WEIGHT_FILE, check_folder, ensure_card, first_line, plain_card, push_folder
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .accuracy import describe_groups, long_tail_accuracy
+from ..prior import describe_groups
+from .accuracy import long_tail_accuracy
 from .calibration import calibration_error, error_of_bins, reliability_bins
 from .confusion import confused_pairs, group_confusion, hardest_images, prediction_calibration
 

@@ -13,9 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..prior import ClassPrior
-
-DEFAULT_GROUPS: dict[str, Any] = {"many": 100, "few": 20, "by": "count"}
+from ..prior import DEFAULT_SHOT_GROUPS, ClassPrior
 
 
 def long_tail_accuracy(
@@ -52,7 +50,7 @@ def long_tail_accuracy(
     for name, values in (("labels", labels), ("predictions", predictions)):
         check_range(name, values, len(prior))
 
-    definition = {**DEFAULT_GROUPS, **(groups or {})}
+    definition = {**DEFAULT_SHOT_GROUPS, **(groups or {})}
     members = prior.groups(**definition)
     correct = labels == predictions
     images = np.bincount(labels, minlength=len(prior))  # (C,)
@@ -76,18 +74,6 @@ def long_tail_accuracy(
         "sizes": {group: len(classes) for group, classes in members.items()},
     }
     return result
-
-
-def describe_groups(definition: Mapping[str, Any]) -> dict[str, str]:
-    """Words for a group definition, as a report states it: ``{"many": "more than 100 training images", ...}``."""
-    many, few = definition["many"], definition["few"]
-    if definition["by"] == "rank":
-        return {"many": f"the {many} largest classes", "medium": "the classes between", "few": f"the {few} smallest"}
-    return {
-        "many": f"more than {many} training images",
-        "medium": f"{few} to {many} training images",
-        "few": f"fewer than {few} training images",
-    }
 
 
 def as_labels(name: str, values: Any) -> np.ndarray:

@@ -12,8 +12,10 @@ from typing import Any
 
 from transformers import BeitConfig, PreTrainedConfig, ViTMAEConfig
 
+from ..class_names import check_same_names, class_names, placeholder_names, set_class_names
+from ..config.arguments import FinetuneArguments, PretrainArguments, StageArguments
 from ..losses import check_loss_name
-from ..prior import ClassPrior
+from ..prior import DEFAULT_SHOT_GROUPS, ClassPrior
 
 # hidden width, blocks, heads of the encoders of LiVT Table 5 (ViT-Ti and -S: DeiT; -B, -L, -H: ViT).
 VIT_SIZES = {
@@ -23,7 +25,6 @@ VIT_SIZES = {
     "l": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
     "h": {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16},
 }
-DEFAULT_SHOT_GROUPS = {"many": 100, "few": 20, "by": "count"}
 
 
 class LivtConfig(BeitConfig):
@@ -145,24 +146,6 @@ def ordered_class_counts(config: PreTrainedConfig) -> dict[str, int]:
     return {name: counts[name] for name in names}
 
 
-def class_names(config: Any) -> list[str]:
-    """The class names of any model's config, in label order."""
-    return [config.id2label[label] for label in range(config.num_labels)]
-
-
-def set_class_names(config: Any, names: Sequence[str]) -> None:
-    """Name the classes of any model's config, in label order."""
-    for field, value in label_names(names).items():
-        setattr(config, field, value)
-    if hasattr(config, "label_names"):  # what a timm model saves in the place of id2label
-        config.label_names = list(names)
-
-
-def placeholder_names(num_labels: int) -> list[str]:
-    """The class names of a transformers config that was given none."""
-    return [f"LABEL_{label}" for label in range(num_labels)]
-
-
 def check_not_adjusted(config: Any) -> None:
     """ValueError if a model's classifier was changed after training: a loss of it would be that of another model."""
     if getattr(config, "adjustment", None):
@@ -170,28 +153,6 @@ def check_not_adjusted(config: Any) -> None:
             "model: its classifier was adjusted after the training, and training on would be wrong; restore it with "
             "`livt adjust --undo` first"
         )
-
-
-def check_same_names(expected: Sequence[str], found: Sequence[str] | Mapping[str, Any], *where: str) -> None:
-    """ValueError that lists the class names which stand on one side only; ``where`` names the two sides."""
-    known, wanted = set(found), set(expected)
-    missing = [name for name in expected if name not in known]
-    unexpected = [name for name in found if name not in wanted]
-    if missing or unexpected:
-        parts = [
-            f"only in {place}: {', '.join(map(repr, names[:10]))}{f' and {len(names) - 10} more' * (len(names) > 10)}"
-            for place, names in zip(where, (missing, unexpected), strict=True)
-            if names
-        ]
-        raise ValueError(f"class names of {where[0]} and {where[1]} differ; {'; '.join(parts)}")
-
-
-def label_names(class_names: Sequence[str]) -> dict[str, Any]:
-    """`id2label` and `label2id` for a config, from class names in label order."""
-    return {
-        "id2label": dict(enumerate(class_names)),
-        "label2id": {name: label for label, name in enumerate(class_names)},
-    }
 
 
 class LivtMAEConfig(ViTMAEConfig):
@@ -231,4 +192,30 @@ def check_patch_grid(image_size: int, patch_size: int) -> None:
         near = max(patch_size, round(image_size / patch_size) * patch_size)
         raise ValueError(
             f"image_size: {image_size} is not divisible by patch_size {patch_size}; use image_size {near}, for instance"
+        )
+
+
+def encoder_sizes(args: StageArguments) -> dict[str, Any]:
+    """Width, depth, heads and MLP width of ``--model_size``, or what was given instead."""
+    sizes = {name: getattr(args, name) or default for name, default in VIT_SIZES[args.model_size].items()}
+    width = sizes["hidden_size"]
+    check_width("", width, sizes["num_attention_heads"])
+    return {**sizes, "intermediate_size": 4 * width}
+
+
+def unused_sizes(args: PretrainArguments | FinetuneArguments, config: Any) -> str | None:
+    """What to say where sizes were given, but a pretrained model brings its own; None where nothing is lost."""
+    names = ["hidden_size", "num_hidden_layers", "num_attention_heads"]
+    if args.patch_size != type(args).patch_size:  # its default was hardly asked for
+        names.append("patch_size")
+    given = {name: getattr(args, name) for name in names}
+    unused = [f"{name} {value}" for name, value in given.items() if value not in (None, getattr(config, name, None))]
+    return f"{', '.join(unused)}: not used, the sizes are those of {args.pretrained}" if unused else None
+
+
+def check_width(prefix: str, width: int, heads: int) -> None:
+    if width % heads or width % 4:
+        raise ValueError(
+            f"{prefix}hidden_size: {width} must be divisible by {prefix}num_attention_heads {heads} and, for the 2-d "
+            "position embeddings, by 4"
         )

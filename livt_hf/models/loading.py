@@ -26,10 +26,10 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from ..class_names import placeholder_names, set_class_names
 from ..data import match_labels
 from ..optimization import layer_ids
 from ..prior import ClassPrior
-from .configuration_livt import placeholder_names, set_class_names
 from .modeling_livt import CLASSIFIER_STD, interpolate_position_embeddings
 
 

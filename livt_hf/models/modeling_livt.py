@@ -27,10 +27,11 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.models.beit.modeling_beit import BeitEmbeddings, BeitPatchEmbeddings
 from transformers.utils import logging
 
+from ..class_names import label_names
 from ..losses import Loss, build_loss
 from ..prior import ClassPrior
 from .attention import use_exact_attention
-from .configuration_livt import LivtConfig, check_not_adjusted, label_names
+from .configuration_livt import LivtConfig, check_not_adjusted
 
 # What both architectures mean by the same names.
 _SHARED_CONFIG = (

@@ -10,12 +10,12 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..training.checkpoint import write_text
+from ..files import read_metrics, read_run, write_text
 from .card import CITATION
 from .charts import plot_loss_curve
 from .evaluation_report import code_block, escape_markdown
 from .report_html import public_name
-from .training_record import hyperparameters, read_metrics, read_run, training_command
+from .training_record import hyperparameters, training_command
 
 TAGS = [
     "livt",

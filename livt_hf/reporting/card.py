@@ -16,12 +16,12 @@ from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..files import read_run, write_text
 from ..losses import BALANCED_LOSSES
 from ..prior import ClassPrior
-from ..training.checkpoint import write_text
 from .evaluation_report import accuracy_table, code_block, escape_markdown, markdown_table, measurement, percent
 from .report_html import public_name
-from .training_record import hyperparameters, read_run, training_command
+from .training_record import hyperparameters, training_command
 
 TAGS = ["livt", "long-tailed-recognition", "imbalanced-data", "vision", "vit"]
 METRIC_NAMES = {

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..files import write_text
 from ..metrics import describe_groups
-from ..training.checkpoint import write_text
 from .charts import plot_comparison
 from .comparison_charts import plot_convergence, plot_model_size
 from .evaluation_report import escape_markdown, markdown_table, measurement, percent

@@ -11,9 +11,9 @@ from typing import Any
 from datasets import Dataset
 
 from ..data import decode_image
+from ..files import write_text
 from ..metrics import describe_groups
 from ..prior import GROUP_NAMES, ClassPrior
-from ..training.checkpoint import write_text
 from .charts import as_svg, class_frequency_figure, plot_thumbnails, prediction_figure, reliability_figure, save_png
 from .report_html import (
     GROUP_SENTENCE,

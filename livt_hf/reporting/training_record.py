@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ..config.arguments import FinetuneArguments, PretrainArguments
-from ..training.checkpoint import METRICS_FILE
-from ..training.run import RUN_FILE
 from .evaluation_report import escape_markdown, markdown_table
 from .report_html import public_name
 
@@ -49,23 +45,6 @@ HYPERPARAMETERS = (
 # Where files lie and how a run is watched: they change no result.
 _NOT_IN_COMMAND = {"recipe", "config", "resume", "save_every", "save_total_limit", "logging_steps", "num_workers"}
 STAGES = {"pretrain": PretrainArguments, "finetune": FinetuneArguments}
-
-
-def read_run(folder: Path) -> dict[str, Any] | None:
-    """The record of the run that made the model in a folder; None if there is none, as beside a converted model."""
-    try:
-        return json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; none without that file."""
-    try:
-        lines = (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def hyperparameters(run: Mapping[str, Any]) -> str:

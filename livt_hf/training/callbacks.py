@@ -9,8 +9,9 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from .checkpoint import MetricsLog, set_aside_later_checkpoints
-from .run import RUN_FILE, agreed_stop
+from ..files import RUN_FILE
+from .checkpoint import set_aside_later_checkpoints
+from .run import MetricsLog, agreed_stop
 
 
 class StepCallback(TrainerCallback):

@@ -7,129 +7,26 @@ whose list agrees with its files counts as complete.
 from __future__ import annotations
 
 import itertools
-import json
-import os
 import re
 import shutil
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
+import transformers
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.optim.lr_scheduler import LambdaLR
 
-MARKER = "complete.json"
-METRICS_FILE = "metrics.jsonl"
+from ..files import METRICS_FILE, incompleteness
+
 _CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
-
-
-def check_folder(output_dir: str | Path) -> None:
-    """ValueError, in one line, where the folder of ``--output_dir`` is a file or cannot be made. It makes nothing."""
-    path = Path(output_dir)
-    if path.is_file():
-        raise ValueError(f"output_dir: {str(output_dir)!r} is a file; name a folder")
-    there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        reason = "is a file" if there.is_file() else "may not be written to"
-        raise ValueError(f"output_dir: {str(output_dir)!r} cannot be made, {there} {reason}; name another folder")
-
-
-@contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder to write into; on leaving it without an error it is published as ``path``.
-
-    After an error the temporary folder is removed and ``path`` is as it was.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        publish(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def publish(folder: Path, path: Path) -> None:
-    """Flush a folder on the same disk, list its files in it, and rename it to ``path``, which it replaces."""
-    sizes = {}
-    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
-        _flush(file)
-        sizes[file.relative_to(folder).as_posix()] = file.stat().st_size
-    write_text(folder / MARKER, json.dumps({"files": sizes}))
-    shutil.rmtree(path, ignore_errors=True)
-    folder.rename(path)
-    _flush(path.parent)
-
-
-@contextmanager
-def publish_files(path: Path) -> Iterator[Path]:
-    """A temporary folder whose files are moved into ``path``, beside what is there, on leaving it without an error."""
-    temporary = path / ".final.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        files = sorted(temporary.iterdir())
-        for file in files:
-            _flush(file)
-        for file in files:
-            file.replace(path / file.name)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
-def explain_failed_write(path: Path) -> Iterator[None]:
-    """Turn a write that failed, as on a full disk, into a ValueError of one line that names the folder ``path``."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        # torch.save hides the system's reason behind an error of its own.
-        if isinstance(error, RuntimeError) and not re.search("inline_container|PytorchStreamWriter", str(error)):
-            raise
-        reason = str(error).strip().splitlines()[0]
-        free = shutil.disk_usage(next(folder for folder in path.parents if folder.exists())).free / 1e9
-        raise ValueError(
-            f"output_dir: {str(path)!r} cannot be written ({reason}; {free:.1f} GB are free); earlier checkpoints are "
-            "as they were: make room, and the same command continues the run"
-        ) from None
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it holds either its old or its new text, whatever happens."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    _flush(temporary)
-    temporary.replace(path)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def incompleteness(checkpoint: Path) -> str | None:
-    """Why a checkpoint cannot be used, or None if it is complete."""
-    try:
-        sizes = dict(json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))["files"])
-    except FileNotFoundError:
-        return f"it has no {MARKER}: it was not written to its end"
-    except (ValueError, KeyError, TypeError):
-        return f"its {MARKER} is damaged"
-    for name, size in sizes.items():
-        file = checkpoint / name
-        if not file.is_file():
-            return f"its file {name} is missing"
-        if file.stat().st_size != size:
-            return f"its file {name} has {file.stat().st_size} bytes instead of {size}"
-    return None
 
 
 def list_checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
@@ -198,45 +95,60 @@ def remove_old_checkpoints(output_dir: Path, keep: int) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-class MetricsLog:
-    """OUTPUT/metrics.jsonl: one JSON object a logged step. A resume first cuts it back to the resumed step."""
+def load_weights(model: transformers.PreTrainedModel, checkpoint: Path, sharded: bool = False) -> None:
+    """All weights of a checkpoint, through `from_pretrained`: the names in the file are not those of the modules.
 
-    def __init__(self, output_dir: Path, resumed_step: int = 0):
-        output_dir.mkdir(parents=True, exist_ok=True)
-        self.path = output_dir / METRICS_FILE
-        if self.path.exists():
-            write_text(self.path, "".join(f"{line}\n" for line in _lines_up_to(self.path, resumed_step)))
-
-    def write(self, values: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
-
-
-def _lines_up_to(path: Path, step: int) -> Iterator[str]:
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            logged_step = json.loads(line)["step"]
-        except (ValueError, KeyError, TypeError):
-            continue  # torn by a crash
-        if logged_step <= step:
-            yield line
+    ``sharded``: FSDP has cut the model's tensors; then all processes call this, and only the first one's file counts.
+    """
+    saved = type(model).from_pretrained(checkpoint).state_dict()
+    # What a native model has no place for is kept elsewhere.
+    saved |= {name: tensor for name, tensor in model.state_dict().items() if name.endswith(".scales")}
+    try:
+        if sharded:
+            options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+            set_model_state_dict(model, saved, options=options)
+        else:
+            model.load_state_dict(saved)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(
+            f"resume: {str(checkpoint)!r} does not fit the model ({reason}); name another folder"
+        ) from None
 
 
-class StopSignal:
-    """Remembers SIGTERM and SIGUSR1, so that the training loop can finish its step, save and leave."""
+def load_tensors(path: Path) -> dict[str, Any]:
+    return torch.load(path, map_location="cpu", weights_only=True)
 
-    def __init__(self) -> None:
-        self.received: str | None = None
-        self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> StopSignal:
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            self._previous[number] = signal.signal(number, self._remember)
-        return self
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """State of torch's generators. The package draws from others, seeded anew for every sample; a model may not."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
 
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
 
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number).name
+def set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """The moments and step counts of a saved state, by tensor name; the groups and their options stay the optimiser's.
+
+    torch would bring back the saved options, so that a run resumed with another weight decay, betas or learning rate
+    would go on with the old ones.
+    """
+    own: dict[str, Any] = get_optimizer_state_dict(model, optimizer)  # of FSDP, the shards: nothing is gathered
+    state = {**saved, "param_groups": own["param_groups"]}
+    whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    set_optimizer_state_dict(model, optimizer, state, options=whole)
+
+
+def set_schedule(schedule: LambdaLR, step: int) -> None:
+    """Put a schedule at a step: each group has the learning rate of that step, from its own peak."""
+    schedule.last_epoch = step
+    for group, peak, share in zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+        group["lr"] = peak * share(step)
+    schedule._last_lr = [group["lr"] for group in schedule.optimizer.param_groups]

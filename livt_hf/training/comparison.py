@@ -20,12 +20,13 @@ from ..config.arguments import FinetuneArguments, parse_arguments
 from ..data import load_long_tailed
 from ..evaluation.adjust import adjust
 from ..evaluation.evaluate import command_line, evaluate_checkpoint
+from ..files import METRICS_FILE, RUN_FILE
 from ..losses import BALANCED_LOSSES, check_loss_name
 from ..models.loading import load_config
 from ..reporting.comparison_report import MEASURES, summarise, write_comparison
-from .checkpoint import METRICS_FILE, list_checkpoints
+from .checkpoint import list_checkpoints
 from .finetuning import finetune
-from .run import RUN_FILE, finished_steps
+from .run import finished_steps
 
 # method -> arguments of `adjust`: Menon et al., ICLR 2021; Kang et al., ICLR 2020 (they search tau between 0 and 1)
 POST_HOC: dict[str, dict[str, Any]] = {"logit_adjustment": {"target": "uniform"}, "tau_norm": {"tau_norm": 1.0}}

@@ -26,20 +26,21 @@ from ..data import (
     class_counts,
     load_long_tailed,
 )
+from ..data.streaming import open_stream, training_dataset
 from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD, image_processor
 from ..evaluation.evaluate import evaluate_model, load_classifier
+from ..files import RUN_FILE, explain_failed_write, publish_files, write_text
 from ..hub.background import start_pusher
-from ..models.configuration_livt import LivtConfig, store_class_counts
+from ..models.configuration_livt import LivtConfig, encoder_sizes, store_class_counts, unused_sizes
 from ..models.loading import has_drop_path, load_config, load_pretrained_classifier, saved_statistics
 from ..models.modeling_livt import ViTForBalancedClassification, config_for_classes
 from ..optimization import schedule_length
 from ..prior import ClassPrior
 from ..reporting.card import write_model_card
 from ..reporting.evaluation_report import write_report
-from .checkpoint import explain_failed_write, find_resume_checkpoint, publish_files, write_text
+from .checkpoint import find_resume_checkpoint
 from .classifier_retraining import fold_scales, train_classifier_only
 from .run import (
-    RUN_FILE,
     check_continues,
     check_keeps,
     check_precision,
@@ -48,7 +49,6 @@ from .run import (
     read_record,
     run_record,
 )
-from .stages import encoder_sizes, open_stream, training_dataset, unused_sizes
 from .trainer import BalancedTrainer
 
 

@@ -17,9 +17,9 @@ from ..config.arguments import PretrainArguments
 from ..data import EvalTransform, ImageDataset, class_counts
 from ..evaluation.evaluate import reconstruct_images
 from ..evaluation.knn import knn_accuracy
+from ..files import read_metrics
 from ..models.modeling_livt_mae import LivtMAEForPreTraining
 from ..reporting.charts import plot_loss_curve, plot_reconstructions
-from ..reporting.training_record import read_metrics
 
 NUM_PICTURES = 8
 CROP_RATIO = 0.875

@@ -30,44 +30,41 @@ from transformers import AutoConfig
 
 from ..config.arguments import PretrainArguments
 from ..data import PretrainTransform, TrainingBatches, load_long_tailed, normalize, training_loader
-from ..data.streaming import StreamedSamples, streaming_loader
+from ..data.streaming import StreamedSamples, open_stream, streaming_loader, training_dataset
 from ..data.transforms import image_processor
 from ..evaluation.evaluate import hardware
+from ..files import RUN_FILE, atomic_folder, explain_failed_write, publish_files, write_text
 from ..hub.background import BackgroundPusher, start_pusher
-from ..models.configuration_livt import LivtMAEConfig
+from ..models.configuration_livt import LivtMAEConfig, check_width, encoder_sizes, unused_sizes
 from ..models.modeling_livt import interpolate_position_embeddings
 from ..models.modeling_livt_mae import LivtMAEForPreTraining
-from ..optimization import adamw, load_optimizer, parameter_groups, schedule_length, set_schedule, warmup_cosine
+from ..optimization import adamw, parameter_groups, schedule_length, warmup_cosine
 from ..reporting.autoencoder_card import write_pretraining_card
 from .checkpoint import (
-    MetricsLog,
-    StopSignal,
-    atomic_folder,
-    explain_failed_write,
     find_resume_checkpoint,
-    publish_files,
+    load_optimizer,
+    load_tensors,
+    load_weights,
+    random_state,
     remove_old_checkpoints,
     set_aside_later_checkpoints,
-    write_text,
+    set_random_state,
+    set_schedule,
 )
 from .monitor import Monitor
 from .run import (
-    RUN_FILE,
     WHOLE,
+    MetricsLog,
+    StopSignal,
     agreed_stop,
     check_continues,
     check_keeps,
     check_precision,
     describe_world,
     finished_steps,
-    load_tensors,
-    load_weights,
-    random_state,
     read_record,
     run_record,
-    set_random_state,
 )
-from .stages import check_width, encoder_sizes, open_stream, training_dataset, unused_sizes
 
 STATE_FILE = "state.json"  # in a checkpoint: the run record and what else a resume needs
 

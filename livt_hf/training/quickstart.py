@@ -17,12 +17,12 @@ import torch
 from ..config.arguments import FinetuneArguments, PretrainArguments, parse_arguments
 from ..data import load_long_tailed
 from ..evaluation.evaluate import draw_reconstructions
+from ..files import write_text
 from ..metrics import describe_groups
 from ..reporting.card import LOSS_NAMES, write_model_card
 from ..reporting.charts import plot_comparison
 from ..reporting.comparison_report import SHORT_NAMES, comparison_table, summarise
 from ..reporting.evaluation_report import measurement, write_report
-from .checkpoint import write_text
 from .finetuning import finetune
 from .pretraining import pretrain
 

@@ -8,42 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions
 
 from ..config.arguments import StageArguments
-from .checkpoint import StopSignal
+from ..files import METRICS_FILE, RUN_FILE, write_text
 
-RUN_FILE = "run.json"  # in the output folder of a finished run: its arguments and steps
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # tensors that are not cut into shards
 AGREE_EVERY = 10  # steps between the moments at which several processes compare whether one was told to stop
-
-
-def load_weights(model: transformers.PreTrainedModel, checkpoint: Path, sharded: bool = False) -> None:
-    """All weights of a checkpoint, through `from_pretrained`: the names in the file are not those of the modules.
-
-    ``sharded``: FSDP has cut the model's tensors; then all processes call this, and only the first one's file counts.
-    """
-    saved = type(model).from_pretrained(checkpoint).state_dict()
-    # What a native model has no place for is kept elsewhere.
-    saved |= {name: tensor for name, tensor in model.state_dict().items() if name.endswith(".scales")}
-    try:
-        if sharded:
-            options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-            set_model_state_dict(model, saved, options=options)
-        else:
-            model.load_state_dict(saved)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise ValueError(
-            f"resume: {str(checkpoint)!r} does not fit the model ({reason}); name another folder"
-        ) from None
 
 
 def run_record(args: StageArguments, steps: int, more: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -55,24 +36,6 @@ def run_record(args: StageArguments, steps: int, more: dict[str, Any] | None = N
         "training_arguments": {name: value for name, value in (more or {}).items() if name not in _FREE},
         "versions": versions,
     }
-
-
-def load_tensors(path: Path) -> dict[str, Any]:
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """State of torch's generators. The package draws from others, seeded anew for every sample; a model may not."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 _FREE = {
@@ -223,3 +186,47 @@ def agreed_stop(accelerator: Accelerator, stop: StopSignal, step: int) -> str | 
         return None
     told = torch.tensor([float(stop.received is not None)], device=accelerator.device)
     return (stop.received or "a signal") if accelerator.reduce(told, "sum").item() else None
+
+
+class MetricsLog:
+    """OUTPUT/metrics.jsonl: one JSON object a logged step. A resume first cuts it back to the resumed step."""
+
+    def __init__(self, output_dir: Path, resumed_step: int = 0):
+        output_dir.mkdir(parents=True, exist_ok=True)
+        self.path = output_dir / METRICS_FILE
+        if self.path.exists():
+            write_text(self.path, "".join(f"{line}\n" for line in _lines_up_to(self.path, resumed_step)))
+
+    def write(self, values: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+
+def _lines_up_to(path: Path, step: int) -> Iterator[str]:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            logged_step = json.loads(line)["step"]
+        except (ValueError, KeyError, TypeError):
+            continue  # torn by a crash
+        if logged_step <= step:
+            yield line
+
+
+class StopSignal:
+    """Remembers SIGTERM and SIGUSR1, so that the training loop can finish its step, save and leave."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            self._previous[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number).name

@@ -32,20 +32,21 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..averaging import WeightAverage
+from ..class_names import check_same_names
 from ..data import ImageDataset, Mixup, TrainingBatches, erase, evaluation_loader, normalize, training_loader
 from ..data.streaming import StreamedSamples, streaming_loader
 from ..data.transforms import image_processor
 from ..evaluation.evaluate import predict_split
+from ..files import RUN_FILE, explain_failed_write, publish, write_text
 from ..hub.background import BackgroundPusher, trainer_pusher
 from ..losses import Loss, build_loss, deferred_weights
 from ..metrics import calibration_error, long_tail_accuracy
-from ..models.configuration_livt import check_not_adjusted, check_same_names, ordered_class_counts
-from ..optimization import adamw, load_optimizer, parameter_groups, set_schedule, warmup_cosine
+from ..models.configuration_livt import check_not_adjusted, ordered_class_counts
+from ..optimization import WeightAverage, adamw, parameter_groups, warmup_cosine
 from .callbacks import ProgressBar, StepCallback
-from .checkpoint import MetricsLog, StopSignal, explain_failed_write, publish, remove_old_checkpoints, write_text
+from .checkpoint import load_optimizer, load_tensors, load_weights, remove_old_checkpoints, set_schedule
 from .classifier_retraining import load_scales, save_scales
-from .run import RUN_FILE, WHOLE, load_tensors, load_weights
+from .run import WHOLE, MetricsLog, StopSignal
 
 
 class BalancedTrainer(Trainer):

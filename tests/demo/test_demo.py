@@ -18,6 +18,7 @@ pytest.importorskip("gradio")
 gradio_client = pytest.importorskip("gradio_client")
 
 from livt_hf import ClassPrior, LivtConfig, LivtMAEForPreTraining, ViTForBalancedClassification
+from livt_hf.class_names import label_names
 from livt_hf.cli import main
 from livt_hf.data import class_counts, load_long_tailed
 from livt_hf.demo import app as demo_app
@@ -25,7 +26,7 @@ from livt_hf.demo.serve import demo, head_and_tail
 from livt_hf.evaluation.predict import predict_images
 from livt_hf.evaluation.prior_shift import assumed_log_prior
 from livt_hf.losses import BALANCED_LOSSES
-from livt_hf.models.configuration_livt import LivtMAEConfig, label_names
+from livt_hf.models.configuration_livt import LivtMAEConfig
 
 COUNTS = {str(digit): 120 - 13 * digit for digit in range(10)}  # of the digits' classes, 120 to 3
 SIZES = {

@@ -14,11 +14,12 @@ from transformers import BeitConfig, BeitForImageClassification, BeitImageProces
 from helpers.results import GROUPS, naughty_results
 from helpers.tiny_models import save_tiny
 from livt_hf import LivtConfig, LivtMAEForPreTraining, ViTForBalancedClassification
+from livt_hf.class_names import label_names
 from livt_hf.data import normalize
 from livt_hf.evaluation import evaluate as evaluation
 from livt_hf.evaluation.evaluate import evaluate_checkpoint, evaluate_model, predict_split, reconstruct_images
 from livt_hf.metrics import calibration_error
-from livt_hf.models.configuration_livt import LivtMAEConfig, label_names
+from livt_hf.models.configuration_livt import LivtMAEConfig
 from livt_hf.reporting.evaluation_report import code_block, escape_markdown, report_markdown, write_report
 
 COUNTS = {"cat": 50, "dog": 10, "emu": 3}

@@ -13,6 +13,7 @@ from PIL import Image
 from transformers import BeitImageProcessor
 
 from livt_hf import LivtConfig, ViTForBalancedClassification
+from livt_hf.class_names import label_names
 from livt_hf.cli import main
 from livt_hf.evaluation.predict import (
     find_images,
@@ -21,7 +22,6 @@ from livt_hf.evaluation.predict import (
     print_predictions,
     write_predictions,
 )
-from livt_hf.models.configuration_livt import label_names
 
 NAMES = ["cat", "dog", "emu", "fox", "gnu", "hen", "bad\x1b[31m\nname"]
 

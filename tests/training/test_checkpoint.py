@@ -6,19 +6,14 @@ import signal
 
 import pytest
 
+from livt_hf.files import MARKER, atomic_folder, incompleteness, publish_files, write_text
 from livt_hf.training.checkpoint import (
-    MARKER,
-    MetricsLog,
-    StopSignal,
-    atomic_folder,
     find_resume_checkpoint,
-    incompleteness,
     list_checkpoints,
-    publish_files,
     remove_old_checkpoints,
     set_aside_later_checkpoints,
-    write_text,
 )
+from livt_hf.training.run import MetricsLog, StopSignal
 
 
 def write_checkpoint(folder, **contents):

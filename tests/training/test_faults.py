@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from livt_hf.config.arguments import FinetuneArguments, PretrainArguments
-from livt_hf.training.checkpoint import incompleteness, list_checkpoints
+from livt_hf.files import incompleteness
+from livt_hf.training.checkpoint import list_checkpoints
 from livt_hf.training.finetuning import finetune
 from livt_hf.training.pretraining import pretrain
 

@@ -26,11 +26,12 @@ from livt_hf.data import (
     normalize,
     training_loader,
 )
+from livt_hf.files import MARKER, incompleteness
 from livt_hf.models.modeling_livt import interpolate_position_embeddings
 from livt_hf.optimization import learning_rate
-from livt_hf.training.checkpoint import MARKER, StopSignal, incompleteness
 from livt_hf.training.finetuning import finetune
 from livt_hf.training.pretraining import build_autoencoder, pretrain
+from livt_hf.training.run import StopSignal
 
 
 @pytest.fixture(scope="module")

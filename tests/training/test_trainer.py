@@ -9,11 +9,10 @@ from helpers.gradients import KINDS, balanced_gradients, balanced_trainer, gradi
 from helpers.paths import HELPERS
 from helpers.training import QUIET, SIZES, finetune_arguments, launch_two, log_lines
 from livt_hf import BalancedTrainer, LivtConfig, ViTForBalancedClassification
-from livt_hf.averaging import WeightAverage
 from livt_hf.data import EvalTransform, FinetuneTransform, ImageDataset, Mixup, class_counts, load_long_tailed
 from livt_hf.losses import build_loss, effective_number_weights
 from livt_hf.models.modeling_livt import config_for_classes
-from livt_hf.optimization import learning_rate
+from livt_hf.optimization import WeightAverage, learning_rate
 from livt_hf.training.finetuning import finetune
 
 
