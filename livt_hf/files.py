@@ -140,3 +140,10 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def check_new_folder(output_dir: str | Path) -> Path:
+    folder = Path(output_dir)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"output_dir: {str(folder)!r} is not empty; name a new folder, the model itself is kept")
+    return folder

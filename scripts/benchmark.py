@@ -45,9 +45,9 @@ from livt_hf.data import (
 )
 from livt_hf.data.tools.prepare import prepare_dataset
 from livt_hf.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from livt_hf.evaluation.evaluate import command_line, hardware, versions
 from livt_hf.models.configuration_livt import VIT_SIZES, LivtMAEConfig, encoder_sizes
 from livt_hf.optimization import adamw, parameter_groups
+from livt_hf.reporting.provenance import command_line, hardware, versions
 from livt_hf.training.finetuning import build_classifier
 from livt_hf.training.pretraining import pretrain
 

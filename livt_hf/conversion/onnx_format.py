@@ -23,8 +23,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, BeitForImageClassification, ViTMAEForPreTraining, ViTMAEModel
 
 from .. import data
-from ..evaluation.evaluate import ProcessorTransform, hardware, load_classifier, mean_and_std, versions
+from ..evaluation.predictions import ProcessorTransform, mean_and_std
 from ..files import publish_files
+from ..models.loading import load_classifier
+from ..reporting.provenance import hardware, versions
 from . import key_map as official
 from .official import TOLERANCE, check_output_dir, largest_difference
 

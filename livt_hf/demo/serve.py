@@ -20,15 +20,11 @@ import yaml
 from datasets import Dataset, DatasetDict
 
 from .. import data
-from ..evaluation.evaluate import (
-    ProcessorTransform,
-    counts_by_model_name,
-    load_autoencoder,
-    load_classifier,
-    mean_and_std,
-    reconstruct_images,
-)
+from ..evaluation.evaluate import counts_by_model_name
+from ..evaluation.predictions import ProcessorTransform, mean_and_std
 from ..files import publish_files
+from ..models.loading import load_autoencoder, load_classifier
+from ..models.modeling_livt_mae import reconstruct_images
 
 Example = tuple[PIL.Image.Image, str]
 

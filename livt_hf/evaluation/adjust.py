@@ -16,22 +16,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .. import data
 from ..class_names import check_same_names
+from ..files import check_new_folder as _new_folder
 from ..files import publish_files
+from ..models.loading import classifier_layer, load_classifier
 from ..prior import ClassPrior
-from .evaluate import ProcessorTransform, choose_device, counts_by_model_name, load_classifier, mean_and_std
+from .evaluate import counts_by_model_name
+from .predictions import split_logits
 from .prior_shift import assumed_log_prior, read_shares, target_prior
-from .temperature import fit_temperature, image_weights, negative_log_likelihood
+
+TEMPERATURES = (0.01, 100.0)  # where the fit looks
+
 
 ORIGINAL_LAYER = "classifier_before_adjustment.safetensors"
 
@@ -147,39 +150,6 @@ def undo(model: str | Path, output_dir: str | Path) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def classifier_layer(model: PreTrainedModel, image_processor: Any) -> tuple[str, nn.Linear]:
-    """Name and module of the linear layer whose output is the logits: the one that gives them for an image.
-
-    Raises:
-        ValueError: no layer does (such as in DeiT's average of two), or it has no bias.
-    """
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    pixel_values = image_processor(PIL.Image.fromarray(noise), return_tensors="pt")["pixel_values"]
-    outputs: dict[str, Tensor] = {}
-    layers = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module.out_features == model.config.num_labels
-    }
-    hooks = [
-        module.register_forward_hook(lambda _, __, output, name=name: outputs.__setitem__(name, output))
-        for name, module in layers.items()
-    ]
-    model.eval()
-    try:
-        logits = model(pixel_values.to(model.device, model.dtype)).logits
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for name, output in outputs.items():
-        if output.shape == logits.shape and torch.equal(output, logits):
-            if layers[name].bias is None:
-                raise ValueError(f"model: its linear classifier {name!r} has no bias, so nothing can be folded into it")
-            return name, layers[name]
-    raise ValueError(f"model: the logits of this {type(model).__name__} are not the output of one linear layer")
-
-
-@torch.no_grad()
 def fold(layer: nn.Linear, temperature: float, shift: np.ndarray) -> None:
     """``z -> z / temperature + shift``, computed in float64; shift (C,)."""
     layer.weight.copy_(layer.weight.double() / temperature)
@@ -196,31 +166,6 @@ def fold_tau_norm(layer: nn.Linear, tau: float) -> None:
         raise ValueError("tau_norm: a class has the weight 0 in the classifier, which has no norm to divide by")
     layer.weight.copy_(weight / norms**tau)
     layer.bias.zero_()
-
-
-@torch.no_grad()
-def split_logits(
-    model: PreTrainedModel, split: Dataset, image_processor: Any, batch_size: int, num_workers: int, device: str | None
-) -> tuple[Tensor, Tensor]:
-    """Logits, float32 (N, C), and the model's labels, int64 (N,), of a split; classes are matched by name."""
-    for option, value, smallest in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
-        if value < smallest:
-            raise ValueError(f"{option}: {value}; at least {smallest} is needed")
-    device = choose_device(device)
-    config: Any = model.config
-    names = [config.id2label[label] for label in range(config.num_labels)]
-    label_of = torch.from_numpy(data.match_labels(split.features["label"].names, names, "the data set"))
-    mean, std = mean_and_std(image_processor)
-    images = data.ImageDataset(split, ProcessorTransform(image_processor))
-    model.to(device).eval()  # type: ignore[arg-type]
-    logits, labels = [], []
-    loader = data.evaluation_loader(images, batch_size, num_workers)
-    for batch in tqdm(loader, desc="temperature", unit="batch", disable=None):
-        pixel_values = data.normalize(batch["pixel_values"].to(device), mean, std)
-        logits.append(model(pixel_values.to(model.dtype)).logits.float().cpu())
-        labels.append(label_of[batch["labels"]])
-    model.to("cpu")  # type: ignore[arg-type]
-    return torch.cat(logits), torch.cat(labels)
 
 
 # ---- Input and output
@@ -250,13 +195,6 @@ def _positive(temperature: str | float) -> float:
     return value
 
 
-def _new_folder(output_dir: str | Path) -> Path:
-    folder = Path(output_dir)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"output_dir: {str(folder)!r} is not empty; name a new folder, the model itself is kept")
-    return folder
-
-
 def _save(
     classifier: PreTrainedModel, image_processor: Any, output_dir: Path, original: dict[str, Tensor] | None
 ) -> None:
@@ -265,3 +203,54 @@ def _save(
         image_processor.save_pretrained(folder)
         if original is not None:
             save_file({name: tensor.cpu().contiguous() for name, tensor in original.items()}, folder / ORIGINAL_LAYER)
+
+
+def fit_temperature(logits: Tensor, labels: Tensor, shift: np.ndarray, weights: Tensor | None = None) -> float:
+    """The T that minimises the negative log-likelihood of ``softmax(logits / T + shift)``.
+
+    It is convex in 1 / T: bisection of its slope, to a relative precision of 1e-6.
+
+    Args:
+        logits: float (N, C).
+        labels: int64 (N,).
+        shift: (C,).
+        weights: (N,), of the images; None counts each the same.
+
+    Raises:
+        ValueError: there is no minimum within `TEMPERATURES`, such as where all predictions are right.
+    """
+    low, high = 1.0 / TEMPERATURES[1], 1.0 / TEMPERATURES[0]
+    slopes = [negative_log_likelihood(logits, labels, beta, shift, weights)[1] for beta in (low, high)]
+    if not slopes[0] < 0 < slopes[1]:
+        bound = TEMPERATURES[0 if slopes[1] <= 0 else 1]
+        raise ValueError(
+            f"temperature: the likelihood of {len(labels)} images still grows at {bound:g}: all predictions are right, "
+            "or no better than chance; give a number, or more images"
+        )
+    while high / low > 1.0 + 1e-6:
+        middle = math.sqrt(low * high)
+        if negative_log_likelihood(logits, labels, middle, shift, weights)[1] < 0:
+            low = middle
+        else:
+            high = middle
+    return 1.0 / math.sqrt(low * high)
+
+
+def negative_log_likelihood(
+    logits: Tensor, labels: Tensor, beta: float, shift: np.ndarray, weights: Tensor | None = None
+) -> tuple[float, float]:
+    """Mean of ``-log softmax(beta * logits + shift)[label]``, and its slope in beta; a chunk of images at a time."""
+    total, slope = 0.0, 0.0
+    weights = torch.ones(len(labels), dtype=torch.float64) if weights is None else weights
+    for z, y, w in zip(logits.split(1024), labels.split(1024), weights.split(1024), strict=True):
+        z = z.double()
+        log_p = (beta * z + torch.from_numpy(shift)).log_softmax(dim=1)  # (chunk, C)
+        total -= float((w * log_p.gather(1, y[:, None])[:, 0]).sum())
+        slope += float((w * ((log_p.exp() * z).sum(dim=1) - z.gather(1, y[:, None])[:, 0])).sum())
+    return total / float(weights.sum()), slope / float(weights.sum())
+
+
+def image_weights(labels: Tensor, shares: np.ndarray) -> Tensor:
+    """Weights (N,) with which the classes have the given shares (C,), those without an image left out."""
+    counts = torch.bincount(labels, minlength=len(shares))
+    return torch.from_numpy(shares)[labels] / counts[labels]

@@ -23,7 +23,8 @@ from tqdm.auto import tqdm
 
 from ..data import decode_image
 from ..data.sources.image_folder import IMAGE_EXTENSIONS
-from .evaluate import choose_device, load_classifier
+from ..models.loading import load_classifier
+from .predictions import choose_device
 
 
 def predict_images(

@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -26,11 +30,11 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from ..class_names import placeholder_names, set_class_names
-from ..data import match_labels
+from ..class_names import match_labels, placeholder_names, set_class_names
 from ..optimization import layer_ids
 from ..prior import ClassPrior
 from .modeling_livt import CLASSIFIER_STD, interpolate_position_embeddings
+from .modeling_livt_mae import LivtMAEForPreTraining
 
 
 def load_config(pretrained: str) -> PreTrainedConfig:
@@ -241,3 +245,78 @@ def _image_processor(pretrained: str) -> Any:
         return AutoImageProcessor.from_pretrained(pretrained)
     except (OSError, ValueError):
         return None
+
+
+def load_classifier(model: str | Path) -> tuple[PreTrainedModel, Any]:
+    """An image classifier and its image processor, loaded natively from a folder or the Hub.
+
+    Raises:
+        ValueError: there is no such folder or model, or it is no image classifier.
+    """
+    return _load_with_processor("model", model, AutoModelForImageClassification, "an image classifier")
+
+
+def load_autoencoder(mae: str | Path) -> tuple[LivtMAEForPreTraining, Any]:
+    """A masked autoencoder and its image processor; ValueError as in `load_classifier`."""
+    return _load_with_processor("mae", mae, LivtMAEForPreTraining, "a masked autoencoder")
+
+
+def _load_with_processor(option: str, model: str | Path, model_class: Any, kind: str) -> tuple[Any, Any]:
+    """Model and image processor. transformers fills missing weights with random ones; here that is an error."""
+    _check_model_folder(option, model)
+    start = f"{option}: {str(model)!r} cannot be loaded as {kind}"
+    try:
+        is_autoencoder = AutoConfig.from_pretrained(model).model_type == "vit_mae"
+        if is_autoencoder and model_class is AutoModelForImageClassification:
+            raise ValueError("it is a masked autoencoder; fine-tune it first, livt finetune --pretrained")
+        if not is_autoencoder and model_class is LivtMAEForPreTraining:
+            raise ValueError("it is another model; name the output folder of livt pretrain")
+        loaded, info = model_class.from_pretrained(model, output_loading_info=True)
+        image_processor = AutoImageProcessor.from_pretrained(model)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{start}: {str(error).strip().splitlines()[0]}") from None
+    if info["missing_keys"]:
+        raise ValueError(f"{start}: it lacks {len(info['missing_keys'])} weights, such as {min(info['missing_keys'])}")
+    return loaded, image_processor
+
+
+def _check_model_folder(option: str, model: str | Path) -> None:
+    folder = Path(model)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ValueError(f"{option}: {str(model)!r} holds no config.json; give the folder that holds the trained model")
+    is_hub_id = isinstance(model, str) and re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", model)
+    if not is_hub_id and not folder.is_dir():
+        raise ValueError(f"{option}: there is no folder {str(model)!r}")
+
+
+@torch.no_grad()
+def classifier_layer(model: PreTrainedModel, image_processor: Any) -> tuple[str, nn.Linear]:
+    """Name and module of the linear layer whose output is the logits: the one that gives them for an image.
+
+    Raises:
+        ValueError: no layer does (such as in DeiT's average of two), or it has no bias.
+    """
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    pixel_values = image_processor(PIL.Image.fromarray(noise), return_tensors="pt")["pixel_values"]
+    outputs: dict[str, Tensor] = {}
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features == model.config.num_labels
+    }
+    hooks = [
+        module.register_forward_hook(lambda _, __, output, name=name: outputs.__setitem__(name, output))
+        for name, module in layers.items()
+    ]
+    model.eval()
+    try:
+        logits = model(pixel_values.to(model.device, model.dtype)).logits
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name, output in outputs.items():
+        if output.shape == logits.shape and torch.equal(output, logits):
+            if layers[name].bias is None:
+                raise ValueError(f"model: its linear classifier {name!r} has no bias, so nothing can be folded into it")
+            return name, layers[name]
+    raise ValueError(f"model: the logits of this {type(model).__name__} are not the output of one linear layer")

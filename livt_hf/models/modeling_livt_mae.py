@@ -10,8 +10,10 @@ pixel values of a patch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
@@ -27,8 +29,12 @@ from transformers.models.vit_mae.modeling_vit_mae import (
     eager_attention_forward,
 )
 
+from .. import data
 from .attention import project_heads, use_exact_attention
 from .configuration_livt import LivtMAEConfig
+
+MASK_GREY = 225  # grey level of hidden patches in pictures
+
 
 PIXEL_EPS = 1e-6  # added to a patch's variance, official models_mae.py `forward_loss`
 
@@ -263,3 +269,30 @@ def sincos_position_embeddings(width: int, grid: int) -> Tensor:
     rows = axis.repeat_interleave(grid, dim=0)
     patches = torch.cat([columns, rows], dim=1)
     return torch.cat([torch.zeros(1, width, dtype=torch.float64), patches]).float()
+
+
+@torch.no_grad()
+def reconstruct_images(
+    mae: LivtMAEForPreTraining, images: Tensor, mean: Sequence[float], std: Sequence[float], seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Original, masked and reconstructed images, uint8 (B, H, W, 3) each; the mask follows from the seed.
+
+    Args:
+        images: uint8 (B, 3, H, W), of the size that the model takes.
+        mean, std: of the pixels in 0 .. 1, as the model was trained.
+    """
+    mae = mae.eval()
+    patch_size = mae.config.patch_size
+    grid = mae.config.image_size // patch_size
+    noise = torch.rand(len(images), grid * grid, generator=torch.Generator().manual_seed(seed))  # (B, T)
+    device = mae.device
+    reconstruction, mask = mae.reconstruct(data.normalize(images.to(device), mean, std), noise=noise.to(device))
+    hidden = mask.cpu().reshape(-1, 1, grid, grid).bool()  # (B, 1, G, G)
+    hidden = hidden.repeat_interleave(patch_size, 2).repeat_interleave(patch_size, 3)  # (B, 1, H, W)
+    channels = (1, 3, 1, 1)
+    pixels = reconstruction.float().cpu() * torch.tensor(std).view(channels) + torch.tensor(mean).view(channels)
+    pixels = pixels.mul(255).round().clamp(0, 255).to(torch.uint8)
+    originals, masked, reconstructed = (
+        batch.permute(0, 2, 3, 1).numpy() for batch in (images, images.masked_fill(hidden, MASK_GREY), pixels)
+    )
+    return originals, masked, reconstructed

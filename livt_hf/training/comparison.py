@@ -19,11 +19,12 @@ from typing import Any
 from ..config.arguments import FinetuneArguments, parse_arguments
 from ..data import load_long_tailed
 from ..evaluation.adjust import adjust
-from ..evaluation.evaluate import command_line, evaluate_checkpoint
+from ..evaluation.evaluate import evaluate_checkpoint
 from ..files import METRICS_FILE, RUN_FILE
 from ..losses import BALANCED_LOSSES, check_loss_name
 from ..models.loading import load_config
 from ..reporting.comparison_report import MEASURES, summarise, write_comparison
+from ..reporting.provenance import command_line
 from .checkpoint import list_checkpoints
 from .finetuning import finetune
 from .run import finished_steps

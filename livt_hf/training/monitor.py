@@ -15,10 +15,9 @@ from torch import Tensor
 
 from ..config.arguments import PretrainArguments
 from ..data import EvalTransform, ImageDataset, class_counts
-from ..evaluation.evaluate import reconstruct_images
 from ..evaluation.knn import knn_accuracy
 from ..files import read_metrics
-from ..models.modeling_livt_mae import LivtMAEForPreTraining
+from ..models.modeling_livt_mae import LivtMAEForPreTraining, reconstruct_images
 from ..reporting.charts import plot_loss_curve, plot_reconstructions
 
 NUM_PICTURES = 8

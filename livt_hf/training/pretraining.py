@@ -32,7 +32,6 @@ from ..config.arguments import PretrainArguments
 from ..data import PretrainTransform, TrainingBatches, load_long_tailed, normalize, training_loader
 from ..data.streaming import StreamedSamples, open_stream, streaming_loader, training_dataset
 from ..data.transforms import image_processor
-from ..evaluation.evaluate import hardware
 from ..files import RUN_FILE, atomic_folder, explain_failed_write, publish_files, write_text
 from ..hub.background import BackgroundPusher, start_pusher
 from ..models.configuration_livt import LivtMAEConfig, check_width, encoder_sizes, unused_sizes
@@ -40,6 +39,7 @@ from ..models.modeling_livt import interpolate_position_embeddings
 from ..models.modeling_livt_mae import LivtMAEForPreTraining
 from ..optimization import adamw, parameter_groups, schedule_length, warmup_cosine
 from ..reporting.autoencoder_card import write_pretraining_card
+from ..reporting.provenance import hardware
 from .checkpoint import (
     find_resume_checkpoint,
     load_optimizer,

@@ -36,7 +36,7 @@ from ..class_names import check_same_names
 from ..data import ImageDataset, Mixup, TrainingBatches, erase, evaluation_loader, normalize, training_loader
 from ..data.streaming import StreamedSamples, streaming_loader
 from ..data.transforms import image_processor
-from ..evaluation.evaluate import predict_split
+from ..evaluation.predictions import predict_split
 from ..files import RUN_FILE, explain_failed_write, publish, write_text
 from ..hub.background import BackgroundPusher, trainer_pusher
 from ..losses import Loss, build_loss, deferred_weights

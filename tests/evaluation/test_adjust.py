@@ -26,10 +26,17 @@ from livt_hf import ClassPrior, LivtConfig, ViTForBalancedClassification
 from livt_hf.class_names import label_names
 from livt_hf.cli import main
 from livt_hf.data import load_long_tailed
-from livt_hf.evaluation.adjust import ORIGINAL_LAYER, adjust, classifier_layer, undo
+from livt_hf.evaluation.adjust import (
+    ORIGINAL_LAYER,
+    adjust,
+    fit_temperature,
+    image_weights,
+    negative_log_likelihood,
+    undo,
+)
 from livt_hf.evaluation.predict import predict_images
 from livt_hf.evaluation.prior_shift import assumed_log_prior, long_tailed_priors, prior_accuracies, target_prior
-from livt_hf.evaluation.temperature import fit_temperature, image_weights, negative_log_likelihood
+from livt_hf.models.loading import classifier_layer
 
 COUNTS = {"ant": 60, "bee": 30, "cat": 10}
 PI = np.array([0.6, 0.3, 0.1])

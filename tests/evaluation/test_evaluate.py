@@ -16,10 +16,11 @@ from helpers.tiny_models import save_tiny
 from livt_hf import LivtConfig, LivtMAEForPreTraining, ViTForBalancedClassification
 from livt_hf.class_names import label_names
 from livt_hf.data import normalize
-from livt_hf.evaluation import evaluate as evaluation
-from livt_hf.evaluation.evaluate import evaluate_checkpoint, evaluate_model, predict_split, reconstruct_images
+from livt_hf.evaluation.evaluate import evaluate_checkpoint, evaluate_model
+from livt_hf.evaluation.predictions import predict_split
 from livt_hf.metrics import calibration_error
 from livt_hf.models.configuration_livt import LivtMAEConfig
+from livt_hf.models.modeling_livt_mae import MASK_GREY, reconstruct_images
 from livt_hf.reporting.evaluation_report import code_block, escape_markdown, report_markdown, write_report
 
 COUNTS = {"cat": 50, "dog": 10, "emu": 3}
@@ -276,7 +277,7 @@ def test_reconstructed_images_show_what_was_hidden():
     drawn = dict(zip(names, reconstruct_images(mae, images, mean, std, seed=3), strict=True))
     originals = images.permute(0, 2, 3, 1).numpy()
     np.testing.assert_array_equal(drawn["originals"], originals)
-    hidden = (drawn["masked"] == evaluation.MASK_GREY).all(axis=-1)  # (B, H, W)
+    hidden = (drawn["masked"] == MASK_GREY).all(axis=-1)  # (B, H, W)
     patches = hidden.reshape(2, 4, 4, 4, 4).transpose(0, 1, 3, 2, 4).reshape(2, 16, 16)
     assert (patches.all(-1) | ~patches.any(-1)).all()  # whole patches
     assert patches.all(-1).sum(-1).tolist() == [12, 12]  # 75 % of 16

@@ -1,0 +1,45 @@
+"""Provenance of a result: command, versions, hardware, and names fit to be published."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__
+
+
+def command_line() -> str:
+    """The command that runs, without the folders of this machine that lead to it."""
+    program = Path(sys.argv[0]).name
+    program = "livt" if program in ("livt", "cli.py") else f"python {program}" if program.endswith(".py") else program
+    return " ".join([program, shlex.join(sys.argv[1:])]).strip()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and the libraries that numbers depend on."""
+    libraries = ("torch", "torchvision", "transformers", "datasets", "pillow", "numpy")
+    return {
+        "livt_hf": __version__,
+        "python": platform.python_version(),
+        **{library: importlib.metadata.version(library) for library in libraries},
+    }
+
+
+def hardware(device: str | torch.device = "cpu") -> dict[str, Any]:
+    """The machine: CPU name and usable cores, and the GPU's name if it is used."""
+    device = torch.device(device)
+    cpu_info = Path("/proc/cpuinfo")
+    model_names = re.findall(r"model name\s*: (.+)", cpu_info.read_text()) if cpu_info.is_file() else []
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "cpu": model_names[0].strip() if model_names else platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    }
