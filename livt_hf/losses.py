@@ -41,6 +41,32 @@ from torch import Tensor
 
 from .prior import ClassPrior
 
+LOSS_TITLES = {
+    "ce": "cross-entropy (CE)",
+    "bce": "binary cross-entropy (BCE)",
+    "bal_ce": "balanced cross-entropy (Bal-CE)",
+    "bal_bce": "balanced binary cross-entropy (Bal-BCE)",
+    "cb_ce": "class-balanced cross-entropy (CB-CE)",
+    "cb_bce": "class-balanced binary cross-entropy (CB-BCE)",
+    "focal": "focal loss",
+    "ldam": "label-distribution-aware margin loss (LDAM)",
+    "las": "label-aware smoothing (LAS, MiSLAS)",
+    "lade": "label distribution disentangling loss (LADE)",
+}
+SHORT_NAMES = {
+    "ce": "CE",
+    "bce": "BCE",
+    "bal_ce": "Bal-CE",
+    "bal_bce": "Bal-BCE",
+    "cb_ce": "CB-CE",
+    "cb_bce": "CB-BCE",
+    "focal": "Focal",
+    "ldam": "LDAM",
+    "las": "LAS",
+    "lade": "LADE",
+}
+
+
 ClassCounts = Mapping[str, int] | Sequence[int]
 Loss = Callable[[Tensor, Tensor], Tensor]
 

@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from livt_hf.files import read_metrics, read_run
-from livt_hf.reporting.comparison_report import MEASURES, SHORT_NAMES, comparison_table, draw_comparison, summarise
-from livt_hf.reporting.evaluation_report import code_block, escape_markdown, markdown_table, percent
+from livt_hf.losses import SHORT_NAMES
+from livt_hf.reporting.blocks import code_block, escape_markdown, markdown_table
+from livt_hf.reporting.comparison_report import MEASURES, comparison_table, draw_comparison, summarise
+from livt_hf.reporting.evaluation_report import percent
 from livt_hf.reporting.training_record import STAGES, training_command
 
 ROOT = Path(__file__).parents[1]

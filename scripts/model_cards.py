@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from livt_hf.losses import BALANCED_LOSSES
-from livt_hf.reporting.card import LOSS_NAMES, PICTURES
-from livt_hf.reporting.evaluation_report import escape_markdown, markdown_table, percent
-from livt_hf.reporting.report_html import public_name
+from livt_hf.losses import LOSS_TITLES as LOSS_NAMES
+from livt_hf.reporting.blocks import escape_markdown, markdown_table
+from livt_hf.reporting.card import PICTURES
+from livt_hf.reporting.evaluation_report import percent
+from livt_hf.reporting.provenance import public_name
 
 MODEL_CARDS = Path(__file__).parents[1] / "model_cards"
 FIGURES = {"many": "Many ↑", "medium": "Med. ↑", "few": "Few ↑", "accuracy": "Acc ↑", "ece": "ECE ↓", "mce": "MCE ↓"}

@@ -14,8 +14,9 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from ..reporting.blocks import escape_markdown, markdown_table
 from ..reporting.card import CITATION, TAGS
-from ..reporting.evaluation_report import escape_markdown, markdown_table, percent
+from ..reporting.evaluation_report import percent
 
 
 @dataclass(frozen=True)

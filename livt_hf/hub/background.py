@@ -17,7 +17,7 @@ from transformers import TrainingArguments
 
 from ..config.arguments import StageArguments, check_repo_id
 from ..files import MARKER, incompleteness, write_text
-from ..reporting.evaluation_report import escape_markdown
+from ..reporting.blocks import escape_markdown
 from .upload import WAITS, WEIGHT_FILE, check_folder, ensure_card, first_line, plain_card, push_folder
 
 

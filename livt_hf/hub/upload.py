@@ -23,8 +23,8 @@ from safetensors import SafetensorError, safe_open
 from ..config.arguments import check_repo_id
 from ..files import write_text
 from ..reporting.autoencoder_card import write_pretraining_card
+from ..reporting.blocks import escape_markdown
 from ..reporting.card import EXAMPLES, TAGS, write_model_card
-from ..reporting.evaluation_report import escape_markdown
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PROCESSOR = "preprocessor_config.json"

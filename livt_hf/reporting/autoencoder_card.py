@@ -11,10 +11,10 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..files import read_metrics, read_run, write_text
+from .blocks import code_block, escape_markdown
 from .card import CITATION
 from .charts import plot_loss_curve
-from .evaluation_report import code_block, escape_markdown
-from .report_html import public_name
+from .provenance import public_name
 from .training_record import hyperparameters, training_command
 
 TAGS = [

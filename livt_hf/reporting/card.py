@@ -18,9 +18,11 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..files import read_run, write_text
 from ..losses import BALANCED_LOSSES
+from ..losses import LOSS_TITLES as LOSS_NAMES
 from ..prior import ClassPrior
-from .evaluation_report import accuracy_table, code_block, escape_markdown, markdown_table, measurement, percent
-from .report_html import public_name
+from .blocks import code_block, escape_markdown, markdown_table
+from .evaluation_report import accuracy_table, percent
+from .provenance import measurement, public_name
 from .training_record import hyperparameters, training_command
 
 TAGS = ["livt", "long-tailed-recognition", "imbalanced-data", "vision", "vit"]
@@ -33,18 +35,6 @@ METRIC_NAMES = {
     "mce": "Maximum calibration error (%)",
 }
 METRIC_TYPES = {"many": "many_shot_accuracy", "medium": "medium_shot_accuracy", "few": "few_shot_accuracy"}
-LOSS_NAMES = {
-    "ce": "cross-entropy (CE)",
-    "bce": "binary cross-entropy (BCE)",
-    "bal_ce": "balanced cross-entropy (Bal-CE)",
-    "bal_bce": "balanced binary cross-entropy (Bal-BCE)",
-    "cb_ce": "class-balanced cross-entropy (CB-CE)",
-    "cb_bce": "class-balanced binary cross-entropy (CB-BCE)",
-    "focal": "focal loss",
-    "ldam": "label-distribution-aware margin loss (LDAM)",
-    "las": "label-aware smoothing (LAS, MiSLAS)",
-    "lade": "label distribution disentangling loss (LADE)",
-}
 PICTURES = {  # those that `write_report` draws
     "class_frequency.png": "Training images and accuracy of each class, largest class first",
     "predictions.png": "Share of each class in the predictions, the test set and the training set",

@@ -209,35 +209,6 @@ def reliability_figure(bins: Sequence[Mapping[str, Any]], ece: float) -> Figure:
     return figure
 
 
-def plot_comparison(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Grouped bars that compare runs: many, medium, few and overall accuracy of each.
-
-    Args:
-        rows: one mapping a run: ``name``, and ``many``, ``medium``, ``few``, ``accuracy`` in percent or None; if it
-            stands for several seeds also ``spread``, the half lengths of error bars for the same four.
-        path: PNG file to write.
-    """
-    figure = Figure(figsize=(max(6.0, 1.7 + 1.5 * len(rows)), 4.0), layout="constrained")
-    axes = figure.subplots()
-    measures = (*GROUP_NAMES, "accuracy")
-    x, width = np.arange(len(rows)), 0.205
-    for place, measure in enumerate(measures):
-        heights = np.array([_nan(row[measure]) for row in rows])
-        left = x + (place - 1.5) * width
-        axes.bar(left, heights, width * 0.9, color=GROUP_COLOURS[measure], label=_measure_name(measure), linewidth=0)
-        spread = np.array([row.get("spread", {}).get(measure) or 0.0 for row in rows])
-        axes.errorbar(left, heights, np.where(spread > 0, spread, np.nan), fmt="none", ecolor=INK, elinewidth=1)
-        for position, height, top in zip(left, heights, heights + spread, strict=True):
-            text = "-" if np.isnan(height) else f"{height:.0f}"
-            axes.text(position, np.nan_to_num(top) + 1, text, ha="center", va="bottom", fontsize=8, color=INK)
-    axes.set_xticks(x, [row["name"] for row in rows], fontsize=9, parse_math=False)
-    axes.set_ylim(0, 108)
-    axes.set_ylabel("test accuracy (%)")
-    figure.legend(frameon=False, ncols=4, loc="outside upper center", handlelength=1, handleheight=1, labelcolor=INK)
-    _clean(axes)
-    save_png(figure, path)
-
-
 def plot_reconstructions(
     originals: np.ndarray,
     masked: np.ndarray,

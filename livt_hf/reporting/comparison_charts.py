@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from .charts import INK, _clean, save_png
+from ..prior import GROUP_NAMES
+from .charts import GROUP_COLOURS, INK, _clean, _measure_name, _nan, save_png
 
 # A colour-blind safe order (Okabe and Ito, without yellow).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5b6472", "#8c510a", "#7b3294", "#1f2933")
@@ -94,5 +95,34 @@ def plot_model_size(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None
     axes.set_xlabel("parameters (millions, log scale)")
     axes.set_ylabel("accuracy (%)")
     figure.legend(frameon=False, ncols=4, loc="outside upper center", fontsize=9, labelcolor=INK)
+    _clean(axes)
+    save_png(figure, path)
+
+
+def plot_comparison(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Grouped bars that compare runs: many, medium, few and overall accuracy of each.
+
+    Args:
+        rows: one mapping a run: ``name``, and ``many``, ``medium``, ``few``, ``accuracy`` in percent or None; if it
+            stands for several seeds also ``spread``, the half lengths of error bars for the same four.
+        path: PNG file to write.
+    """
+    figure = Figure(figsize=(max(6.0, 1.7 + 1.5 * len(rows)), 4.0), layout="constrained")
+    axes = figure.subplots()
+    measures = (*GROUP_NAMES, "accuracy")
+    x, width = np.arange(len(rows)), 0.205
+    for place, measure in enumerate(measures):
+        heights = np.array([_nan(row[measure]) for row in rows])
+        left = x + (place - 1.5) * width
+        axes.bar(left, heights, width * 0.9, color=GROUP_COLOURS[measure], label=_measure_name(measure), linewidth=0)
+        spread = np.array([row.get("spread", {}).get(measure) or 0.0 for row in rows])
+        axes.errorbar(left, heights, np.where(spread > 0, spread, np.nan), fmt="none", ecolor=INK, elinewidth=1)
+        for position, height, top in zip(left, heights, heights + spread, strict=True):
+            text = "-" if np.isnan(height) else f"{height:.0f}"
+            axes.text(position, np.nan_to_num(top) + 1, text, ha="center", va="bottom", fontsize=8, color=INK)
+    axes.set_xticks(x, [row["name"] for row in rows], fontsize=9, parse_math=False)
+    axes.set_ylim(0, 108)
+    axes.set_ylabel("test accuracy (%)")
+    figure.legend(frameon=False, ncols=4, loc="outside upper center", handlelength=1, handleheight=1, labelcolor=INK)
     _clean(axes)
     save_png(figure, path)

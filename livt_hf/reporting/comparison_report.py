@@ -9,23 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_text
+from ..losses import SHORT_NAMES
 from ..metrics import describe_groups
-from .charts import plot_comparison
-from .comparison_charts import plot_convergence, plot_model_size
-from .evaluation_report import escape_markdown, markdown_table, measurement, percent
+from .blocks import escape_markdown, markdown_table
+from .comparison_charts import plot_comparison, plot_convergence, plot_model_size
+from .evaluation_report import percent
+from .provenance import measurement
 
-SHORT_NAMES = {
-    "ce": "CE",
-    "bce": "BCE",
-    "bal_ce": "Bal-CE",
-    "bal_bce": "Bal-BCE",
-    "cb_ce": "CB-CE",
-    "cb_bce": "CB-BCE",
-    "focal": "Focal",
-    "ldam": "LDAM",
-    "las": "LAS",
-    "lade": "LADE",
-}
 POST_HOC_NAMES = {"logit_adjustment": "LA", "tau_norm": "tau-norm"}
 MEASURES = {
     "many": "Many",

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,15 @@ from ..data import decode_image
 from ..files import write_text
 from ..metrics import describe_groups
 from ..prior import GROUP_NAMES, ClassPrior
+from .blocks import escape_markdown, markdown_table, percent
 from .charts import as_svg, class_frequency_figure, plot_thumbnails, prediction_figure, reliability_figure, save_png
+from .provenance import measurement, public_name
 from .report_html import (
     GROUP_SENTENCE,
-    INVISIBLE,
     PRIOR_SENTENCE,
     further_figures,
     group_shares,
     hardest_sentence,
-    percent,
-    public_name,
     report_html,
     training_sentence,
 )
@@ -152,17 +150,6 @@ def prior_section(accuracies: Mapping[str, Mapping[str, float]]) -> str:
     return f"{PRIOR_SENTENCE}\n\n" + markdown_table(("Test distribution", "As it is", "Shifted"), rows, "lrr")
 
 
-def measurement(results: Mapping[str, Any]) -> str:
-    """Command, machine and versions."""
-    machine = results["hardware"]
-    device = "CPU" if machine["device"] == "cpu" else escape_markdown(machine["device"])
-    libraries = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    return (
-        f"{code_block(results['command'])}\n\nRun on: {device} ({escape_markdown(machine['cpu'])}, {machine['cores']} "
-        f"cores).\nVersions: {libraries}."
-    )
-
-
 def _data_name(results: Mapping[str, Any]) -> str:
     split = f" ({escape_markdown(results['split'])} split)" if results.get("split") else ""
     return escape_markdown(public_name(results["dataset"])) + split
@@ -171,26 +158,3 @@ def _data_name(results: Mapping[str, Any]) -> str:
 def _counts_sentence(results: Mapping[str, Any]) -> str:
     source = results.get("class_counts_from")
     return f" The checkpoint holds no class counts; they are those of the {escape_markdown(source)}." if source else ""
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]], alignment: str) -> str:
-    """A GitHub table. ``alignment``: "l" or "r" for each column. Cells must be escaped already."""
-    rule = ["---:" if side == "r" else "---" for side in alignment]
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (header, rule, *rows))
-
-
-# What can start markup, a table cell, HTML or a link; an underscore only at the edge of a word.
-_MARKUP = re.compile(r"[|`<>&*\[\]~$\\#!]|(?<![^\W_])_|_(?![^\W_])|(?<=:)//|@")
-
-
-def escape_markdown(text: Any) -> str:
-    """Text such as a class name, harmless in a line or table cell of Markdown: it shows, and does nothing else."""
-    line = INVISIBLE.sub(" ", str(text)).strip()
-    return _MARKUP.sub(lambda match: "".join(f"&#{ord(character)};" for character in match.group()), line)
-
-
-def code_block(text: str) -> str:
-    """A fenced block that the text cannot end."""
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}bash\n{text}\n{fence}"

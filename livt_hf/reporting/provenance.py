@@ -8,12 +8,14 @@ import platform
 import re
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .. import __version__
+from .blocks import code_block, escape_markdown
 
 
 def command_line() -> str:
@@ -43,3 +45,20 @@ def hardware(device: str | torch.device = "cpu") -> dict[str, Any]:
         "cpu": model_names[0].strip() if model_names else platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     }
+
+
+def measurement(results: Mapping[str, Any]) -> str:
+    """Command, machine and versions."""
+    machine = results["hardware"]
+    device = "CPU" if machine["device"] == "cpu" else escape_markdown(machine["device"])
+    libraries = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    return (
+        f"{code_block(results['command'])}\n\nRun on: {device} ({escape_markdown(machine['cpu'])}, {machine['cores']} "
+        f"cores).\nVersions: {libraries}."
+    )
+
+
+def public_name(name: Any) -> str:
+    """On one line, and of a local path the last part: where files lie on the author's machine is nobody's business."""
+    name = " ".join(str(name).split())
+    return Path(name).name if name.startswith((".", "/", "~")) else name

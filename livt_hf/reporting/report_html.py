@@ -10,8 +10,7 @@ import base64
 import hashlib
 import html
 import io
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -21,6 +20,11 @@ import PIL.Image
 
 from ..metrics import describe_groups
 from ..prior import GROUP_NAMES, ClassPrior
+from .blocks import data_uri as _data_uri
+from .blocks import escape_html, percent
+from .blocks import html_table as _table
+from .blocks import paragraph as _paragraph
+from .provenance import public_name
 
 TEMPLATE = Path(__file__).parent / "templates" / "report.html"
 THUMBNAIL = 160  # pixels of its longer side
@@ -34,8 +38,6 @@ PRIOR_SENTENCE = (
     "Each class's accuracy counts with its share, so no image is drawn or left out. Shifted: the logits moved from the "
     "shares that the model assumes to these, which takes that they are known."
 )
-# Line breaks, control characters, and marks that reverse the direction of the text around them.
-INVISIBLE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]+")
 
 
 def report_html(
@@ -127,22 +129,6 @@ def hardest_sentence(results: Mapping[str, Any]) -> str:
         f"The most confident mistakes on {group}-shot classes: what rare classes are taken for, and labels that may be "
         "wrong."
     )
-
-
-def percent(value: float | None) -> str:
-    """One decimal; a dash for what could not be measured."""
-    return "–" if value is None else f"{value:.1f}"
-
-
-def public_name(name: Any) -> str:
-    """On one line, and of a local path the last part: where files lie on the author's machine is nobody's business."""
-    name = " ".join(str(name).split())
-    return Path(name).name if name.startswith((".", "/", "~")) else name
-
-
-def escape_html(text: Any) -> str:
-    """Text such as a class name, harmless in an element or a quoted attribute."""
-    return html.escape(INVISIBLE.sub(" ", str(text)).strip())
 
 
 def training_sentence(results: Mapping[str, Any]) -> str:
@@ -253,28 +239,3 @@ def _thumbnail(image: np.ndarray, small: bool) -> bytes:
         picture.thumbnail((THUMBNAIL, THUMBNAIL))
         picture.save(buffer, "JPEG", quality=82)
     return buffer.getvalue()
-
-
-def _data_uri(data: bytes, kind: str = "png") -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _paragraph(text: str) -> str:
-    return f"<p>{escape_html(text)}</p>"
-
-
-def _table(
-    header: Sequence[str], rows: Iterable[Sequence[Any]], numbers: Sequence[int] = (1, 2), kind: str = "plain"
-) -> str:
-    """``numbers``: the columns that stand on the right."""
-
-    def cells(tag: str, row: Sequence[Any]) -> str:
-        return "".join(
-            f'<{tag} class="number">{escape_html(cell)}</{tag}>'
-            if place in numbers
-            else f"<{tag}>{escape_html(cell)}</{tag}>"
-            for place, cell in enumerate(row)
-        )
-
-    body = "".join(f"<tr>{cells('td', row)}</tr>\n" for row in rows)
-    return f'<table class="{kind}"><thead><tr>{cells("th", header)}</tr></thead><tbody>{body}</tbody></table>'

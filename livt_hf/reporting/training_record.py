@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..config.arguments import FinetuneArguments, PretrainArguments
-from .evaluation_report import escape_markdown, markdown_table
-from .report_html import public_name
+from .blocks import escape_markdown, markdown_table
+from .provenance import public_name
 
 # Options that say how to train, in the order of the table; those of the other stage are not in a record.
 HYPERPARAMETERS = (

@@ -18,11 +18,14 @@ from ..config.arguments import FinetuneArguments, PretrainArguments, parse_argum
 from ..data import load_long_tailed
 from ..evaluation.evaluate import draw_reconstructions
 from ..files import write_text
+from ..losses import LOSS_TITLES as LOSS_NAMES
+from ..losses import SHORT_NAMES
 from ..metrics import describe_groups
-from ..reporting.card import LOSS_NAMES, write_model_card
-from ..reporting.charts import plot_comparison
-from ..reporting.comparison_report import SHORT_NAMES, comparison_table, summarise
-from ..reporting.evaluation_report import measurement, write_report
+from ..reporting.card import write_model_card
+from ..reporting.comparison_charts import plot_comparison
+from ..reporting.comparison_report import comparison_table, summarise
+from ..reporting.evaluation_report import write_report
+from ..reporting.provenance import measurement
 from .finetuning import finetune
 from .pretraining import pretrain
 

@@ -16,12 +16,13 @@ from helpers.tiny_models import save_tiny
 from livt_hf import LivtConfig, LivtMAEForPreTraining, ViTForBalancedClassification
 from livt_hf.class_names import label_names
 from livt_hf.data import normalize
-from livt_hf.evaluation.evaluate import evaluate_checkpoint, evaluate_model
+from livt_hf.evaluation.evaluate import counts_by_model_name, evaluate_checkpoint, evaluate_model
 from livt_hf.evaluation.predictions import predict_split
 from livt_hf.metrics import calibration_error
 from livt_hf.models.configuration_livt import LivtMAEConfig
 from livt_hf.models.modeling_livt_mae import MASK_GREY, reconstruct_images
-from livt_hf.reporting.evaluation_report import code_block, escape_markdown, report_markdown, write_report
+from livt_hf.reporting.blocks import code_block, escape_markdown
+from livt_hf.reporting.evaluation_report import report_markdown, write_report
 
 COUNTS = {"cat": 50, "dog": 10, "emu": 3}
 TINY = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
@@ -162,7 +163,7 @@ def test_counts_and_reconstructions_are_named_as_the_models_classes_that_match_b
 def test_a_train_split_without_a_class_of_the_model_is_an_error_that_names_it():
     config = BeitConfig(**label_names(list(COUNTS)))
     with pytest.raises(ValueError, match="checkpoint and the train split differ; only in the checkpoint: 'emu'"):
-        evaluation.counts_by_model_name(make_split(["dog", "cat"], [0, 1]), config)
+        counts_by_model_name(make_split(["dog", "cat"], [0, 1]), config)
 
 
 def test_different_classes_are_an_error_that_names_them(model, processor):

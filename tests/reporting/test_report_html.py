@@ -12,8 +12,8 @@ from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
 
 from helpers.results import NAUGHTY, naughty_results
+from livt_hf.reporting.blocks import escape_html
 from livt_hf.reporting.evaluation_report import report_markdown, write_report
-from livt_hf.reporting.report_html import escape_html
 
 
 class Page(HTMLParser):
