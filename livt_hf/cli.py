@@ -354,11 +354,12 @@ def run_convert(argv: list[str]) -> int:
     )
     args = parser.parse_args(argv)
     if args.to:
-        from .conversion.onnx_format import convert_to_official
+        from .conversion.official import convert_to_official
 
         print(f"wrote {convert_to_official(args.input, args.output)} tensors to {args.output}")
         return 0
-    from .conversion.official import convert_checkpoint, convert_timm
+    from .conversion.official import convert_checkpoint
+    from .conversion.timm_format import convert_timm
 
     if args.source == "timm":
         conversion = convert_timm(args.input, args.output, labels=args.labels, class_counts=args.class_counts)
@@ -390,7 +391,8 @@ def run_export(argv: list[str]) -> int:
     parser.add_argument("--num_images", type=int, default=64, help="onnx: how many of them (default: %(default)s)")
     _add_data_options(parser)
     args = parser.parse_args(argv)
-    from .conversion.onnx_format import export_onnx, export_timm
+    from .conversion.onnx_format import export_onnx
+    from .conversion.timm_format import export_timm
 
     if args.format == "timm":
         difference = export_timm(args.model, args.output_dir)

@@ -147,3 +147,10 @@ def check_new_folder(output_dir: str | Path) -> Path:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"output_dir: {str(folder)!r} is not empty; name a new folder, the model itself is kept")
     return folder
+
+
+def check_output_dir(output_dir: str | Path) -> None:
+    """ValueError unless the folder is new or empty."""
+    folder = Path(output_dir)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise ValueError(f"{output_dir}: exists and is not empty; give a new folder")

@@ -9,10 +9,7 @@ Legend: B batch, D width, G patches a side, T = G * G patches, P = patch size.
 
 from __future__ import annotations
 
-import argparse
-import pickle
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,18 @@ from transformers import PreTrainedConfig
 
 from ..models.configuration_livt import VIT_SIZES, check_patch_grid
 from ..models.modeling_livt import NO_KEY_BIAS
+
+# What a BEiT must be to be a plain ViT, the only architecture that the official code and timm's ViT share with it.
+_PLAIN_VIT = {
+    "use_absolute_position_embeddings": True,
+    "use_relative_position_bias": False,
+    "use_shared_relative_position_bias": False,
+    "use_mask_token": False,
+    "layer_scale_init_value": 0,
+    "hidden_act": "gelu",
+    "layer_norm_eps": LAYER_NORM_EPS,
+}
+
 
 LAYER_NORM_EPS = 1e-6  # of both official codes and of timm's ViT
 # Weights do not tell the number of heads; the width does for the known sizes (VIT_SIZES, MAE's decoder).
@@ -152,49 +161,6 @@ def _some(names: list[str], limit: int = 3) -> str:
 # Reading
 
 
-def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights (mapped from the file, not copied) and training arguments of an official checkpoint.
-
-    Nothing in the file is run: beside tensors and plain values only an `argparse.Namespace` is let in.
-
-    Raises:
-        ValueError: no such file, not a checkpoint, or one that holds another class (which is named).
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file; give an official checkpoint (.pth)")
-    if not path.stat().st_size:
-        raise ValueError(f"{path}: is empty; download it again")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            # Files of before torch 1.6 are no zip archives and cannot be mapped.
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
-    except Exception as error:  # a damaged file makes the unpickler raise anything
-        foreign = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        if foreign:
-            raise ValueError(
-                f"{path}: refused, nothing in it was run: it holds {foreign[1]}; only tensors, plain values "
-                "and argparse.Namespace are let in"
-            ) from None
-        raise ValueError(f"{path}: is damaged, or no checkpoint of torch.save; download it again") from None
-    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-        found_keys = f" (it holds {_some([str(key) for key in content])})" if isinstance(content, dict) else ""
-        raise ValueError(f"{path}: has no 'model'{found_keys}; give a checkpoint as the official code saves it")
-    weights = content["model"]
-    for name, tensor in weights.items():
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            raise ValueError(f"{path}: {name!r} in 'model' is no tensor of floating-point numbers")
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"{path}: tensor {name} holds values that are not finite")
-    dtypes = {str(tensor.dtype) for tensor in weights.values()}
-    if len(dtypes) > 1:
-        raise ValueError(f"{path}: its tensors are of several types, {', '.join(sorted(dtypes))}; make them the same")
-    args = content.get("args")
-    return weights, vars(args) if isinstance(args, argparse.Namespace) else {}
-
-
 def kind_of(weights: Mapping[str, Tensor]) -> str:
     """What the weights are, told by their names: "classifier", "autoencoder", "encoder" or "unknown"."""
     if not {"cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"} <= set(weights):
@@ -253,3 +219,10 @@ def _heads(width: int, given: int | None, known: Mapping[int, int], option: str)
     if heads < 1 or width % heads:
         raise ValueError(f"{option}: {heads} does not divide the width {width}; give the number used in training")
     return heads
+
+
+def check_plain_vit(model: str | Path, config: Any) -> None:
+    """ValueError unless a BEiT is a plain ViT, as LiVT's classifier is."""
+    for name, value in _PLAIN_VIT.items():
+        if getattr(config, name) != value:
+            raise ValueError(f"{model}: {name} is {getattr(config, name)!r}; this needs a plain ViT, with {value!r}")

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+from transformers import BeitForImageClassification, PreTrainedModel, ViTMAEForPreTraining, ViTMAEModel
+
 from ..class_names import check_same_names, label_names
-from ..models.modeling_livt import config_for_classes
+from ..files import publish_files
+from ..models.modeling_livt import ViTForBalancedClassification, config_for_classes
+from ..models.modeling_livt_mae import LivtMAEForPreTraining
+from .sources import Conversion, conversion_card
+
+TOLERANCE = 1e-5  # of logits, for float32
+NATIVE_CLASSES: dict[type[PreTrainedModel], type[PreTrainedModel]] = {
+    ViTForBalancedClassification: BeitForImageClassification,
+    LivtMAEForPreTraining: ViTMAEForPreTraining,
+    ViTMAEModel: ViTMAEModel,
+}
+
 
 LABEL_ORDER = (
     "The class counts are the list cls_num of the file itself. Where the data set is a folder, label i is the i-th "
@@ -84,3 +101,63 @@ def _read_text(option: str, path: str | Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
         raise ValueError(f"{option}: {path}: cannot be read: {reason}") from None
+
+
+@torch.inference_mode()
+def largest_difference(model: Callable[[Tensor], Tensor], other: Callable[[Tensor], Tensor], image_size: int) -> float:
+    """Between the logits of two models for two images of noise, relative to the largest logit if that is above 1."""
+    pixels = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    expected = model(pixels)
+    return ((expected - other(pixels)).abs().max() / expected.abs().max().clamp(min=1.0)).item()
+
+
+def on_meta(model_class: Any, config: Any) -> Any:
+    """A model without memory for its weights, in evaluation mode."""
+    with torch.device("meta"):
+        return model_class(config).eval()
+
+
+def fill(model: PreTrainedModel, native: Mapping[str, Tensor]) -> None:
+    """Give a model its weights, without a copy.
+
+    Raises:
+        ValueError: a tensor of another shape.
+    """
+    for name, tensor in model.state_dict().items():
+        if tensor.shape != native[name].shape:
+            raise ValueError(f"{name} would be {tuple(native[name].shape)}, the rest needs {tuple(tensor.shape)}")
+    model.load_state_dict(native, assign=True)
+
+
+def save_native(
+    model: Any, native: dict[str, Tensor], processor: Any, conversion: Conversion, output_dir: Path
+) -> None:
+    """Save model, image processor and card, then load the model natively and compare every weight.
+
+    Empties ``native`` and the model on the way, so that source and result are never in memory together.
+    """
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    card = conversion_card(conversion, model.config, parameters, output_dir.resolve().name)
+    native_class: Any = NATIVE_CLASSES[type(model)]
+    with publish_files(output_dir) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        expected = {name: _checksum(tensor) for name, tensor in native.items()}
+        native.clear()
+        model.to("meta")
+        loaded, info = native_class.from_pretrained(folder, output_loading_info=True)
+        assert not any(info.values()), info
+        assert {name: _checksum(tensor) for name, tensor in loaded.state_dict().items()} == expected
+
+
+def _checksum(tensor: Tensor) -> int:
+    return zlib.crc32(tensor.detach().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

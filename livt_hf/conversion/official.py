@@ -5,34 +5,32 @@ A checkpoint's own `args` decide where no option does (LiVT: `main_finetune.py`,
 
 from __future__ import annotations
 
-import hashlib
-import math
-import zlib
-from collections.abc import Callable, Mapping
+import argparse
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import timm
-import timm.data
 import torch
-from timm.data.transforms import str_to_pil_interp
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     BeitForImageClassification,
-    PreTrainedModel,
     ViTMAEConfig,
     ViTMAEForPreTraining,
     ViTMAEModel,
 )
 
 from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD, image_processor
-from ..files import publish_files
+from ..files import check_output_dir
 from ..models.configuration_livt import LivtConfig, LivtMAEConfig
 from ..models.modeling_livt import ViTForBalancedClassification
 from ..models.modeling_livt_mae import LivtMAEForPreTraining
-from . import key_map as official
-from .native import class_fields
-from .sources import DATA_SETS, SOURCES, Conversion, conversion_card
+from .key_map import _some, check_plain_vit, decoder_fields, encoder_fields, key_map, kind_of, to_native, to_official
+from .native import _sha256, class_fields, fill, on_meta, save_native
+from .sources import DATA_SETS, SOURCES, Conversion
 
 # `args.loss` of the official code. In its logs Bal-BCE has an earlier name.
 OFFICIAL_LOSSES = {
@@ -47,12 +45,6 @@ OFFICIAL_LOSSES = {
     "MiSLAS": "las",
     "LDAM": "ldam",
     "LADE": "lade",
-}
-TOLERANCE = 1e-5  # of logits, for float32
-NATIVE_CLASSES: dict[type[PreTrainedModel], type[PreTrainedModel]] = {
-    ViTForBalancedClassification: BeitForImageClassification,
-    LivtMAEForPreTraining: ViTMAEForPreTraining,
-    ViTMAEModel: ViTMAEModel,
 }
 
 
@@ -86,8 +78,8 @@ def convert_checkpoint(
     """
     path = Path(checkpoint)
     check_output_dir(output_dir)
-    weights, args = official.read_checkpoint(path)
-    kind = official.kind_of(weights)
+    weights, args = read_checkpoint(path)
+    kind = kind_of(weights)
     _check_kind(path, kind, source)
     notes: list[str] = []
     if dataset is None:
@@ -98,7 +90,7 @@ def convert_checkpoint(
     elif labels or class_counts:
         raise ValueError(f"{'labels' if labels else 'class_counts'}: {path} holds no classifier; leave the option out")
     try:
-        fields = official.encoder_fields(weights, num_attention_heads)
+        fields = encoder_fields(weights, num_attention_heads)
         if kind == "classifier":
             fields |= {
                 "use_mean_pooling": "fc_norm.weight" in weights,
@@ -108,12 +100,12 @@ def convert_checkpoint(
             }
             model = on_meta(ViTForBalancedClassification, LivtConfig(**fields))
         elif kind == "autoencoder":
-            fields |= official.decoder_fields(weights, decoder_num_attention_heads)
+            fields |= decoder_fields(weights, decoder_num_attention_heads)
             fields |= _masking_fields(norm_pix_loss, args, notes)
             model = on_meta(LivtMAEForPreTraining, LivtMAEConfig(**fields))
         else:
             model = on_meta(ViTMAEModel, ViTMAEConfig(**fields))
-        native, dropped = official.to_native(weights, official.key_map(model.config, encoder_only=kind == "encoder"))
+        native, dropped = to_native(weights, key_map(model.config, encoder_only=kind == "encoder"))
         fill(model, native)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -122,119 +114,6 @@ def convert_checkpoint(
     weights.clear()  # the mapped file is let go when the last of its tensors is
     save_native(model, native, processor, conversion, Path(output_dir))
     return conversion
-
-
-def convert_timm(
-    model: str, output_dir: str | Path, *, labels: str | Path | None = None, class_counts: str | Path | None = None
-) -> Conversion:
-    """Make a folder with model, image processor and card of a classifier of timm.
-
-    Args:
-        model: a plain `VisionTransformer` that pools the mean of the patches before its norm (`fc_norm`), or the CLS
-            token after it: a folder, "hf-hub:ORG/NAME", or a name that `timm.create_model` knows.
-        output_dir, labels, class_counts: as for `convert_checkpoint`.
-
-    Raises:
-        ValueError: timm cannot load it, or it is another architecture; the message says what does not fit.
-    """
-    check_output_dir(output_dir)
-    vit: Any = _load_timm(model)
-    name = Path(model).resolve().name if Path(model).is_dir() else model
-    weights, cfg, images = vit.state_dict(), vit.pretrained_cfg, timm.data.resolve_model_data_config(vit)
-    notes = ["timm does not tell the training loss; cross-entropy is assumed."]
-    if type(vit).__name__ != "VisionTransformer" or official.kind_of(weights) != "classifier":
-        raise ValueError(f"{model}: is a {type(vit).__name__}; a plain VisionTransformer with a classifier is needed")
-    if images["crop_mode"] != "center":
-        raise ValueError(f"{model}: its crop mode is {images['crop_mode']!r}; only 'center' can be converted")
-    classes = class_fields(len(weights["head.weight"]), labels, class_counts, notes, own_names=cfg.get("label_names"))
-    try:
-        fields = official.encoder_fields(weights, vit.blocks[0].attn.num_heads)
-        config = LivtConfig(
-            **fields, **classes, use_mean_pooling="fc_norm.weight" in weights, loss="ce", pretrained=f"timm {name}"
-        )
-        converted = on_meta(ViTForBalancedClassification, config)
-        native, dropped = official.to_native(weights, official.key_map(config))
-        fill(converted, native)
-    except ValueError as error:
-        raise ValueError(f"{model}: {error}") from None
-    difference = largest_difference(vit, lambda pixels: converted(pixels).logits, config.image_size)
-    if difference > TOLERANCE:  # what the names of tensors do not tell: pooling, activation, epsilon
-        raise ValueError(f"{model}: is no plain ViT: converted, its logits would differ by {difference:.1g}")
-    processor = image_processor(config.image_size, 0.875, images["mean"], images["std"])
-    processor.size = {"shortest_edge": math.floor(config.image_size / images["crop_pct"])}
-    processor.resample = str_to_pil_interp(images["interpolation"])
-    conversion = Conversion("timm", "classifier", name, len(weights), dropped, notes, licence=cfg.get("license"))
-    save_native(converted, native, processor, conversion, Path(output_dir))
-    return conversion
-
-
-def _load_timm(model: str) -> Any:
-    """A model of timm with its weights, in evaluation mode. timm unpickles with `weights_only=True`."""
-    name = f"local-dir:{model}" if Path(model).is_dir() else model
-    try:
-        return timm.create_model(name, pretrained=True).eval()
-    except Exception as error:  # of timm, the Hub's client, torch or safetensors
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{model}: timm cannot load it: {reason}") from None
-
-
-@torch.inference_mode()
-def largest_difference(model: Callable[[Tensor], Tensor], other: Callable[[Tensor], Tensor], image_size: int) -> float:
-    """Between the logits of two models for two images of noise, relative to the largest logit if that is above 1."""
-    pixels = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
-    expected = model(pixels)
-    return ((expected - other(pixels)).abs().max() / expected.abs().max().clamp(min=1.0)).item()
-
-
-def check_output_dir(output_dir: str | Path) -> None:
-    """ValueError unless the folder is new or empty."""
-    folder = Path(output_dir)
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise ValueError(f"{output_dir}: exists and is not empty; give a new folder")
-
-
-def on_meta(model_class: Any, config: Any) -> Any:
-    """A model without memory for its weights, in evaluation mode."""
-    with torch.device("meta"):
-        return model_class(config).eval()
-
-
-def fill(model: PreTrainedModel, native: Mapping[str, Tensor]) -> None:
-    """Give a model its weights, without a copy.
-
-    Raises:
-        ValueError: a tensor of another shape.
-    """
-    for name, tensor in model.state_dict().items():
-        if tensor.shape != native[name].shape:
-            raise ValueError(f"{name} would be {tuple(native[name].shape)}, the rest needs {tuple(tensor.shape)}")
-    model.load_state_dict(native, assign=True)
-
-
-def save_native(
-    model: Any, native: dict[str, Tensor], processor: Any, conversion: Conversion, output_dir: Path
-) -> None:
-    """Save model, image processor and card, then load the model natively and compare every weight.
-
-    Empties ``native`` and the model on the way, so that source and result are never in memory together.
-    """
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    card = conversion_card(conversion, model.config, parameters, output_dir.resolve().name)
-    native_class: Any = NATIVE_CLASSES[type(model)]
-    with publish_files(output_dir) as folder:
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
-        (folder / "README.md").write_text(card, encoding="utf-8")
-        expected = {name: _checksum(tensor) for name, tensor in native.items()}
-        native.clear()
-        model.to("meta")
-        loaded, info = native_class.from_pretrained(folder, output_loading_info=True)
-        assert not any(info.values()), info
-        assert {name: _checksum(tensor) for name, tensor in loaded.state_dict().items()} == expected
-
-
-def _checksum(tensor: Tensor) -> int:
-    return zlib.crc32(tensor.detach().reshape(-1).view(torch.uint8).numpy().data)
 
 
 # What the config is told
@@ -289,9 +168,75 @@ def _number(args: Mapping[str, Any], name: str, default: float) -> float:
     return float(value) if isinstance(value, int | float) else default
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights (mapped from the file, not copied) and training arguments of an official checkpoint.
+
+    Nothing in the file is run: beside tensors and plain values only an `argparse.Namespace` is let in.
+
+    Raises:
+        ValueError: no such file, not a checkpoint, or one that holds another class (which is named).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file; give an official checkpoint (.pth)")
+    if not path.stat().st_size:
+        raise ValueError(f"{path}: is empty; download it again")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            # Files of before torch 1.6 are no zip archives and cannot be mapped.
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+    except Exception as error:  # a damaged file makes the unpickler raise anything
+        foreign = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if foreign:
+            raise ValueError(
+                f"{path}: refused, nothing in it was run: it holds {foreign[1]}; only tensors, plain values "
+                "and argparse.Namespace are let in"
+            ) from None
+        raise ValueError(f"{path}: is damaged, or no checkpoint of torch.save; download it again") from None
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        found_keys = f" (it holds {_some([str(key) for key in content])})" if isinstance(content, dict) else ""
+        raise ValueError(f"{path}: has no 'model'{found_keys}; give a checkpoint as the official code saves it")
+    weights = content["model"]
+    for name, tensor in weights.items():
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            raise ValueError(f"{path}: {name!r} in 'model' is no tensor of floating-point numbers")
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{path}: tensor {name} holds values that are not finite")
+    dtypes = {str(tensor.dtype) for tensor in weights.values()}
+    if len(dtypes) > 1:
+        raise ValueError(f"{path}: its tensors are of several types, {', '.join(sorted(dtypes))}; make them the same")
+    args = content.get("args")
+    return weights, vars(args) if isinstance(args, argparse.Namespace) else {}
+
+
+def convert_to_official(model: str | Path, output: str | Path) -> int:
+    """Write the official `model` dict of a folder that holds a classifier or a masked autoencoder.
+
+    Returns:
+        The number of tensors.
+
+    Raises:
+        ValueError: no such folder, another architecture, or ``output`` exists.
+    """
+    if Path(output).exists():
+        raise ValueError(f"{output}: exists already; give the name of a new file")
+    if not (Path(model) / "config.json").is_file():
+        raise ValueError(f"{model}: holds no config.json; give the folder that holds the trained model")
+    config = AutoConfig.from_pretrained(model)
+    encoder_only = (config.architectures or [""])[0] == "ViTMAEModel"
+    if config.model_type == "beit":
+        check_plain_vit(model, config)
+        native_class: Any = BeitForImageClassification
+    elif config.model_type == "vit_mae":
+        native_class = ViTMAEModel if encoder_only else ViTMAEForPreTraining
+    else:
+        raise ValueError(f"{model}: is a {config.model_type!r} model; a classifier or autoencoder of ours is needed")
+    loaded, info = native_class.from_pretrained(model, output_loading_info=True)
+    if info["missing_keys"]:
+        raise ValueError(f"{model}: lacks {len(info['missing_keys'])} weights, such as {min(info['missing_keys'])}")
+    weights = to_official(loaded.state_dict(), key_map(config, encoder_only))
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"model": weights}, output)
+    return len(weights)

@@ -15,150 +15,22 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-import timm
 import torch
 from datasets import DatasetDict
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, BeitForImageClassification, ViTMAEForPreTraining, ViTMAEModel
 
 from .. import data
 from ..evaluation.predictions import ProcessorTransform, mean_and_std
-from ..files import publish_files
+from ..files import check_output_dir, publish_files
 from ..models.loading import load_classifier
 from ..reporting.provenance import hardware, versions
-from . import key_map as official
-from .official import TOLERANCE, check_output_dir, largest_difference
 
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 ONE_FILE_LIMIT = 1 << 30  # bytes of weights; a protobuf file ends at 2 GB, so larger ones go to model.onnx.data
 TIMED_IMAGES, TIMED_RUNS = 8, 5
-# What a BEiT must be to be a plain ViT, the only architecture that the official code and timm's ViT share with it.
-_PLAIN_VIT = {
-    "use_absolute_position_embeddings": True,
-    "use_relative_position_bias": False,
-    "use_shared_relative_position_bias": False,
-    "use_mask_token": False,
-    "layer_scale_init_value": 0,
-    "hidden_act": "gelu",
-    "layer_norm_eps": official.LAYER_NORM_EPS,
-}
-
-
-def convert_to_official(model: str | Path, output: str | Path) -> int:
-    """Write the official `model` dict of a folder that holds a classifier or a masked autoencoder.
-
-    Returns:
-        The number of tensors.
-
-    Raises:
-        ValueError: no such folder, another architecture, or ``output`` exists.
-    """
-    if Path(output).exists():
-        raise ValueError(f"{output}: exists already; give the name of a new file")
-    if not (Path(model) / "config.json").is_file():
-        raise ValueError(f"{model}: holds no config.json; give the folder that holds the trained model")
-    config = AutoConfig.from_pretrained(model)
-    encoder_only = (config.architectures or [""])[0] == "ViTMAEModel"
-    if config.model_type == "beit":
-        check_plain_vit(model, config)
-        native_class: Any = BeitForImageClassification
-    elif config.model_type == "vit_mae":
-        native_class = ViTMAEModel if encoder_only else ViTMAEForPreTraining
-    else:
-        raise ValueError(f"{model}: is a {config.model_type!r} model; a classifier or autoencoder of ours is needed")
-    loaded, info = native_class.from_pretrained(model, output_loading_info=True)
-    if info["missing_keys"]:
-        raise ValueError(f"{model}: lacks {len(info['missing_keys'])} weights, such as {min(info['missing_keys'])}")
-    weights = official.to_official(loaded.state_dict(), official.key_map(config, encoder_only))
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"model": weights}, output)
-    return len(weights)
-
-
-def check_plain_vit(model: str | Path, config: Any) -> None:
-    """ValueError unless a BEiT is a plain ViT, as LiVT's classifier is."""
-    for name, value in _PLAIN_VIT.items():
-        if getattr(config, name) != value:
-            raise ValueError(f"{model}: {name} is {getattr(config, name)!r}; this needs a plain ViT, with {value!r}")
 
 
 # timm
-
-
-def export_timm(model: str | Path, output_dir: str | Path) -> float:
-    """Make a folder that `timm.create_model("local-dir:DIR", pretrained=True)` loads, and "hf-hub:ID" once uploaded.
-
-    Args:
-        model: folder or Hub id of a classifier that is a plain ViT.
-        output_dir: new or empty folder.
-
-    Returns:
-        The largest difference of the logits, for two images of noise, after loading it with timm.
-
-    Raises:
-        ValueError: no such model, or one that timm's ViT does not have.
-    """
-    check_output_dir(output_dir)
-    classifier: Any
-    classifier, processor = load_classifier(model)
-    config = classifier.config
-    if config.model_type != "beit":
-        raise ValueError(f"{model}: is a {config.model_type!r} model; a classifier of this package is needed")
-    check_plain_vit(model, config)
-    weights = official.to_official(classifier.state_dict(), official.key_map(config))
-    with publish_files(Path(output_dir)) as folder:
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        description = json.dumps(timm_config(config, processor), indent=2, ensure_ascii=False)
-        (folder / "config.json").write_text(description + "\n", encoding="utf-8")
-        vit = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-        difference = largest_difference(lambda pixels: classifier.eval()(pixels).logits, vit, config.image_size)
-        assert difference <= TOLERANCE, difference
-    return difference
-
-
-def timm_config(config: Any, processor: Any) -> dict[str, Any]:
-    """What config.json says to timm: architecture and sizes, classes, and how images are prepared."""
-    pooling = "avg" if config.use_mean_pooling else "token"
-    mean, std = mean_and_std(processor)
-    return {
-        "architecture": "vit_base_patch16_224",  # any of timm's plain ViTs; model_args set every size
-        "num_classes": config.num_labels,
-        "num_features": config.hidden_size,
-        "global_pool": pooling,
-        "model_args": {
-            "img_size": config.image_size,
-            "patch_size": config.patch_size,
-            "embed_dim": config.hidden_size,
-            "depth": config.num_hidden_layers,
-            "num_heads": config.num_attention_heads,
-            "mlp_ratio": config.intermediate_size / config.hidden_size,
-            "num_classes": config.num_labels,
-            "global_pool": pooling,
-        },
-        "label_names": [config.id2label[label] for label in range(config.num_labels)],
-        "pretrained_cfg": {
-            "tag": "livt",
-            "input_size": [3, config.image_size, config.image_size],
-            "fixed_input_size": True,
-            "interpolation": PIL.Image.Resampling(processor.resample).name.lower(),
-            "crop_pct": crop_ratio(processor),
-            "crop_mode": "center",
-            "mean": list(mean),
-            "std": list(std),
-            "num_classes": config.num_labels,
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
-        },
-    }
-
-
-def crop_ratio(processor: Any) -> float:
-    """Crop size / shorter side, such that timm's floor(crop size / ratio) is the processor's shorter side again."""
-    if not processor.do_center_crop or not processor.size.get("shortest_edge"):
-        raise ValueError("preprocessor_config.json: a resize of the shortest edge and a centre crop are needed")
-    crop, edge = processor.crop_size["height"], processor.size["shortest_edge"]
-    return crop / edge if int(crop / (crop / edge)) == edge else crop / (edge + 0.5)
 
 
 # ONNX

@@ -15,8 +15,9 @@ from transformers.utils.logging import disable_progress_bar
 from helpers.paths import FIXTURES
 from livt_hf import LivtConfig, ViTForBalancedClassification
 from livt_hf.cli import main
-from livt_hf.conversion.official import convert_checkpoint, convert_timm
-from livt_hf.conversion.onnx_format import ONNX_PACKAGES, crop_ratio, export_onnx, export_timm
+from livt_hf.conversion.official import convert_checkpoint
+from livt_hf.conversion.onnx_format import ONNX_PACKAGES, export_onnx
+from livt_hf.conversion.timm_format import convert_timm, crop_ratio, export_timm
 from livt_hf.data import load_long_tailed
 from livt_hf.data.transforms import image_processor
 

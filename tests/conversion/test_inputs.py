@@ -10,9 +10,9 @@ from transformers import AutoImageProcessor
 from helpers.conversion import DECODER_HEADS, FINETUNED, HEADS, PRETRAINED, changed, convert_classifier
 from livt_hf import LivtConfig, LivtMAEForPreTraining
 from livt_hf.cli import main
-from livt_hf.conversion.key_map import decoder_fields, encoder_fields, kind_of, read_checkpoint
+from livt_hf.conversion.key_map import decoder_fields, encoder_fields, kind_of
 from livt_hf.conversion.native import LABEL_ORDER
-from livt_hf.conversion.official import OFFICIAL_LOSSES, convert_checkpoint
+from livt_hf.conversion.official import OFFICIAL_LOSSES, convert_checkpoint, read_checkpoint
 from livt_hf.conversion.sources import DATA_SETS, SOURCES
 from livt_hf.losses import LOSS_NAMES
 from livt_hf.models.modeling_livt import NO_KEY_BIAS

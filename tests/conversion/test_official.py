@@ -17,8 +17,8 @@ from helpers.conversion import DECODER_HEADS, FINETUNED, HEADS, PRETRAINED, chan
 from helpers.paths import FIXTURES
 from livt_hf import LivtConfig, LivtMAEForPreTraining, ViTForBalancedClassification
 from livt_hf.cli import main
-from livt_hf.conversion.key_map import key_map, read_checkpoint, to_native, to_official
-from livt_hf.conversion.official import convert_checkpoint
+from livt_hf.conversion.key_map import key_map, to_native, to_official
+from livt_hf.conversion.official import convert_checkpoint, read_checkpoint
 from livt_hf.models.configuration_livt import LivtMAEConfig
 from livt_hf.models.modeling_livt import NO_KEY_BIAS
 

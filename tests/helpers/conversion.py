@@ -6,8 +6,7 @@ import torch
 
 from helpers.paths import FIXTURES
 from livt_hf import LivtConfig
-from livt_hf.conversion.key_map import read_checkpoint
-from livt_hf.conversion.official import convert_checkpoint
+from livt_hf.conversion.official import convert_checkpoint, read_checkpoint
 
 FINETUNED = FIXTURES / "livt_finetune_global_pool.pth"
 PRETRAINED = FIXTURES / "livt_pretrain.pth"

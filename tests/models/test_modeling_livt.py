@@ -18,7 +18,8 @@ from transformers import (
 
 from helpers.paths import FIXTURES
 from livt_hf import LivtConfig, LivtMAEForPreTraining, ViTForBalancedClassification
-from livt_hf.conversion.key_map import key_map, read_checkpoint, to_native
+from livt_hf.conversion.key_map import key_map, to_native
+from livt_hf.conversion.official import read_checkpoint
 from livt_hf.losses import build_loss
 from livt_hf.models.configuration_livt import LivtMAEConfig
 from livt_hf.models.modeling_livt import (

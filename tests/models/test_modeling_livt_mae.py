@@ -12,7 +12,8 @@ from transformers import AutoModelForPreTraining, ViTMAEConfig, ViTMAEForPreTrai
 
 from helpers.paths import FIXTURES
 from livt_hf import LivtMAEForPreTraining
-from livt_hf.conversion.key_map import key_map, read_checkpoint, to_native
+from livt_hf.conversion.key_map import key_map, to_native
+from livt_hf.conversion.official import read_checkpoint
 from livt_hf.models.configuration_livt import LivtMAEConfig
 from livt_hf.models.modeling_livt_mae import take
 
