@@ -21,6 +21,7 @@ from transformers import PreTrainedConfig
 from ..models.configuration_livt import VIT_SIZES, check_patch_grid
 from ..models.modeling_livt import NO_KEY_BIAS
 
+LAYER_NORM_EPS = 1e-6  # of both official codes and of timm's ViT
 # What a BEiT must be to be a plain ViT, the only architecture that the official code and timm's ViT share with it.
 _PLAIN_VIT = {
     "use_absolute_position_embeddings": True,
@@ -31,9 +32,6 @@ _PLAIN_VIT = {
     "hidden_act": "gelu",
     "layer_norm_eps": LAYER_NORM_EPS,
 }
-
-
-LAYER_NORM_EPS = 1e-6  # of both official codes and of timm's ViT
 # Weights do not tell the number of heads; the width does for the known sizes (VIT_SIZES, MAE's decoder).
 HEADS_OF_WIDTH = {size["hidden_size"]: size["num_attention_heads"] for size in VIT_SIZES.values()}
 HEADS_OF_DECODER_WIDTH = {512: 16}
