@@ -297,7 +297,8 @@ def run_push(argv: list[str]) -> int:
     parser.add_argument("--create_pr", action="store_true", help="open a pull request instead")
     parser.add_argument("--message", default="Upload the model", help="of the commit (default: %(default)s)")
     args = parser.parse_args(argv)
-    from .hub.upload import check_repo_id, ensure_card, push_folder
+    from .hub.upload import check_repo_id, push_folder
+    from .reporting.card import ensure_card
 
     check_repo_id(args.hub_model_id)
     ensure_card(args.model, args.hub_model_id)

@@ -154,3 +154,14 @@ def check_output_dir(output_dir: str | Path) -> None:
     folder = Path(output_dir)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise ValueError(f"{output_dir}: exists and is not empty; give a new folder")
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads((folder / name).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise ValueError(
+            f"model: {str(folder)!r} has no {name}; name the output folder of a finished training"
+        ) from None
+    except (ValueError, TypeError):
+        raise ValueError(f"model: {folder}/{name} is not valid JSON; save the model again") from None

@@ -14,8 +14,8 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from ..reporting.blocks import escape_markdown, markdown_table
-from ..reporting.card import CITATION, TAGS
+from ..reporting.blocks import CITATION, escape_markdown, markdown_table
+from ..reporting.card import TAGS
 from ..reporting.evaluation_report import percent
 
 

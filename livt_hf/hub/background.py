@@ -13,39 +13,12 @@ from typing import Any, NamedTuple
 
 from huggingface_hub.utils import disable_progress_bars
 from tqdm.auto import tqdm
-from transformers import TrainingArguments
 
-from ..config.arguments import StageArguments, check_repo_id
+from ..config.arguments import check_repo_id
 from ..files import MARKER, incompleteness, write_text
 from ..reporting.blocks import escape_markdown
-from .upload import WAITS, WEIGHT_FILE, check_folder, ensure_card, first_line, plain_card, push_folder
-
-
-def start_pusher(args: StageArguments, processor: Any) -> BackgroundPusher | None:
-    """The pusher that a stage's options ask for; for the main process only."""
-    if not args.push_to_hub:
-        return None
-    return BackgroundPusher(
-        str(args.hub_model_id),
-        args.output_dir,
-        processor,
-        strategy=args.hub_strategy,
-        private=args.hub_private_repo or None,
-        revision=args.hub_revision,
-    )
-
-
-def trainer_pusher(args: TrainingArguments, repo_id: str, processor: Any) -> BackgroundPusher:
-    """The pusher for ``TrainingArguments(push_to_hub=True)``."""
-    return BackgroundPusher(
-        repo_id,
-        str(args.output_dir),
-        processor,
-        strategy=str(getattr(args.hub_strategy, "value", args.hub_strategy)),
-        private=args.hub_private_repo,
-        revision=args.hub_revision,
-        token=args.hub_token,
-    )
+from ..reporting.card import ensure_card, plain_card
+from .upload import WAITS, WEIGHT_FILE, check_folder, first_line, push_folder
 
 
 class _Snapshot(NamedTuple):

@@ -16,15 +16,13 @@ from typing import Any, TypeVar
 
 import torch
 import transformers
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, ModelCardData
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from safetensors import SafetensorError, safe_open
 
 from ..config.arguments import check_repo_id
-from ..files import write_text
-from ..reporting.autoencoder_card import write_pretraining_card
-from ..reporting.blocks import escape_markdown
-from ..reporting.card import EXAMPLES, TAGS, write_model_card
+from ..files import read_json
+from ..reporting.card import EXAMPLES
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PROCESSOR = "preprocessor_config.json"
@@ -43,34 +41,6 @@ Result = TypeVar("Result")
 
 
 # Cards
-
-
-def ensure_card(folder: str | Path, repo_id: str) -> None:
-    """Write README.md unless there is one: from the evaluation or the pretraining that the folder tells of."""
-    folder = Path(folder)
-    if not folder.is_dir() or (folder / "README.md").exists():
-        return
-    if read_json(folder, "config.json").get("architectures") == ["ViTMAEForPreTraining"]:
-        write_pretraining_card(folder, repo_id=repo_id)
-        return
-    for results in (folder / "results.json", folder / "evaluation" / "results.json"):
-        if results.is_file():
-            write_model_card(folder, read_json(results.parent, results.name), repo_id=repo_id)
-            return
-    write_text(folder / "README.md", plain_card(folder, repo_id, "An image classifier. It was not evaluated."))
-
-
-def plain_card(folder: Path, repo_id: str, text: str) -> str:
-    """README.md of a model of which no more is known; ``text`` is Markdown."""
-    is_autoencoder = read_json(folder, "config.json").get("architectures") == ["ViTMAEForPreTraining"]
-    data = ModelCardData(
-        license="apache-2.0",
-        library_name="transformers",
-        pipeline_tag="image-feature-extraction" if is_autoencoder else "image-classification",
-        tags=TAGS,
-    )
-    title = escape_markdown(repo_id.split("/")[-1])
-    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{text}\n"))
 
 
 # Checking
@@ -152,17 +122,6 @@ def _check_card(folder: Path) -> None:
             raise ValueError(
                 f"model: {folder}/README.md shows {picture}, which is not there; delete the line, or draw it"
             )
-
-
-def read_json(folder: Path, name: str) -> dict[str, Any]:
-    try:
-        return dict(json.loads((folder / name).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise ValueError(
-            f"model: {str(folder)!r} has no {name}; name the output folder of a finished training"
-        ) from None
-    except (ValueError, TypeError):
-        raise ValueError(f"model: {folder}/{name} is not valid JSON; save the model again") from None
 
 
 # Uploading

@@ -11,8 +11,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..files import read_metrics, read_run, write_text
-from .blocks import code_block, escape_markdown
-from .card import CITATION
+from .blocks import CITATION, code_block, escape_markdown
 from .charts import plot_loss_curve
 from .provenance import public_name
 from .training_record import hyperparameters, training_command

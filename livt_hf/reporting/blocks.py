@@ -8,6 +8,17 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+CITATION = """\
+```bibtex
+@inproceedings{xu2023learning,
+  title     = {Learning Imbalanced Data with Vision Transformers},
+  author    = {Xu, Zhengzhuo and Liu, Ruikang and Yang, Shuo and Chai, Zenghao and Yuan, Chun},
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
+  year      = {2023}
+}
+```"""
+
+
 # What can start markup, a table cell, HTML or a link; an underscore only at the edge of a word.
 _MARKUP = re.compile(r"[|`<>&*\[\]~$\\#!]|(?<![^\W_])_|_(?![^\W_])|(?<=:)//|@")
 # Line breaks, control characters, and marks that reverse the direction of the text around them.

@@ -16,11 +16,12 @@ from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..files import read_run, write_text
+from ..files import read_json, read_run, write_text
 from ..losses import BALANCED_LOSSES
 from ..losses import LOSS_TITLES as LOSS_NAMES
 from ..prior import ClassPrior
-from .blocks import code_block, escape_markdown, markdown_table
+from .autoencoder_card import write_pretraining_card
+from .blocks import CITATION, code_block, escape_markdown, markdown_table
 from .evaluation_report import accuracy_table, percent
 from .provenance import measurement, public_name
 from .training_record import hyperparameters, training_command
@@ -42,15 +43,6 @@ PICTURES = {  # those that `write_report` draws
 }
 EXAMPLES = "examples"  # folder of images beside the model that the Hub's widget offers
 ENDS_SHOWN = 5  # largest and smallest classes in the card
-CITATION = """\
-```bibtex
-@inproceedings{xu2023learning,
-  title     = {Learning Imbalanced Data with Vision Transformers},
-  author    = {Xu, Zhengzhuo and Liu, Ruikang and Yang, Shuo and Chai, Zenghao and Yuan, Chun},
-  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
-  year      = {2023}
-}
-```"""
 
 
 def write_model_card(
@@ -421,3 +413,31 @@ def _data_name(results: Mapping[str, Any]) -> str:
 
 def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "images"
+
+
+def ensure_card(folder: str | Path, repo_id: str) -> None:
+    """Write README.md unless there is one: from the evaluation or the pretraining that the folder tells of."""
+    folder = Path(folder)
+    if not folder.is_dir() or (folder / "README.md").exists():
+        return
+    if read_json(folder, "config.json").get("architectures") == ["ViTMAEForPreTraining"]:
+        write_pretraining_card(folder, repo_id=repo_id)
+        return
+    for results in (folder / "results.json", folder / "evaluation" / "results.json"):
+        if results.is_file():
+            write_model_card(folder, read_json(results.parent, results.name), repo_id=repo_id)
+            return
+    write_text(folder / "README.md", plain_card(folder, repo_id, "An image classifier. It was not evaluated."))
+
+
+def plain_card(folder: Path, repo_id: str, text: str) -> str:
+    """README.md of a model of which no more is known; ``text`` is Markdown."""
+    is_autoencoder = read_json(folder, "config.json").get("architectures") == ["ViTMAEForPreTraining"]
+    data = ModelCardData(
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag="image-feature-extraction" if is_autoencoder else "image-classification",
+        tags=TAGS,
+    )
+    title = escape_markdown(repo_id.split("/")[-1])
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{text}\n"))

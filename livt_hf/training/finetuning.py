@@ -30,7 +30,6 @@ from ..data.streaming import open_stream, training_dataset
 from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD, image_processor
 from ..evaluation.evaluate import evaluate_model
 from ..files import RUN_FILE, explain_failed_write, publish_files, write_text
-from ..hub.background import start_pusher
 from ..models.configuration_livt import LivtConfig, encoder_sizes, store_class_counts, unused_sizes
 from ..models.loading import has_drop_path, load_classifier, load_config, load_pretrained_classifier, saved_statistics
 from ..models.modeling_livt import ViTForBalancedClassification, config_for_classes
@@ -48,6 +47,7 @@ from .run import (
     finished_steps,
     read_record,
     run_record,
+    start_pusher,
 )
 from .trainer import BalancedTrainer
 

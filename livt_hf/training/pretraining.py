@@ -33,7 +33,7 @@ from ..data import PretrainTransform, TrainingBatches, load_long_tailed, normali
 from ..data.streaming import StreamedSamples, open_stream, streaming_loader, training_dataset
 from ..data.transforms import image_processor
 from ..files import RUN_FILE, atomic_folder, explain_failed_write, publish_files, write_text
-from ..hub.background import BackgroundPusher, start_pusher
+from ..hub.background import BackgroundPusher
 from ..models.configuration_livt import LivtMAEConfig, check_width, encoder_sizes, unused_sizes
 from ..models.modeling_livt import interpolate_position_embeddings
 from ..models.modeling_livt_mae import LivtMAEForPreTraining
@@ -64,6 +64,7 @@ from .run import (
     finished_steps,
     read_record,
     run_record,
+    start_pusher,
 )
 
 STATE_FILE = "state.json"  # in a checkpoint: the run record and what else a resume needs

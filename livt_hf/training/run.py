@@ -19,9 +19,11 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch.distributed.checkpoint.state_dict import StateDictOptions
+from transformers import TrainingArguments
 
 from ..config.arguments import StageArguments
 from ..files import METRICS_FILE, RUN_FILE, write_text
+from ..hub.background import BackgroundPusher
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # tensors that are not cut into shards
 AGREE_EVERY = 10  # steps between the moments at which several processes compare whether one was told to stop
@@ -230,3 +232,30 @@ class StopSignal:
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name
+
+
+def start_pusher(args: StageArguments, processor: Any) -> BackgroundPusher | None:
+    """The pusher that a stage's options ask for; for the main process only."""
+    if not args.push_to_hub:
+        return None
+    return BackgroundPusher(
+        str(args.hub_model_id),
+        args.output_dir,
+        processor,
+        strategy=args.hub_strategy,
+        private=args.hub_private_repo or None,
+        revision=args.hub_revision,
+    )
+
+
+def trainer_pusher(args: TrainingArguments, repo_id: str, processor: Any) -> BackgroundPusher:
+    """The pusher for ``TrainingArguments(push_to_hub=True)``."""
+    return BackgroundPusher(
+        repo_id,
+        str(args.output_dir),
+        processor,
+        strategy=str(getattr(args.hub_strategy, "value", args.hub_strategy)),
+        private=args.hub_private_repo,
+        revision=args.hub_revision,
+        token=args.hub_token,
+    )

@@ -38,7 +38,7 @@ from ..data.streaming import StreamedSamples, streaming_loader
 from ..data.transforms import image_processor
 from ..evaluation.predictions import predict_split
 from ..files import RUN_FILE, explain_failed_write, publish, write_text
-from ..hub.background import BackgroundPusher, trainer_pusher
+from ..hub.background import BackgroundPusher
 from ..losses import Loss, build_loss, deferred_weights
 from ..metrics import calibration_error, long_tail_accuracy
 from ..models.configuration_livt import check_not_adjusted, ordered_class_counts
@@ -46,7 +46,7 @@ from ..optimization import WeightAverage, adamw, parameter_groups, warmup_cosine
 from .callbacks import ProgressBar, StepCallback
 from .checkpoint import load_optimizer, load_tensors, load_weights, remove_old_checkpoints, set_schedule
 from .classifier_retraining import load_scales, save_scales
-from .run import WHOLE, MetricsLog, StopSignal
+from .run import WHOLE, MetricsLog, StopSignal, trainer_pusher
 
 
 class BalancedTrainer(Trainer):
