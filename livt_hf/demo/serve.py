@@ -181,7 +181,7 @@ def _write_space(
         versions = [f"{library}>={importlib.metadata.version(library).split('+')[0]}" for library in libraries]
         (new / "requirements.txt").write_text("\n".join(versions) + "\n", encoding="utf-8")
         (new / "app.py").write_text(APP, encoding="utf-8")
-        shutil.copyfile(Path(__file__).with_name("demo_app.py"), new / "demo_app.py")
+        shutil.copyfile(Path(__file__).with_name("app.py"), new / "demo_app.py")
         if local:
             classifier.save_pretrained(new / "model")
             image_processor.save_pretrained(new / "model")

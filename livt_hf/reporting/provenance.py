@@ -14,14 +14,15 @@ from typing import Any
 
 import torch
 
-from .. import __version__
 from .blocks import code_block, escape_markdown
 
 
 def command_line() -> str:
     """The command that runs, without the folders of this machine that lead to it."""
     program = Path(sys.argv[0]).name
-    program = "livt" if program in ("livt", "cli.py") else f"python {program}" if program.endswith(".py") else program
+    program = (
+        "livt" if program in ("livt", "__main__.py") else f"python {program}" if program.endswith(".py") else program
+    )
     return " ".join([program, shlex.join(sys.argv[1:])]).strip()
 
 
@@ -29,7 +30,7 @@ def versions() -> dict[str, str]:
     """Versions of Python and the libraries that numbers depend on."""
     libraries = ("torch", "torchvision", "transformers", "datasets", "pillow", "numpy")
     return {
-        "livt_hf": __version__,
+        "livt_hf": importlib.metadata.version("livt-hf"),
         "python": platform.python_version(),
         **{library: importlib.metadata.version(library) for library in libraries},
     }

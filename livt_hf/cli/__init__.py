@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import difflib
 import gc
+import importlib.metadata
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
+
+PACKAGE = Path(__file__).parents[1]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -32,15 +35,15 @@ def run_quickstart(argv: list[str]) -> int:
     parser = _Parser(prog="livt quickstart", description=run_quickstart.__doc__, allow_abbrev=False)
     parser.add_argument("--output_dir", required=True, help="new folder for the report, pictures and the model")
     args = parser.parse_args(argv)
-    from .training.quickstart import quickstart
+    from ..training.quickstart import quickstart
 
     return 0 if quickstart(Path(args.output_dir)) else 1
 
 
 def run_pretrain(argv: list[str]) -> int:
     """masked generative pretraining (stage 1; = scripts/run_mae.py)"""
-    from .config.arguments import PretrainArguments, parse_arguments
-    from .training.pretraining import pretrain
+    from ..config.arguments import PretrainArguments, parse_arguments
+    from ..training.pretraining import pretrain
 
     args, _ = parse_arguments(PretrainArguments, argv, prog="livt pretrain", description=run_pretrain.__doc__)
     pretrain(args)
@@ -49,13 +52,13 @@ def run_pretrain(argv: list[str]) -> int:
 
 def run_finetune(argv: list[str]) -> int:
     """balanced fine-tuning and evaluation (stage 2; = scripts/run_finetune.py)"""
-    from .config.arguments import FinetuneArguments, parse_arguments
-    from .training.finetuning import finetune
+    from ..config.arguments import FinetuneArguments, parse_arguments
+    from ..training.finetuning import finetune
 
     args, more = parse_arguments(FinetuneArguments, argv, prog="livt finetune", description=run_finetune.__doc__)
     results = finetune(args, more)
     if results is not None and int(os.environ.get("RANK", 0)) == 0:
-        from .reporting.evaluation_report import accuracy_table
+        from ..reporting.evaluation_report import accuracy_table
 
         print(accuracy_table(results))
     return 0
@@ -87,8 +90,8 @@ def run_compare(argv: list[str]) -> int:
     for single, several in (("loss", "losses"), ("seed", "seeds"), ("model_size", "model_sizes")):
         if any(word.split("=")[0] == f"--{single}" for word in options):
             raise ValueError(f"{single}: the runs differ in it; give all of them with --{several}")
-    from .reporting.comparison_report import comparison_table
-    from .training.comparison import compare
+    from ..reporting.comparison_report import comparison_table
+    from ..training.comparison import compare
 
     axes = (args.losses, args.seeds, args.pretrained, args.model_sizes)
     comparison = compare(options, args.output_dir, *axes, post_hoc=args.post_hoc)
@@ -119,8 +122,8 @@ def run_evaluate(argv: list[str]) -> int:
     parser.add_argument("--num_workers", type=int, default=4, help="data loading processes (default: %(default)s)")
     parser.add_argument("--device", help="e.g. cpu or cuda:1 (default: the GPU if there is one)")
     args = parser.parse_args(argv)
-    from .evaluation.evaluate import evaluate_checkpoint
-    from .reporting.evaluation_report import accuracy_table, percent
+    from ..evaluation.evaluate import evaluate_checkpoint
+    from ..reporting.evaluation_report import accuracy_table, percent
 
     output_dir = args.output_dir or (Path(args.model) if Path(args.model).is_dir() else Path()) / "evaluation"
     results = evaluate_checkpoint(
@@ -178,12 +181,12 @@ def run_dataset(argv: list[str]) -> int:
         "--group_by", default="count", choices=("count", "rank"), help="inspect: what these borders count"
     )
     args = parser.parse_args(argv)
-    from .data import load_long_tailed
+    from ..data import load_long_tailed
 
     options = {name: getattr(args, name) for name in (*DATA_OPTIONS, "imbalance_factor", "imbalance_profile", "seed")}
     splits = load_long_tailed(args.dataset, **options)
     if args.action == "prepare":
-        from .data.tools.prepare import prepare_dataset
+        from ..data.tools.prepare import prepare_dataset
 
         if not args.output_dir:
             raise ValueError("output_dir: prepare writes a new copy; name its folder with --output_dir")
@@ -200,12 +203,12 @@ def run_dataset(argv: list[str]) -> int:
     output_dir = Path(args.output_dir or ".")
     output_dir.mkdir(parents=True, exist_ok=True)
     if args.action == "check":
-        from .data.tools.check import check_dataset
+        from ..data.tools.check import check_dataset
 
         checked = check_dataset(splits, args.num_workers, output_dir / "bad_images.log")
         print(checked)
         return int(any(checked.bad_images.values()) or bool(checked.shared))
-    from .data.tools.inspect import inspect_dataset
+    from ..data.tools.inspect import inspect_dataset
 
     print(
         inspect_dataset(splits, output_dir / "dataset.png", {"many": args.many, "few": args.few, "by": args.group_by})
@@ -226,7 +229,7 @@ def run_predict(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     from tqdm.auto import tqdm
 
-    from .evaluation.predict import find_images, predict_images, print_predictions, write_predictions
+    from ..evaluation.predict import find_images, predict_images, print_predictions, write_predictions
 
     files = find_images(args.images)
     results = predict_images(args.model, files, args.top_k, args.batch_size, args.device)
@@ -253,7 +256,7 @@ def run_adjust(argv: list[str]) -> int:
     parser.add_argument("--num_workers", type=int, default=4, help="data loading processes (default: %(default)s)")
     parser.add_argument("--device", help="e.g. cpu or cuda:1 (default: the GPU if there is one)")
     args = parser.parse_args(argv)
-    from .evaluation.adjust import adjust, undo
+    from ..evaluation.adjust import adjust, undo
 
     if args.undo:
         given = [name for name in ("target_prior", "temperature", "tau_norm") if getattr(args, name) is not None]
@@ -297,8 +300,8 @@ def run_push(argv: list[str]) -> int:
     parser.add_argument("--create_pr", action="store_true", help="open a pull request instead")
     parser.add_argument("--message", default="Upload the model", help="of the commit (default: %(default)s)")
     args = parser.parse_args(argv)
-    from .hub.upload import check_repo_id, push_folder
-    from .reporting.card import ensure_card
+    from ..hub.upload import check_repo_id, push_folder
+    from ..reporting.card import ensure_card
 
     check_repo_id(args.hub_model_id)
     ensure_card(args.model, args.hub_model_id)
@@ -325,7 +328,7 @@ def run_demo(argv: list[str]) -> int:
     parser.add_argument("--port", type=int, default=7860, help="on this machine only (default: %(default)s)")
     parser.add_argument("--export_space", metavar="DIR", help="write a Space for the Hub into a new folder instead")
     args = parser.parse_args(argv)
-    from .demo.serve import demo
+    from ..demo.serve import demo
 
     demo(**vars(args))
     if args.export_space:
@@ -355,12 +358,12 @@ def run_convert(argv: list[str]) -> int:
     )
     args = parser.parse_args(argv)
     if args.to:
-        from .conversion.official import convert_to_official
+        from ..conversion.official import convert_to_official
 
         print(f"wrote {convert_to_official(args.input, args.output)} tensors to {args.output}")
         return 0
-    from .conversion.official import convert_checkpoint
-    from .conversion.timm_format import convert_timm
+    from ..conversion.official import convert_checkpoint
+    from ..conversion.timm_format import convert_timm
 
     if args.source == "timm":
         conversion = convert_timm(args.input, args.output, labels=args.labels, class_counts=args.class_counts)
@@ -392,8 +395,8 @@ def run_export(argv: list[str]) -> int:
     parser.add_argument("--num_images", type=int, default=64, help="onnx: how many of them (default: %(default)s)")
     _add_data_options(parser)
     args = parser.parse_args(argv)
-    from .conversion.onnx_format import export_onnx
-    from .conversion.timm_format import export_timm
+    from ..conversion.onnx_format import export_onnx
+    from ..conversion.timm_format import export_timm
 
     if args.format == "timm":
         difference = export_timm(args.model, args.output_dir)
@@ -436,9 +439,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\nlivt COMMAND --help lists the options of a command.")
         return 0
     if argv[0] == "--version":
-        from . import __version__
-
-        print(f"livt_hf {__version__}")
+        print(f"livt_hf {importlib.metadata.version('livt-hf')}")
         return 0
     if argv[0] not in COMMANDS:
         near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
@@ -458,7 +459,7 @@ def run(command: Callable[[list[str]], int], argv: Sequence[str] | None = None) 
         leave_process_group()
         return status
     except ValueError as error:
-        if not _raised_here(error):
+        if not _is_user_error(error):
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -478,14 +479,9 @@ def leave_process_group() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _raised_here(error: BaseException) -> bool:
+def _is_user_error(error: BaseException) -> bool:
     """Whether the package itself raised the error on purpose; one from deep inside a library keeps its traceback."""
-    if type(error).__module__.startswith(f"{__package__}."):
+    if type(error).__module__.startswith("livt_hf."):
         return True  # also where a data loading worker raised it, and torch raised it again here
     frames = traceback.extract_tb(error.__traceback__)
-    package = Path(__file__).parent
-    return bool(frames) and Path(frames[-1].filename).is_relative_to(package)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(PACKAGE)
