@@ -11,7 +11,7 @@ Legend: B batch, C classes, z logits (B, C), t targets (B, C), y labels (B,), n_
     focal     ce, each image weighted by (1 - p_y)^gamma           Lin et al., ICCV 2017, Eq. 4
     ldam      ce with a margin m_y ~ n_y^(-1/4) on the label       Cao et al., NeurIPS 2019
     las       ce with smoothing s_y that grows with n_y            Zhong et al., CVPR 2021 (MiSLAS)
-    lade      bal_ce and a regulariser of the raw logits           Hong et al., CVPR 2021
+    lade      bal_ce and a regularizer of the raw logits           Hong et al., CVPR 2021
 
 Hard labels, int64 (B,), serve every loss. Soft targets, float (B, C) with rows that sum to 1, serve all but lade: the
 losses that are linear in t take the whole row; ldam and las take its two largest entries, those of the two images that
@@ -23,7 +23,7 @@ in float32, also under autocast. Biases, margins and weights act in training onl
 are.
 
 Faults of the official code that are not copied: its Bal-BCE ignores ``bal_tau`` and exists only with mixup; its BCE
-option crashes; its LADE is the regulariser alone (`lade_regulariser`), without the cross-entropy.
+option crashes; its LADE is the regularizer alone (`lade_regularizer`), without the cross-entropy.
 """
 
 from __future__ import annotations
@@ -127,11 +127,11 @@ def label_aware_smoothing(logits: Tensor, targets: Tensor, smoothing: float, cla
     return over_mixed_labels(of_labels, targets).mean()
 
 
-def lade_regulariser(logits: Tensor, labels: Tensor, log_prior: Tensor, remine_lambda: float = 0.1) -> Tensor:
+def lade_regularizer(logits: Tensor, labels: Tensor, log_prior: Tensor, remine_lambda: float = 0.1) -> Tensor:
     """``-sum_c pi_c [mean_{b: y_b = c} z_bc - E_c - lambda E_c^2]``, ``E_c = log mean_b exp(z_bc) / (C pi_c)``.
 
-    The regularised Donsker-Varadhan bound of each class; a class absent from the batch has 0 for its first term. It
-    needs the whole batch: accumulated micro-batches give the mean of their regularisers.
+    The regularized Donsker-Varadhan bound of each class; a class absent from the batch has 0 for its first term. It
+    needs the whole batch: accumulated micro-batches give the mean of their regularizers.
     """
     num_images, num_classes = logits.shape
     of_class = F.one_hot(labels, num_classes)  # (B, C)
@@ -143,11 +143,11 @@ def lade_regulariser(logits: Tensor, labels: Tensor, log_prior: Tensor, remine_l
 def lade(
     logits: Tensor, labels: Tensor, smoothing: float, log_prior: Tensor, tau: float, alpha: float, remine_lambda: float
 ) -> Tensor:
-    """Prior-compensated cross-entropy, of ``z + tau log pi``, plus ``alpha`` times the regulariser of z."""
+    """Prior-compensated cross-entropy, of ``z + tau log pi``, plus ``alpha`` times the regularizer of z."""
     if labels.is_floating_point():
         raise ValueError("targets: the loss 'lade' is defined for hard labels alone; train without mixup and cutmix")
     cross_entropy = softmax_cross_entropy(logits, labels, smoothing, tau * log_prior)
-    return cross_entropy + alpha * lade_regulariser(logits, labels, log_prior, remine_lambda)
+    return cross_entropy + alpha * lade_regularizer(logits, labels, log_prior, remine_lambda)
 
 
 # ---- Targets
@@ -196,7 +196,7 @@ def checked_targets(targets: Tensor, num_classes: int, values: bool = True) -> T
 
 
 def effective_number_weights(class_counts: ClassCounts, beta: float = 0.9999) -> np.ndarray:
-    """``(1 - beta) / (1 - beta^n)``, normalised to sum to C (Cui et al.; beta as in the official LiVT code).
+    """``(1 - beta) / (1 - beta^n)``, normalized to sum to C (Cui et al.; beta as in the official LiVT code).
 
     ``beta = 0`` gives weights of 1, ``beta -> 1`` inverse class frequencies.
     """
@@ -366,12 +366,12 @@ def compute_loss_func(
 
         Trainer(model, args, compute_loss_func=compute_loss_func("bal_bce", class_counts), ...)
 
-    Trainer counts the entries of all labels of an optimiser step, over micro-batches and, with
+    Trainer counts the entries of all labels of an optimizer step, over micro-batches and, with
     ``average_tokens_across_devices``, processes: B for hard labels, B x C for soft ones. It does not divide by the
     accumulation steps then, and multiplies by the number of processes, which DDP's mean takes out again. So each
     micro-batch counts by its share of that total: batch 8x1, 4x2 accumulated and 2 processes x 4 give the same
     gradients. Left out are the losses that look at a batch as a whole: class weights on hard labels (cb_ce, ldam) and
-    lade's regulariser. ``TrainingArguments.label_smoothing_factor`` has no effect; use ``label_smoothing`` here.
+    lade's regularizer. ``TrainingArguments.label_smoothing_factor`` has no effect; use ``label_smoothing`` here.
     """
     loss = build_loss(name, class_counts, tau, label_smoothing, **options)
 

@@ -143,7 +143,7 @@ def warmup_cosine(
     warmup_epochs: float,
     epochs: float,
 ) -> LambdaLR:
-    """`learning_rate` as a scheduler that is stepped once an optimiser step; it scales every group alike."""
+    """`learning_rate` as a scheduler that is stepped once an optimizer step; it scales every group alike."""
 
     def share_of_peak(step: int) -> float:
         return learning_rate(step / steps_per_epoch, peak_lr, min_lr, warmup_epochs, epochs) / peak_lr

@@ -57,8 +57,8 @@ IMAGE_SIZE = 224
 def benchmark_loader(args: argparse.Namespace) -> dict[str, Any]:
     """Images per second of one core: both sides read the same JPEG files, batch by batch, in one process.
 
-    CPU time is counted, so that other work on the machine disturbs little. Ours ends with uint8 batches (normalisation
-    runs on the device), the usual pipelines with normalised float32 batches.
+    CPU time is counted, so that other work on the machine disturbs little. Ours ends with uint8 batches (normalization
+    runs on the device), the usual pipelines with normalized float32 batches.
     """
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -163,7 +163,7 @@ def timm_finetune_transform():
 
 def benchmark_mae(args: argparse.Namespace) -> dict[str, Any]:
     """Images per second of a pretraining step: ours, ours predicting a quarter of the masked patches, and upstream's
-    `ViTMAEForPreTraining` with torch's fused attention; same sizes, type and optimiser, taking turns. Then where a step
+    `ViTMAEForPreTraining` with torch's fused attention; same sizes, type and optimizer, taking turns. Then where a step
     of ours spends its time, and the same step inside `livt pretrain`, reading JPEGs, against the step alone."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(os.cpu_count() or 1)
@@ -261,7 +261,7 @@ def take_turns(steps: dict[str, Callable[[], None]], args: argparse.Namespace, d
 
 
 def step_memory(step: Callable[[], None], device: str) -> int:
-    """Bytes that a step needs beside weights, optimiser and inputs: activations and gradients at their peak."""
+    """Bytes that a step needs beside weights, optimizer and inputs: activations and gradients at their peak."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -277,7 +277,7 @@ def step_memory(step: Callable[[], None], device: str) -> int:
 KINDS = {
     "linear layers": ("aten::addmm", "aten::mm"),
     "attention": ("aten::bmm", "softmax", "scaled_dot_product", "flash_attention"),
-    "optimiser": ("_fused_adamw",),
+    "optimizer": ("_fused_adamw",),
     "copies and casts": ("aten::copy_", "aten::cat", "aten::contiguous"),
 }
 
@@ -351,7 +351,7 @@ def matmul_peak(device: str, dtype: torch.dtype, size: int = 2048) -> float:
 
 
 def write_photos(folder: Path, count: int, quality: int) -> list[Path]:
-    """JPEGs with the amplitude spectrum of photographs, 1 / frequency ** 1.4, in correlated colours: 0.34 bytes a pixel
+    """JPEGs with the amplitude spectrum of photographs, 1 / frequency ** 1.4, in correlated colors: 0.34 bytes a pixel
     at quality 90, the same as real photographs of that size (Grocery Store Dataset)."""
     (folder / "a").mkdir(parents=True)
     files = []

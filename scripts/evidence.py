@@ -1,6 +1,6 @@
 """Write model_cards/EVIDENCE.md and the README's table from measured comparisons: python scripts/evidence.py
 
-Each folder of model_cards/comparisons/ is a data set: the results.json files of its `livt compare` runs under names of
+Each folder of model_cards/comparisons/ is a dataset: the results.json files of its `livt compare` runs under names of
 their own, and what its autoencoders were pretrained with. `--add FOLDER OUTPUT_DIR ...` copies these from the output
 folders of `livt compare` and `livt pretrain`. The folder held-out is for the runs of `livt finetune` that options were
 tried with; the first one added is what the others are compared with.
@@ -20,7 +20,7 @@ from typing import Any
 from livt_hf.files import read_metrics, read_run
 from livt_hf.losses import SHORT_NAMES
 from livt_hf.reporting.blocks import code_block, escape_markdown, markdown_table
-from livt_hf.reporting.comparison_report import MEASURES, comparison_table, draw_comparison, summarise
+from livt_hf.reporting.comparison_report import MEASURES, comparison_table, draw_comparison, summarize
 from livt_hf.reporting.evaluation_report import percent
 from livt_hf.reporting.training_record import STAGES, training_command
 
@@ -73,7 +73,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def load(folder: Path) -> list[dict[str, Any]]:
-    """The comparisons of a data set, and with them the names of what they started from."""
+    """The comparisons of a dataset, and with them the names of what they started from."""
     files = sorted(file for file in folder.glob("*.json") if file.name != PRETRAINING)
     comparisons = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     runs = [run for comparison in comparisons for run in comparison["runs"]]
@@ -85,7 +85,7 @@ def load(folder: Path) -> list[dict[str, Any]]:
 
 
 def runs_of(folder: Path) -> Rows:
-    """The runs of all comparisons of a data set, those of one pretraining and loss together; each counts once."""
+    """The runs of all comparisons of a dataset, those of one pretraining and loss together; each counts once."""
     runs = {run["name"]: run for comparison in load(folder) for run in comparison["runs"]}
     # what the statements compare with comes first: the pretraining on the tail
     starts = list(dict.fromkeys(run["pretraining"] for run in runs.values()))
@@ -97,8 +97,8 @@ def runs_of(folder: Path) -> Rows:
 
 
 def rows_of(folder: Path) -> Rows:
-    """One row for each pretraining and loss, of all comparisons of a data set."""
-    return summarise(runs_of(folder))
+    """One row for each pretraining and loss, of all comparisons of a dataset."""
+    return summarize(runs_of(folder))
 
 
 def figure(rows: Rows, loss: str, measure: str = ALL, pretraining: str | None = None) -> float | None:
@@ -154,7 +154,7 @@ STATEMENTS: list[tuple[str, float | None, Callable[[Rows], float | None]]] = [
 
 
 def statements_table(sets: Mapping[str, Rows]) -> str:
-    """The paper's statements: its differences in points, and ours on every data set."""
+    """The paper's statements: its differences in points, and ours on every dataset."""
 
     def cell(value: float | None) -> str:
         return "–" if value is None else f"{round(value, 1) + 0.0:+.1f}"  # no -0.0
@@ -305,7 +305,7 @@ def measured_on(comparisons: Sequence[Mapping[str, Any]]) -> str:
 
 
 def readme_section(comparisons: Path = COMPARISONS) -> str:
-    """What stands between the README's marks: macro and few-shot accuracy of the main losses on every data set."""
+    """What stands between the README's marks: macro and few-shot accuracy of the main losses on every dataset."""
     losses = ("ce", "bce", "bal_ce", "bal_bce")
     rows = []
     for name, (title, _) in SETS.items():

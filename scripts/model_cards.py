@@ -24,7 +24,7 @@ MODEL_CARDS = Path(__file__).parents[1] / "model_cards"
 FIGURES = {"many": "Many ↑", "medium": "Med. ↑", "few": "Few ↑", "accuracy": "Acc ↑", "ece": "ECE ↓", "mce": "MCE ↓"}
 # Xu et al., CVPR 2023: Tables 2 to 4 and the comparison of losses on ImageNet-LT; ViT-B/16 trained from scratch.
 PAPER = [
-    # data set, pixels, method, many, medium, few, accuracy, ECE, MCE
+    # dataset, pixels, method, many, medium, few, accuracy, ECE, MCE
     ("ImageNet-LT", 224, "ViT, CE, no pretraining", 50.5, 23.5, 6.9, 31.6, None, None),
     ("ImageNet-LT", 224, "MAE + CE", 74.7, 48.2, 19.4, 54.5, 5.1, 6.8),
     ("ImageNet-LT", 224, "MAE + BCE", 73.7, 46.5, 15.6, 52.4, 5.6, 7.9),
@@ -71,7 +71,7 @@ def index(model_cards: Path = MODEL_CARDS) -> str:
             "Accuracies and calibration errors in percent.",
             "## Measured in this project",
             "Models that were trained with this code, with their cards and results.json. They are small and their "
-            "data sets are not the paper's: their figures show that the method works end to end, and are not "
+            "datasets are not the paper's: their figures show that the method works end to end, and are not "
             "comparable with the table below.",
             markdown_table(header, rows, "llrl" + "r" * len(FIGURES)),
             "\n".join(f"- {_measured_on(name, results)}" for name, results in measured),

@@ -1,4 +1,4 @@
-"""What tests share: no network, one thread a process, so that parallel tests do not fight, and a small data set."""
+"""What tests share: no network, one thread a process, so that parallel tests do not fight, and a small dataset."""
 
 import os
 

@@ -16,7 +16,7 @@ from livt_hf.losses import (
     build_loss,
     deferred_weights,
     effective_number_weights,
-    lade_regulariser,
+    lade_regularizer,
     las_smoothing,
     ldam_margins,
     loss_options,
@@ -64,10 +64,10 @@ def test_equals_the_official_value(key, name, targets, options):
     assert loss.item() == pytest.approx(REFERENCE["values"][key], rel=1e-6)
 
 
-def test_the_official_lade_is_the_regulariser():
+def test_the_official_lade_is_the_regularizer():
     log_prior = torch.from_numpy(ClassPrior(COUNTS).log_prior).float()
-    regulariser = lade_regulariser(LOGITS, HARD, log_prior, remine_lambda=0.1)
-    assert regulariser.item() == pytest.approx(REFERENCE["values"]["lade_hard"], rel=1e-6)
+    regularizer = lade_regularizer(LOGITS, HARD, log_prior, remine_lambda=0.1)
+    assert regularizer.item() == pytest.approx(REFERENCE["values"]["lade_hard"], rel=1e-6)
 
 
 def test_theorem_1_the_count_form_and_the_pi_form_of_bal_ce_are_the_same_loss():
@@ -277,17 +277,17 @@ def test_las_smooths_the_largest_class_most():
     assert both.item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_lade_adds_the_regulariser_to_the_compensated_cross_entropy():
-    """The regulariser class by class, in float64; classes 6, 8 and 9 have no image in this batch."""
+def test_lade_adds_the_regularizer_to_the_compensated_cross_entropy():
+    """The regularizer class by class, in float64; classes 6, 8 and 9 have no image in this batch."""
     logits, pi = LOGITS.double().numpy(), ClassPrior(COUNTS).pi
-    regulariser = 0.0
+    regularizer = 0.0
     for label, share in enumerate(pi):
         own = logits[HARD.eq(label), label]
         bound = np.log(np.mean(np.exp(logits[:, label]) / (len(pi) * share)))
-        regulariser -= share * ((own.mean() if len(own) else 0.0) - bound - 0.3 * bound**2)
+        regularizer -= share * ((own.mean() if len(own) else 0.0) - bound - 0.3 * bound**2)
     loss = build_loss("lade", COUNTS, tau=1.1, label_smoothing=0.1, alpha=0.7, remine_lambda=0.3)
     cross_entropy = build_loss("bal_ce", COUNTS, tau=1.1, label_smoothing=0.1)(LOGITS, HARD).item()
-    assert loss(LOGITS, HARD).item() == pytest.approx(cross_entropy + 0.7 * regulariser, rel=1e-6)
+    assert loss(LOGITS, HARD).item() == pytest.approx(cross_entropy + 0.7 * regularizer, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", LOSS_NAMES)

@@ -108,7 +108,7 @@ def run_evaluate(argv: list[str]) -> int:
     """accuracy of head and tail, calibration, report and pictures of a trained model"""
     parser = _Parser(prog="livt evaluate", description=run_evaluate.__doc__, allow_abbrev=False)
     parser.add_argument("--model", required=True, help="folder or Hub id of the classifier")
-    parser.add_argument("--dataset", required=True, help="data set, as for `livt finetune`")
+    parser.add_argument("--dataset", required=True, help="dataset, as for `livt finetune`")
     parser.add_argument("--split", default="test", help="split to evaluate on (default: %(default)s)")
     parser.add_argument("--output_dir", help="where the report goes (default: MODEL/evaluation, or ./evaluation)")
     parser.add_argument("--mae", help="pretrained autoencoder whose reconstructions the report shows")
@@ -147,7 +147,7 @@ def run_evaluate(argv: list[str]) -> int:
 
 # options of `load_long_tailed` beside the source -> their help
 DATA_OPTIONS = {
-    "data_dir": "folder that holds the images of a data set that only lists them",
+    "data_dir": "folder that holds the images of a dataset that only lists them",
     "image_column": "column with the images",
     "label_column": "column with the labels",
     "train_list": "training images, lines `path label`",
@@ -162,10 +162,10 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_dataset(argv: list[str]) -> int:
-    """prepare, check or inspect a data set before training on it"""
+    """prepare, check or inspect a dataset before training on it"""
     parser = _Parser(prog="livt dataset", description=run_dataset.__doc__, allow_abbrev=False)
     parser.add_argument("action", choices=("inspect", "check", "prepare"), help="what to do")
-    parser.add_argument("--dataset", required=True, help="data set, as for `livt finetune`")
+    parser.add_argument("--dataset", required=True, help="dataset, as for `livt finetune`")
     parser.add_argument("--output_dir", help="prepare: folder of the new copy; inspect and check: where files go")
     _add_data_options(parser)
     parser.add_argument("--imbalance_factor", type=float, help="cut a long tail of this factor into the training split")
@@ -354,7 +354,7 @@ def run_convert(argv: list[str]) -> int:
     parser.add_argument("--num_attention_heads", type=int, help="needed for widths outside the ViT family")
     parser.add_argument("--decoder_num_attention_heads", type=int, help="needed for decoders not 512 wide")
     parser.add_argument(
-        "--norm_pix_loss", choices=("true", "false"), help="pixels normalised per patch? (default: as in IN)"
+        "--norm_pix_loss", choices=("true", "false"), help="pixels normalized per patch? (default: as in IN)"
     )
     args = parser.parse_args(argv)
     if args.to:

@@ -37,13 +37,13 @@ def option(default: Any, text: str) -> Any:
 class StageArguments:
     """What both stages share, mostly with the values of pretraining."""
 
-    recipe: str | None = option(None, "Name of a recipe in livt_hf/recipes: a data set and all its values.")
+    recipe: str | None = option(None, "Name of a recipe in livt_hf/recipes: a dataset and all its values.")
     config: str | None = option(None, "YAML file of options, applied after the recipe.")
-    dataset: str = option("", "Named data set, image folder (train/CLASS/*.jpg), Parquet folder, CSV or Hub id.")
-    data_dir: str | None = option(None, "Folder that holds the images, for data sets that only list them.")
+    dataset: str = option("", "Named dataset, image folder (train/CLASS/*.jpg), Parquet folder, CSV or Hub id.")
+    data_dir: str | None = option(None, "Folder that holds the images, for datasets that only list them.")
     image_column: str | None = option(None, "Column with the images, if it cannot be told from its type.")
     label_column: str | None = option(None, "Column with the labels, if it cannot be told from its type.")
-    train_list: str | None = option(None, "Training images, lines `path label`, for data sets that are lists.")
+    train_list: str | None = option(None, "Training images, lines `path label`, for datasets that are lists.")
     val_list: str | None = option(None, "The same for validation.")
     test_list: str | None = option(None, "The same for testing.")
     streaming: bool = option(False, "Read the training images from Parquet files or the Hub as they pass.")
@@ -63,7 +63,7 @@ class StageArguments:
     num_attention_heads: int | None = option(None, "Heads of the encoder, instead of those of --model_size.")
     patch_size: int = option(16, "Side of a patch in pixels.")
     image_size: int | None = option(None, "Side of the input image in pixels: 224, or that of --pretrained.")
-    mean: list[float] | None = option(None, "Channel means for normalisation, in 0..1: of --pretrained, or ImageNet's.")
+    mean: list[float] | None = option(None, "Channel means for normalization, in 0..1: of --pretrained, or ImageNet's.")
     std: list[float] | None = option(None, "Channel standard deviations, in 0..1: of --pretrained, or ImageNet's.")
     min_crop_scale: float = option(0.2, "Smallest share of an image's area that a random crop keeps.")
     horizontal_flip: float = option(0.5, "Probability of a horizontal flip.")
@@ -73,10 +73,10 @@ class StageArguments:
     base_lr: float = option(1.5e-4, "Learning rate at an effective batch of 256; scaled linearly with the batch.")
     betas: list[float] = option([0.9, 0.95], "AdamW betas.")
     batch_size: int = option(64, "Images a process and micro-batch.")
-    gradient_accumulation_steps: int = option(1, "Micro-batches an optimiser step.")
+    gradient_accumulation_steps: int = option(1, "Micro-batches an optimizer step.")
     min_lr: float = option(0.0, "Learning rate at the end.")
     weight_decay: float = option(0.05, "Weight decay; 1-d parameters have none.")
-    max_steps: int | None = option(None, "Optimiser steps, also the length of the schedule, instead of --epochs.")
+    max_steps: int | None = option(None, "Optimizer steps, also the length of the schedule, instead of --epochs.")
     mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
         None, "Compute type; unless given, what accelerate launch was told."
     )
@@ -198,13 +198,13 @@ _LIMITS: dict[str, _Limit] = {
 
 @dataclass
 class PretrainArguments(StageArguments):
-    """Masked generative pretraining. Defaults: the paper's table for all its data sets."""
+    """Masked generative pretraining. Defaults: the paper's table for all its datasets."""
 
     pretrained: str = option("none", "Masked autoencoder to go on from: a folder or Hub id (facebook/vit-mae-base).")
-    mean: list[float] = option([0.485, 0.456, 0.406], "Channel means for normalisation, in 0..1.")
-    std: list[float] = option([0.229, 0.224, 0.225], "Channel standard deviations for normalisation, in 0..1.")
+    mean: list[float] = option([0.485, 0.456, 0.406], "Channel means for normalization, in 0..1.")
+    std: list[float] = option([0.229, 0.224, 0.225], "Channel standard deviations for normalization, in 0..1.")
     mask_ratio: float = option(0.75, "Share of the patches that are hidden.")
-    norm_pix_loss: bool = option(True, "Predict pixels normalised per patch.")
+    norm_pix_loss: bool = option(True, "Predict pixels normalized per patch.")
     partial_reconstruction: float = option(1.0, "Share of the hidden patches that are predicted; below 1 is faster.")
     decoder_hidden_size: int = option(512, "Width of the decoder.")
     decoder_num_hidden_layers: int = option(8, "Blocks of the decoder.")
@@ -214,7 +214,7 @@ class PretrainArguments(StageArguments):
     tf32: bool = option(False, "TF32 matrix products where the type is float32 (NVIDIA GPUs since Ampere).")
     gradient_checkpointing: bool = option(False, "Compute activations twice instead of storing them: less memory.")
     picture_every: float = option(0, "Epochs between pictures of reconstructions; 0: only at the end.")
-    probe_every: float = option(0, "Epochs between k-NN probes of the encoder on the labelled images; 0: none.")
+    probe_every: float = option(0, "Epochs between k-NN probes of the encoder on the labeled images; 0: none.")
     log_with: list[str] = option([], "Trackers beside metrics.jsonl: tensorboard, trackio, wandb, ...")
 
 
@@ -384,8 +384,8 @@ _MANAGED = {
     "adam_beta1": "--betas",
     "adam_beta2": "--betas",
     "adam_epsilon": "--betas (the rest of AdamW is torch's, as officially)",
-    "optim": "--betas (the optimiser is AdamW)",
-    "optim_args": "--betas (the optimiser is AdamW)",
+    "optim": "--betas (the optimizer is AdamW)",
+    "optim_args": "--betas (the optimizer is AdamW)",
     "optim_target_modules": "--stage (what is trained)",
     "lr_scheduler_kwargs": "--warmup_epochs and --min_lr (the schedule is the paper's)",
     "data_seed": "--seed",

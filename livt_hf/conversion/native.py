@@ -28,7 +28,7 @@ NATIVE_CLASSES: dict[type[PreTrainedModel], type[PreTrainedModel]] = {
 
 
 LABEL_ORDER = (
-    "The class counts are the list cls_num of the file itself. Where the data set is a folder, label i is the i-th "
+    "The class counts are the list cls_num of the file itself. Where the dataset is a folder, label i is the i-th "
     'class folder in the order of strings, in which "10" stands before "2": with folders named by category numbers, as '
     "for iNaturalist 2018, label i is not category i."
 )

@@ -71,7 +71,7 @@ def convert_checkpoint(
         dataset: one of `DATA_SETS`, which the model was trained on; by default what the checkpoint's `args` say. It
             decides the image statistics, and which published figures the card may show.
         num_attention_heads, decoder_num_attention_heads: needed for widths that are not those of the ViT family.
-        norm_pix_loss: whether an autoencoder predicts pixels normalised per patch; by default what `args` say, or True.
+        norm_pix_loss: whether an autoencoder predicts pixels normalized per patch; by default what `args` say, or True.
 
     Raises:
         ValueError: an unusable file or option; the message names it.
@@ -146,20 +146,20 @@ def _masking_fields(norm_pix_loss: bool | None, args: Mapping[str, Any], notes: 
     if norm_pix_loss is None:
         norm_pix_loss = True
         notes.append(
-            "The file does not tell whether it predicts pixels normalised per patch; it is assumed, as both official "
-            "codes train so (not MAE's models for visualisation: --norm_pix_loss false)."
+            "The file does not tell whether it predicts pixels normalized per patch; it is assumed, as both official "
+            "codes train so (not MAE's models for visualization: --norm_pix_loss false)."
         )
     return {"norm_pix_loss": bool(norm_pix_loss), "mask_ratio": _number(args, "mask_ratio", 0.75)}
 
 
 def _statistics(kind: str, dataset: str | None, args: Mapping[str, Any], notes: list[str]) -> tuple[Any, Any]:
-    """Mean and standard deviation that the official code normalises images of a data set with."""
+    """Mean and standard deviation that the official code normalizes images of a dataset with."""
     if dataset and (kind == "classifier" or not dataset.startswith("cifar")):
         return DATA_SETS[dataset].mean, DATA_SETS[dataset].std
     if dataset is None:
-        unknown = f"does not know the data set {args['dataset']}" if "dataset" in args else "does not tell its data set"
+        unknown = f"does not know the dataset {args['dataset']}" if "dataset" in args else "does not tell its dataset"
         subject = "The official code" if "dataset" in args else "The file"
-        notes.append(f"{subject} {unknown}; images are normalised with the statistics of ImageNet (see --dataset).")
+        notes.append(f"{subject} {unknown}; images are normalized with the statistics of ImageNet (see --dataset).")
     return IMAGENET_MEAN, IMAGENET_STD
 
 

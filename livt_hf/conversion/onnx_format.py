@@ -71,7 +71,7 @@ def export_onnx(
         both, measured by turns in this process on as many threads.
 
     Raises:
-        ValueError: no such model or data set, or the packages of the extra `export` are not installed.
+        ValueError: no such model or dataset, or the packages of the extra `export` are not installed.
     """
     check_output_dir(output_dir)
     missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
@@ -159,7 +159,7 @@ def compare_with_onnx(model: Callable[[Tensor], Tensor], path: Path, pixels: Ten
 def _real_images(processor: Any, splits: DatasetDict, split: str, num_images: int) -> Tensor:
     """(N, 3, S, S) float32: images spread evenly over a split, prepared as the processor says."""
     if split not in splits:
-        raise ValueError(f"split: the data set has no split {split!r}; choose one of {', '.join(splits)}")
+        raise ValueError(f"split: the dataset has no split {split!r}; choose one of {', '.join(splits)}")
     images = data.ImageDataset(splits[split], ProcessorTransform(processor))
     chosen = np.unique(np.linspace(0, len(images) - 1, num_images).round().astype(int)).tolist()
     pixel_values = torch.stack([torch.as_tensor(images[index]["pixel_values"]) for index in chosen])

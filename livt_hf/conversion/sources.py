@@ -1,6 +1,6 @@
 """Where converted checkpoints come from, and the README.md of a converted model.
 
-Published figures are given as the source's, and only where kind, size, data set and loss are those they were published
+Published figures are given as the source's, and only where kind, size, dataset and loss are those they were published
 for. Sources: README.md and logs of XuZhengzhuo/LiVT (ViT-B/16; LiVT Tables 2 to 4); README.md and FINETUNE.md of
 facebookresearch/mae. Image statistics: `util/datasets.py` and `main_pretrain.py` of XuZhengzhuo/LiVT.
 """
@@ -25,14 +25,14 @@ class Source:
 
     Attributes:
         kind: "classifier" or "autoencoder", what all its files are; None: of any kind.
-        licence: the Hub's id of the licence of code and published weights.
+        license: the Hub's id of the license of code and published weights.
     """
 
     kind: str | None
     title: str
     url: str
-    licence: str
-    licence_title: str
+    license: str
+    license_title: str
 
 
 _LIVT = ("XuZhengzhuo/LiVT", "https://github.com/XuZhengzhuo/LiVT", "mit", "MIT")
@@ -47,7 +47,7 @@ SOURCES = {
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set of the official code: its name there, and its image statistics."""
+    """A dataset of the official code: its name there, and its image statistics."""
 
     official: str
     mean: tuple[float, float, float]
@@ -65,7 +65,7 @@ DATA_SETS = {
     "imagenet": DataSet("ImageNet", IMAGENET_MEAN, IMAGENET_STD),
 }
 
-# LiVT, ViT-B/16. (data set, image size) -> top-1 accuracy in percent: all, many-, medium-, few-shot.
+# LiVT, ViT-B/16. (dataset, image size) -> top-1 accuracy in percent: all, many-, medium-, few-shot.
 LIVT_ACCURACY = {
     ("imagenet-lt", 224): (60.9, 73.6, 56.4, 41.0),
     ("imagenet-lt", 384): (63.8, 76.4, 59.7, 42.7),
@@ -73,7 +73,7 @@ LIVT_ACCURACY = {
     ("inat18", 384): (81.0, 83.2, 81.5, 79.7),
     ("places-lt", 224): (40.8, 48.1, 40.6, 27.5),
 }
-# (data set, image size) -> training loss of epoch 799 of masked pretraining.
+# (dataset, image size) -> training loss of epoch 799 of masked pretraining.
 LIVT_PRETRAINING_LOSS = {("imagenet-lt", 224): 0.4190, ("inat18", 128): 0.5626}
 # MAE on ImageNet-1k, 224 px. (width, patch size) -> top-1 accuracy of the fine-tuned model in percent.
 MAE_ACCURACY = {(768, 16): 83.6, (1024, 16): 85.9, (1280, 14): 86.9}
@@ -92,7 +92,7 @@ class Conversion:
         notes: what was assumed, one sentence each.
         dataset: one of `DATA_SETS`, if it is known.
         sha256: of the file.
-        licence: the Hub's id of the licence, if `SOURCES` does not tell it.
+        license: the Hub's id of the license, if `SOURCES` does not tell it.
     """
 
     source: str
@@ -103,7 +103,7 @@ class Conversion:
     notes: list[str] = field(default_factory=list)
     dataset: str | None = None
     sha256: str | None = None
-    licence: str | None = None
+    license: str | None = None
 
     def __str__(self) -> str:
         """A few lines for a terminal."""
@@ -125,7 +125,7 @@ def conversion_card(conversion: Conversion, config: Any, parameters: int, name: 
     is_classifier = conversion.kind == "classifier"
     metadata = ModelCardData(
         model_name=name,
-        license=source.licence if source else conversion.licence or "unknown",
+        license=source.license if source else conversion.license or "unknown",
         library_name="transformers",
         pipeline_tag="image-classification" if is_classifier else None,
         tags=[*(["livt", "long-tailed-recognition"] if conversion.source.startswith("livt") else []), *TAGS[-2:]]
@@ -140,8 +140,8 @@ def conversion_card(conversion: Conversion, config: Any, parameters: int, name: 
         _account(conversion),
         "## How to use it",
         _usage(conversion.kind, name),
-        "## Licence",
-        _licence(conversion, source),
+        "## License",
+        _license(conversion, source),
         *(["## Citation", CITATION] if conversion.source.startswith("livt") else []),
     ]
     return str(ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(body) + "\n"))
@@ -178,7 +178,7 @@ def published_figures(conversion: Conversion, config: Any) -> str:
     if conversion.source == "mae" and key == ("imagenet", 224) and size in MAE_ACCURACY:
         title = "MAE's authors published for a model of this size, after supervised fine-tuning on ImageNet-1k"
         return f"{title}, a top-1 accuracy of {percent(MAE_ACCURACY[size])} %. {ours}"
-    return "None are known for this kind of checkpoint, size and data set; this file was converted, not evaluated."
+    return "None are known for this kind of checkpoint, size and dataset; this file was converted, not evaluated."
 
 
 def _account(conversion: Conversion) -> str:
@@ -220,13 +220,13 @@ classifier = ViTForBalancedClassification.from_mae(NAME, class_counts={"cat": 50
     return f"```python\n{code.replace('NAME', json.dumps(name))}\n```"
 
 
-def _licence(conversion: Conversion, source: Source | None) -> str:
+def _license(conversion: Conversion, source: Source | None) -> str:
     if source is None:
-        known = f"the licence `{_code(conversion.licence)}`" if conversion.licence else "no licence"
+        known = f"the license `{_code(conversion.license)}`" if conversion.license else "no license"
         return f"timm states {known} for these weights; look at their page before you use them."
-    advice = " It forbids commercial use." if source.licence == "cc-by-nc-4.0" else ""
+    advice = " It forbids commercial use." if source.license == "cc-by-nc-4.0" else ""
     return (
-        f"[{source.title}]({source.url}) is under {source.licence_title}.{advice} A checkpoint that somebody else "
+        f"[{source.title}]({source.url}) is under {source.license_title}.{advice} A checkpoint that somebody else "
         "trained with that code may have other terms."
     )
 

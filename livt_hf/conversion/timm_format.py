@@ -63,7 +63,7 @@ def convert_timm(
     processor = image_processor(config.image_size, 0.875, images["mean"], images["std"])
     processor.size = {"shortest_edge": math.floor(config.image_size / images["crop_pct"])}
     processor.resample = str_to_pil_interp(images["interpolation"])
-    conversion = Conversion("timm", "classifier", name, len(weights), dropped, notes, licence=cfg.get("license"))
+    conversion = Conversion("timm", "classifier", name, len(weights), dropped, notes, license=cfg.get("license"))
     save_native(converted, native, processor, conversion, Path(output_dir))
     return conversion
 
@@ -148,6 +148,6 @@ def timm_config(config: Any, processor: Any) -> dict[str, Any]:
 def crop_ratio(processor: Any) -> float:
     """Crop size / shorter side, such that timm's floor(crop size / ratio) is the processor's shorter side again."""
     if not processor.do_center_crop or not processor.size.get("shortest_edge"):
-        raise ValueError("preprocessor_config.json: a resize of the shortest edge and a centre crop are needed")
+        raise ValueError("preprocessor_config.json: a resize of the shortest edge and a center crop are needed")
     crop, edge = processor.crop_size["height"], processor.size["shortest_edge"]
     return crop / edge if int(crop / (crop / edge)) == edge else crop / (edge + 0.5)

@@ -166,7 +166,7 @@ class ImageDataset(torch.utils.data.Dataset):
 
 
 def sample_seed(seed: int, epoch: int, index: int) -> int:
-    """64 well-mixed bits of (seed, epoch, index): the finaliser of splitmix64 after each number."""
+    """64 well-mixed bits of (seed, epoch, index): the finalizer of splitmix64 after each number."""
     state = 0
     for number in (seed, epoch, index):
         state = (state + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF

@@ -3,8 +3,8 @@
 The bytes are a file's, or those of one row of a Parquet file, ``FILE.parquet#COLUMN/ROW``.
 
 JPEG goes through torchvision's libjpeg on the raw bytes, several times faster than PIL; everything else, and whatever
-torchvision refuses, through PIL. The EXIF orientation is applied. Of images with transparency the colours are kept and
-the alpha channel is dropped, as PIL's ``convert("RGB")`` does and therefore transformers' pipelines do. 16-bit grey is
+torchvision refuses, through PIL. The EXIF orientation is applied. Of images with transparency the colors are kept and
+the alpha channel is dropped, as PIL's ``convert("RGB")`` does and therefore transformers' pipelines do. 16-bit gray is
 scaled to 8 bits. Of an animation the first frame is used.
 """
 
@@ -106,9 +106,9 @@ def _decode_with_pil(data: bytes) -> torch.Tensor:
         with PIL.Image.open(io.BytesIO(data)) as opened:
             opened.load()
             image = PIL.ImageOps.exif_transpose(opened)
-            if image.mode.startswith("I"):  # 16 bits of grey, which PIL keeps in 16 or 32
-                grey = np.clip(np.asarray(image, dtype=np.int64), 0, 65535)
-                image = PIL.Image.fromarray(np.rint(grey / 257).astype(np.uint8))
+            if image.mode.startswith("I"):  # 16 bits of gray, which PIL keeps in 16 or 32
+                gray = np.clip(np.asarray(image, dtype=np.int64), 0, 65535)
+                image = PIL.Image.fromarray(np.rint(gray / 257).astype(np.uint8))
             elif image.mode == "F" and not np.isfinite(np.asarray(image)).all():
                 raise ValueError("it holds pixels that are not finite")
             pixels = np.array(image.convert("RGB"))  # (H, W, 3)

@@ -52,7 +52,7 @@ def load_long_tailed(
             - "imagenet-bal": 160 images a class of ImageNet's folders ``data_dir/train`` (and ``data_dir/val``);
             - a folder of images (``train/CLASS/*.jpg`` or ``CLASS/*.jpg``), of Parquet or Arrow files;
             - a CSV file of ``path,label``, which is the training list;
-            - the id of a data set on the Hub.
+            - the id of a dataset on the Hub.
         imbalance_factor: cut a long tail into the training split (`long_tailed_indices`); None keeps the data as they
             are, except for digits (50) and the CIFAR sets (100). For the balanced CIFAR sets, the tail whose number of
             images they have.

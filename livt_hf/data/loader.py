@@ -31,7 +31,7 @@ class TrainingBatches:
     Args:
         num_samples: training images.
         batch_size: images in a micro-batch of one process.
-        start_step, stop_step: optimiser steps to yield; None goes on for ever.
+        start_step, stop_step: optimizer steps to yield; None goes on for ever.
         labels: (N,) of the images, for batches in which each class has the same share (`class_balanced_keys`).
 
     Yields lists of (epoch, index).

@@ -1,6 +1,6 @@
 """Mixup (Zhang et al., 2018) and CutMix (Yun et al., 2019) of a whole batch, with timm's mathematics.
 
-One lambda and one box per optimiser step, drawn from (seed, step) alone. Neighbours 2j and 2j + 1 are partners, so
+One lambda and one box per optimizer step, drawn from (seed, step) alone. Neighbors 2j and 2j + 1 are partners, so
 that the result does not depend on how the global batch is cut into micro-batches and processes, while these are even.
 
 Legend: B batch, H x W image, C classes.
@@ -17,7 +17,7 @@ MIXUP_STREAM = 3  # keeps these draws apart from others of the same seed
 
 
 class Mixup:
-    """Mix neighbours, and return smoothed soft targets.
+    """Mix neighbors, and return smoothed soft targets.
 
     Args:
         mixup_alpha, cutmix_alpha: lambda ~ Beta(alpha, alpha); 0 switches that kind off.
@@ -55,20 +55,20 @@ class Mixup:
         Args:
             pixels: (B, 3, H, W) float, B even.
             labels: (B,) int64.
-            step: the optimiser step that the batch belongs to.
+            step: the optimizer step that the batch belongs to.
         """
         if len(pixels) % 2:
-            raise ValueError(f"mixup pairs neighbours: the batch size per process must be even, got {len(pixels)}")
+            raise ValueError(f"mixup pairs neighbors: the batch size per process must be even, got {len(pixels)}")
         mix_ratio, box = self.draw(step, *pixels.shape[-2:])
         if box is not None:
             top, bottom, left, right = box
-            partners = swap_neighbours(pixels[:, :, top:bottom, left:right])
+            partners = swap_neighbors(pixels[:, :, top:bottom, left:right])
             pixels = pixels.clone()
             pixels[:, :, top:bottom, left:right] = partners
         elif mix_ratio < 1:
-            pixels = pixels * mix_ratio + swap_neighbours(pixels) * (1 - mix_ratio)
+            pixels = pixels * mix_ratio + swap_neighbors(pixels) * (1 - mix_ratio)
         targets = self.smoothed(labels)
-        return pixels, targets * mix_ratio + swap_neighbours(targets) * (1 - mix_ratio)
+        return pixels, targets * mix_ratio + swap_neighbors(targets) * (1 - mix_ratio)
 
     def draw(self, step: int, height: int, width: int) -> tuple[float, tuple[int, int, int, int] | None]:
         """Lambda, and for CutMix the box (top, bottom, left, right), of which lambda is then the area kept."""
@@ -93,6 +93,6 @@ class Mixup:
         return targets.scatter_(1, labels.long()[:, None], 1.0 - self.label_smoothing + off_value)
 
 
-def swap_neighbours(batch: torch.Tensor) -> torch.Tensor:
+def swap_neighbors(batch: torch.Tensor) -> torch.Tensor:
     """Entries 2j and 2j + 1 exchanged."""
     return batch.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)  # (B, ...) -> (B/2, 2, ...) -> (B, ...)

@@ -2,7 +2,7 @@
 
 - Posterize keeps at least one bit. timm asks for 0 bits in about 1 of 1,000 draws, which Pillow 13 refuses.
 - Shear and translation move whole rows or columns, so that Pillow's bicubic interpolation needs 4 instead of 16
-  neighbours: a quarter of the time, the same result but for a rounding of one level at a few pixels in a thousand.
+  neighbors: a quarter of the time, the same result but for a rounding of one level at a few pixels in a thousand.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def build_rand_augment(description: str, image_size: int, mean: Sequence[float])
     """The RandAugment that timm's own training transform makes of the description, bicubic, on PIL images.
 
     Args:
-        mean: the colour (0 to 1) that appears where the image is moved away.
+        mean: the color (0 to 1) that appears where the image is moved away.
     """
     options = {
         "translate_const": int(image_size * 0.45),
@@ -89,7 +89,7 @@ def move_rows(image: PIL.Image.Image, shifts: np.ndarray, fillcolor: tuple[int, 
         moved.addcmul_(pixels[:, tap : tap + width], weights)
     moved_packed = moved.clamp_(0, 255).to(torch.uint8).numpy().view(np.int32)[..., 0]  # (H, W)
 
-    centres = np.arange(width) + 0.5 + shifts[:, None]  # (H, W)
+    centers = np.arange(width) + 0.5 + shifts[:, None]  # (H, W)
     fill = np.array([*fillcolor, 0], dtype=np.uint8).view(np.int32)
-    filled = np.where((centres >= 0) & (centres < width), moved_packed, fill)
+    filled = np.where((centers >= 0) & (centers < width), moved_packed, fill)
     return PIL.Image.frombytes("RGB", image.size, filled.tobytes(), "raw", "RGBX")

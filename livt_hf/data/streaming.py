@@ -64,7 +64,7 @@ def load_stream(
     class_counts: Mapping[str, int] | None = None,
     counts_folder: str | Path = COUNTS_FOLDER,
 ) -> ImageStream:
-    """Open the training split of a Hub data set or a folder of Parquet files without downloading or copying it.
+    """Open the training split of a Hub dataset or a folder of Parquet files without downloading or copying it.
 
     Args:
         class_counts: ``{name: count}``, if known. Otherwise the labels are counted, which reads through the set once;
@@ -134,8 +134,8 @@ def _counted_once(labels: IterableDataset, names: list[str] | None, file: Path, 
     if file.is_file():
         return json.loads(file.read_text())
     found = Counter(label for row in labels for label in row.values())
-    unlabelled = any(label is None or label != label for label in found)  # pandas' missing label is NaN
-    if unlabelled or (names is not None and not set(found) <= set(range(len(names)))):
+    unlabeled = any(label is None or label != label for label in found)  # pandas' missing label is NaN
+    if unlabeled or (names is not None and not set(found) <= set(range(len(names)))):
         raise ValueError(f"{source}: has rows without a label or with one outside 0 to {len(names or found) - 1}")
     if names is None:
         values = sorted(found)
@@ -260,7 +260,7 @@ def training_dataset(
     num_processes: int,
     process_index: int,
 ) -> ImageDataset | StreamedSamples:
-    """Transformed training images, from a data set or a stream."""
+    """Transformed training images, from a dataset or a stream."""
     options: dict[str, Any] = {
         "seed": args.seed,
         "max_bad_images": args.max_bad_images,

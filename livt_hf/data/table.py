@@ -79,7 +79,7 @@ def with_class_names(labels: pa.ChunkedArray, feature: object, names: list[str])
     return pa.chunked_array([pa.array(feature.names).take(pc.if_else(known, labels, None).combine_chunks())])
 
 
-def is_unlabelled(labels: pa.ChunkedArray, split: str, where: object) -> bool:
+def is_unlabeled(labels: pa.ChunkedArray, split: str, where: object) -> bool:
     """Whether a split to evaluate on has no labels at all (missing, or -1 as on the Hub); says so."""
     numbers = pc.fill_null(labels, -1) if pa.types.is_integer(labels.type) else None
     empty = labels.null_count == len(labels) if numbers is None else bool(pc.all(pc.equal(numbers, -1)).as_py())

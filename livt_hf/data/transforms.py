@@ -48,13 +48,13 @@ class PretrainTransform:
 class FinetuneTransform:
     """Fine-tuning: a random resized crop, a flip, RandAugment (timm's) and the box of a random erasing.
 
-    The box is only drawn here; `erase` fills it after normalisation. Returns ``{"pixel_values": uint8 (3, S, S),
+    The box is only drawn here; `erase` fills it after normalization. Returns ``{"pixel_values": uint8 (3, S, S),
     "erase_box": int64 (4,) as top, left, height, width (height 0: nothing is erased), "erase_seed": int64 ()}``.
 
     Args:
         rand_augment: timm's description of a RandAugment, or None.
         random_erasing: probability that an image gets a box.
-        mean: the colour (0 to 1) that RandAugment puts where it moves the image away.
+        mean: the color (0 to 1) that RandAugment puts where it moves the image away.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class FinetuneTransform:
 
 
 class EvalTransform:
-    """Evaluation: shorter side to ``image_size / crop_ratio``, then the centre.
+    """Evaluation: shorter side to ``image_size / crop_ratio``, then the center.
 
     Above 224 pixels the shorter side goes to ``image_size`` itself, as the official code has it. The same as
     transformers' ``BeitImageProcessor`` with `shortest_edge` and this crop size. Returns ``{"pixel_values": uint8
@@ -114,7 +114,7 @@ def image_processor(
         resample=PIL.Image.Resampling.BICUBIC,
         do_center_crop=True,
         crop_size={"height": image_size, "width": image_size},
-        do_convert_rgb=True,  # without it grey and RGBA images crash a pipeline
+        do_convert_rgb=True,  # without it gray and RGBA images crash a pipeline
         do_rescale=True,
         do_normalize=True,
         image_mean=list(mean),
@@ -140,7 +140,7 @@ def _random_crop_box(height: int, width: int, min_scale: float) -> tuple[int, in
                 crop_height,
                 crop_width,
             )
-    # No box fits an image this narrow: the largest centre crop whose ratio is allowed.
+    # No box fits an image this narrow: the largest center crop whose ratio is allowed.
     crop_width, crop_height = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
     crop_width, crop_height = max(crop_width, 1), max(crop_height, 1)
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
@@ -190,7 +190,7 @@ def erase(pixels: torch.Tensor, erase_box: torch.Tensor, erase_seed: torch.Tenso
     The noise comes from a CPU generator with the sample's own seed: the same on any device and in any batch.
 
     Args:
-        pixels: (B, 3, H, W), normalised.
+        pixels: (B, 3, H, W), normalized.
         erase_box: (B, 4) as top, left, height, width.
         erase_seed: (B,).
     """

@@ -67,7 +67,7 @@ def demo(
         The app that was launched; None after an export.
 
     Raises:
-        ValueError: gradio is not installed, or a model, data set, split, port or folder that cannot be used.
+        ValueError: gradio is not installed, or a model, dataset, split, port or folder that cannot be used.
     """
     app = _import_app()
     if export_space is not None and mae is not None:
@@ -117,7 +117,7 @@ def head_and_tail(split: Dataset, config: Any, number: int = 8) -> list[Example]
         ValueError: the class names of model and data differ.
     """
     names = [config.id2label[label] for label in range(config.num_labels)]
-    label_of = data.match_labels(split.features["label"].names, names, "the data set")
+    label_of = data.match_labels(split.features["label"].names, names, "the dataset")
     first: dict[str, int] = {}
     for index, label in enumerate(split["label"]):
         first.setdefault(names[label_of[label]], index)

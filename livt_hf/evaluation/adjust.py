@@ -58,7 +58,7 @@ def adjust(
     Args:
         model: folder or Hub id of an image classifier whose logits come from a linear layer with a bias.
         target: target prior: "uniform", "train" or a JSON file ``{class: share}``.
-        temperature: a number, or "fit": the one that minimises the negative log-likelihood of the adjusted model on
+        temperature: a number, or "fit": the one that minimizes the negative log-likelihood of the adjusted model on
             ``split``. With a target prior the images of each class together weigh as much as that prior says.
         tau_norm: exponent of the weight norms, 0 to 1 in the paper; a method of its own, not to be combined with a
             target prior.
@@ -99,7 +99,7 @@ def adjust(
     nll = None
     if temperature == "fit":
         if splits is None:
-            raise ValueError("temperature: fit needs images with labels; name the data set with --dataset")
+            raise ValueError("temperature: fit needs images with labels; name the dataset with --dataset")
         if split not in splits or not len(splits[split]):
             raise ValueError(f"temperature: {dataset} has no images in a split {split!r} to fit on; give --split")
         logits, labels = split_logits(classifier, splits[split], image_processor, batch_size, num_workers, device)
@@ -177,7 +177,7 @@ def _training_prior(config: Any, splits: DatasetDict | None, model: str | Path) 
     if getattr(config, "class_counts", None) is None:
         if splits is None or "train" not in splits:
             raise ValueError(
-                f"target_prior: {str(model)!r} holds no class counts; name the data set that it was trained on with "
+                f"target_prior: {str(model)!r} holds no class counts; name the dataset that it was trained on with "
                 "--dataset"
             )
         config.class_counts = counts_by_model_name(splits["train"], config)
@@ -206,7 +206,7 @@ def _save(
 
 
 def fit_temperature(logits: Tensor, labels: Tensor, shift: np.ndarray, weights: Tensor | None = None) -> float:
-    """The T that minimises the negative log-likelihood of ``softmax(logits / T + shift)``.
+    """The T that minimizes the negative log-likelihood of ``softmax(logits / T + shift)``.
 
     It is convex in 1 / T: bisection of its slope, to a relative precision of 1e-6.
 

@@ -1,4 +1,4 @@
-"""Evaluation: a checkpoint and a data set -> predictions -> the dict that results.json holds.
+"""Evaluation: a checkpoint and a dataset -> predictions -> the dict that results.json holds.
 
 Probabilities are a softmax of the unadjusted logits, also for models trained with a binary cross-entropy, as in LiVT's
 official evaluation. Models are loaded natively, and images go through the checkpoint's own image processor: what is
@@ -54,11 +54,11 @@ def evaluate_checkpoint(
     device: str | None = None,
     **data_options: Any,
 ) -> dict[str, Any]:
-    """Evaluate a saved classifier on one split of a data set and write the report: `livt evaluate`.
+    """Evaluate a saved classifier on one split of a dataset and write the report: `livt evaluate`.
 
     Args:
         model: folder or Hub id of an image classifier; one of ours knows its class counts and shot groups, for any
-            other one the counts of the data set's train split are used.
+            other one the counts of the dataset's train split are used.
         dataset: anything that `livt_hf.data.load_long_tailed` takes, or what it returned.
         output_dir: where results.json, report.md, report.html and the pictures go.
         split: split to evaluate on.
@@ -70,7 +70,7 @@ def evaluate_checkpoint(
         What results.json holds.
 
     Raises:
-        ValueError: no such model, data set or split, or class names that differ.
+        ValueError: no such model, dataset or split, or class names that differ.
     """
     for option, value, smallest in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
         if value < smallest:
@@ -118,7 +118,7 @@ def counts_by_model_name(train: Dataset, config: Any) -> dict[str, int]:
     """
     names = class_names(config)
     counts = data.class_counts(train)
-    label_of = data.match_labels(list(counts), names, "the data set")
+    label_of = data.match_labels(list(counts), names, "the dataset")
     found = {names[label]: count for label, count in zip(label_of, counts.values(), strict=True)}
     check_same_names(names, found, "the checkpoint", "the train split")
     return {name: found[name] for name in names}
@@ -157,7 +157,7 @@ def evaluate_model(
     config: Any = model.config
     names = class_names(config)
     data_names = split.features["label"].names
-    label_of = data.match_labels(data_names, names, "the data set")
+    label_of = data.match_labels(data_names, names, "the dataset")
     check_same_names(names, config.class_counts, "the checkpoint", "the class counts")
     counts = {name: int(config.class_counts[name]) for name in names}
 
@@ -227,7 +227,7 @@ def draw_reconstructions(
     """
     model, image_processor = load_autoencoder(mae)
     names = list(class_counts)
-    label_of = data.match_labels(split.features["label"].names, names, "the data set")
+    label_of = data.match_labels(split.features["label"].names, names, "the dataset")
     first_image: dict[str, int] = {}
     for index, label in enumerate(split["label"]):
         first_image.setdefault(names[label_of[label]], index)

@@ -1,6 +1,6 @@
 """A k-NN probe: how well the features of an encoder tell classes apart, without training anything on them.
 
-Weighted k-nearest-neighbour voting on cosine similarity as in Wu et al., "Unsupervised Feature Learning via
+Weighted k-nearest-neighbor voting on cosine similarity as in Wu et al., "Unsupervised Feature Learning via
 Non-Parametric Instance Discrimination" (CVPR 2018), with the k = 20 and temperature 0.07 of DINO (Caron et al., ICCV
 2021, appendix). A sign of feature quality while a masked autoencoder trains, not a substitute for fine-tuning: such
 features are known to be far better fine-tuned than used as they are.
@@ -25,7 +25,7 @@ from ..data import ImageDataset, evaluation_loader, normalize
 from ..metrics import long_tail_accuracy
 from ..models.modeling_livt_mae import LivtMAEForPreTraining
 
-NEIGHBOURS, TEMPERATURE = 20, 0.07
+NEIGHBORS, TEMPERATURE = 20, 0.07
 QUERIES_AT_ONCE = 256  # rows of the similarity matrix in memory
 
 
@@ -97,7 +97,7 @@ def knn_predictions(
     bank_labels: Tensor,
     queries: Tensor,
     num_classes: int,
-    neighbours: int = NEIGHBOURS,
+    neighbors: int = NEIGHBORS,
     temperature: float = TEMPERATURE,
     leave_one_out: bool = False,
 ) -> Tensor:
@@ -110,13 +110,13 @@ def knn_predictions(
         queries: (Q, D) features; with ``leave_one_out`` the bank itself, and no image votes on itself.
     """
     bank, queries = F.normalize(bank, dim=1), F.normalize(queries, dim=1)
-    neighbours = min(neighbours, len(bank) - leave_one_out)
+    neighbors = min(neighbors, len(bank) - leave_one_out)
     predictions = []
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         similarity = queries[start : start + QUERIES_AT_ONCE] @ bank.T  # (q, N)
         if leave_one_out:
             similarity.diagonal(offset=start).fill_(-math.inf)
-        nearest, indices = similarity.topk(neighbours, dim=1)  # (q, k)
+        nearest, indices = similarity.topk(neighbors, dim=1)  # (q, k)
         votes = torch.zeros(len(similarity), num_classes, device=bank.device)
         votes.scatter_add_(1, bank_labels[indices], (nearest / temperature).exp())
         predictions.append(votes.argmax(dim=1))

@@ -1,7 +1,7 @@
 """Classes of image files: `livt predict`.
 
 The model and its image processor are loaded natively, so that the probabilities are those of
-`pipeline("image-classification", DIR)`. One difference is meant: 16-bit grey images are scaled to 8 bits as in
+`pipeline("image-classification", DIR)`. One difference is meant: 16-bit gray images are scaled to 8 bits as in
 training, where PIL (and with it the pipeline) cuts them off at 255.
 """
 

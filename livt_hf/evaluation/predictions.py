@@ -31,18 +31,18 @@ def choose_device(device: str | None) -> str:
 
 
 class ProcessorTransform:
-    """Resize and crop of a saved image processor: uint8 (3, h, w) -> ``pixel_values`` uint8 (3, H, W), not normalised.
+    """Resize and crop of a saved image processor: uint8 (3, h, w) -> ``pixel_values`` uint8 (3, H, W), not normalized.
 
     Hence evaluation, `livt predict` and a pipeline see the same pixels, whichever processor a checkpoint has.
 
     Raises:
-        ValueError: a processor that always normalises, as that of timm's own checkpoints.
+        ValueError: a processor that always normalizes, as that of timm's own checkpoints.
     """
 
     def __init__(self, image_processor: Any):
         if not hasattr(image_processor, "do_normalize"):
             raise ValueError(
-                f"model: its {type(image_processor).__name__} cannot leave out the normalisation; evaluate what `livt "
+                f"model: its {type(image_processor).__name__} cannot leave out the normalization; evaluate what `livt "
                 "finetune --pretrained` makes of this model, which has another processor"
             )
         self.image_processor = image_processor
@@ -59,7 +59,7 @@ class ProcessorTransform:
 
 
 def mean_and_std(image_processor: Any) -> tuple[Statistics, Statistics]:
-    """The statistics that the processor normalises pixels in 0 .. 1 with."""
+    """The statistics that the processor normalizes pixels in 0 .. 1 with."""
     if not image_processor.do_normalize:
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     return tuple(image_processor.image_mean), tuple(image_processor.image_std)
@@ -132,7 +132,7 @@ def split_logits(
     device = choose_device(device)
     config: Any = model.config
     names = [config.id2label[label] for label in range(config.num_labels)]
-    label_of = torch.from_numpy(data.match_labels(split.features["label"].names, names, "the data set"))
+    label_of = torch.from_numpy(data.match_labels(split.features["label"].names, names, "the dataset"))
     mean, std = mean_and_std(image_processor)
     images = data.ImageDataset(split, ProcessorTransform(image_processor))
     model.to(device).eval()  # type: ignore[arg-type]

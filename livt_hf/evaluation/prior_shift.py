@@ -3,7 +3,7 @@
     shift_i = log q_i - log p_i,  q the target prior, p the assumed one: p_i ~ pi_i ^ (1 - tau) after a balanced loss
     with tau, pi_i after any other (Menon et al., ICLR 2021, Eq. 9 with q uniform; Hong et al., CVPR 2021, PC softmax)
 
-A constant added to all classes changes nothing, so the shares need not be normalised.
+A constant added to all classes changes nothing, so the shares need not be normalized.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def assumed_log_prior(config: Any, prior: ClassPrior) -> np.ndarray:
         prior: of its training images.
 
     Raises:
-        ValueError: the model was tau-normalised, which leaves the shares unknown.
+        ValueError: the model was tau-normalized, which leaves the shares unknown.
     """
     adjustment = getattr(config, "adjustment", None) or {}
     if adjustment.get("tau_norm") is not None:
-        raise ValueError("model: its classifier was tau-normalised: which class shares its logits assume is unknown")
+        raise ValueError("model: its classifier was tau-normalized: which class shares its logits assume is unknown")
     if adjustment.get("target_prior") is not None:
         return np.log(target_prior(adjustment["target_prior"], prior))
     if getattr(config, "class_balanced_batches", False):  # --stage classifier, without a balanced loss

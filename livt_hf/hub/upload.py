@@ -26,7 +26,7 @@ from ..reporting.card import EXAMPLES
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PROCESSOR = "preprocessor_config.json"
-# Everything else stays at home: pickles, optimiser states, run.json and bad_images.log with their local paths.
+# Everything else stays at home: pickles, optimizer states, run.json and bad_images.log with their local paths.
 PUBLISHED = re.compile(
     r"README\.md|config\.json|preprocessor_config\.json|metrics\.jsonl"
     r"|(evaluation/)?([\w-]+\.(png|svg)|results\.json|report\.(md|html))"
@@ -241,7 +241,7 @@ def _explain(error: Exception, repo_id: str) -> str:
     if status == 403:
         return (
             f"hub_model_id: your token may not write to {repo_id!r} (403); log in with one that may (`hf auth login`), "
-            "your own name or organisation, or --create_pr"
+            "your own name or organization, or --create_pr"
         )
     if status == 404:
         return f"hub_model_id: {repo_id!r} or the revision was not found on the Hub (404); check their names"

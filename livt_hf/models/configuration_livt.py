@@ -37,7 +37,7 @@ class LivtConfig(BeitConfig):
         tau: scale of the loss's logit bias, default 1.
         label_smoothing: for hard labels, default 0.
         shot_groups: arguments of `ClassPrior.groups`: the many / medium / few definition of the reported accuracies.
-        pretrained: what the encoder was initialised from, or None.
+        pretrained: what the encoder was initialized from, or None.
         class_balanced_batches: the classifier was trained on as many images of each class (cRT, LWS), default False.
         adjustment: what `livt adjust` folded into the classifier, or None; such a model takes no labels.
 
@@ -158,7 +158,7 @@ def check_not_adjusted(config: Any) -> None:
 class LivtMAEConfig(ViTMAEConfig):
     """Configuration of `LivtMAEForPreTraining`: a native `vit_mae` one with the defaults of MAE's pretraining recipe.
 
-    Differs from `ViTMAEConfig` in: LayerNorm epsilon 1e-6 (1e-12 there) and per-patch normalised pixel targets. One
+    Differs from `ViTMAEConfig` in: LayerNorm epsilon 1e-6 (1e-12 there) and per-patch normalized pixel targets. One
     field more: ``partial_reconstruction``, the share of the masked patches that the decoder predicts in training (1:
     all of them, exact MAE; CrossMAE, Fu et al. 2024, found a quarter to do).
     """

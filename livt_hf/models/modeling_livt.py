@@ -119,7 +119,7 @@ class ViTForBalancedClassification(BeitForImageClassification):
             init.normal_(module.cls_token, std=1e-6)
             init.trunc_normal_(module.position_embeddings, std=0.02)
         elif isinstance(module, BeitPatchEmbeddings):
-            # torch's own initialisation of a convolution: U(-1, 1) / sqrt(inputs), whatever the patch size
+            # torch's own initialization of a convolution: U(-1, 1) / sqrt(inputs), whatever the patch size
             bound = module.projection.weight[0].numel() ** -0.5
             for parameter in module.projection.parameters():
                 init.uniform_(parameter, -bound, bound)
@@ -133,7 +133,7 @@ class ViTForBalancedClassification(BeitForImageClassification):
         interpolate_pos_encoding: bool = False,
         **kwargs: Any,
     ) -> ImageClassifierOutput:
-        """Logits (B, C) of normalised images (B, 3, H, W), and the config's loss if there are labels.
+        """Logits (B, C) of normalized images (B, 3, H, W), and the config's loss if there are labels.
 
         Args:
             labels: hard, int64 (B,), or soft, float (B, C).

@@ -33,14 +33,14 @@ from .. import data
 from .attention import project_heads, use_exact_attention
 from .configuration_livt import LivtMAEConfig
 
-MASK_GREY = 225  # grey level of hidden patches in pictures
+MASK_GRAY = 225  # gray level of hidden patches in pictures
 
 
 PIXEL_EPS = 1e-6  # added to a patch's variance, official models_mae.py `forward_loss`
 
 
 class LivtMAEForPreTraining(ViTMAEForPreTraining):
-    """Masked autoencoder with MAE's initialisation and a float32 loss on masked patches."""
+    """Masked autoencoder with MAE's initialization and a float32 loss on masked patches."""
 
     config: LivtMAEConfig
     config_class = LivtMAEConfig
@@ -100,14 +100,14 @@ class LivtMAEForPreTraining(ViTMAEForPreTraining):
             init.zeros_(module.bias)
 
     def forward(self, pixel_values: Tensor, noise: Tensor | None = None, **kwargs: Any) -> ViTMAEForPreTrainingOutput:
-        """Reconstruction loss of normalised images (B, 3, H, W).
+        """Reconstruction loss of normalized images (B, 3, H, W).
 
         Args:
             noise: (B, T); the patches with the smallest values stay visible. Drawn uniformly if it is not given.
 
         Returns:
             ``loss`` float32 scalar, mean squared error over the masked patches; ``logits`` (B, M, P), the predicted
-            pixels of the masked patches in ascending order of their noise (normalised per patch with
+            pixels of the masked patches in ascending order of their noise (normalized per patch with
             ``norm_pix_loss``); ``mask`` (B, T), 1 = masked; ``ids_restore`` (B, T), the rank of each patch's noise.
             With ``config.partial_reconstruction`` R below 1, M is that share of the masked patches.
         """
@@ -137,7 +137,7 @@ class LivtMAEForPreTraining(ViTMAEForPreTraining):
     def reconstruct(self, pixel_values: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) with the masked patches predicted and the visible ones as they were, and the mask (B, T).
 
-        A model trained on per-patch normalised pixels predicts each patch up to its mean and standard deviation: those
+        A model trained on per-patch normalized pixels predicts each patch up to its mean and standard deviation: those
         of the true patch are put back, so such a picture borrows the brightness and contrast of every masked patch from
         the original. With ``norm_pix_loss=False`` nothing is borrowed.
         """
@@ -154,7 +154,7 @@ class LivtMAEForPreTraining(ViTMAEForPreTraining):
 
     @torch.no_grad()
     def features(self, pixel_values: Tensor) -> Tensor:
-        """Mean of the encoded patches (B, D) of normalised images (B, 3, H, W), with no patch masked."""
+        """Mean of the encoded patches (B, D) of normalized images (B, 3, H, W), with no patch masked."""
         embeddings = self.vit.embeddings
         positions = embeddings.position_embeddings
         patches = embeddings.patch_embeddings(pixel_values) + positions[:, 1:]  # (B, T, D)
@@ -246,7 +246,7 @@ def take(patches: Tensor, indices: Tensor) -> Tensor:
 
 
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (B, T, 1) of each patch's pixels (B, T, P), as the normalised targets use them."""
+    """Mean and standard deviation (B, T, 1) of each patch's pixels (B, T, P), as the normalized targets use them."""
     mean = patches.mean(dim=-1, keepdim=True)
     return mean, (patches.var(dim=-1, keepdim=True) + PIXEL_EPS).sqrt()
 
@@ -293,6 +293,6 @@ def reconstruct_images(
     pixels = reconstruction.float().cpu() * torch.tensor(std).view(channels) + torch.tensor(mean).view(channels)
     pixels = pixels.mul(255).round().clamp(0, 255).to(torch.uint8)
     originals, masked, reconstructed = (
-        batch.permute(0, 2, 3, 1).numpy() for batch in (images, images.masked_fill(hidden, MASK_GREY), pixels)
+        batch.permute(0, 2, 3, 1).numpy() for batch in (images, images.masked_fill(hidden, MASK_GRAY), pixels)
     )
     return originals, masked, reconstructed

@@ -42,7 +42,7 @@ def write_pretraining_card(
         output_dir: folder with config.json; run.json and metrics.jsonl of the run and reconstructions.png are used if
             they are there.
         repo_id: "org/name" on the Hub, if it is known; the examples then load from there.
-        dataset_id: Hub id of the data set, if it has one.
+        dataset_id: Hub id of the dataset, if it has one.
         images: number of training images.
         hardware: ``device``, ``cpu`` and ``cores`` as results.json has them.
 
@@ -91,7 +91,7 @@ def pretraining_card_body(
         epoch, loss = losses[-1]
         parts.append(
             f"The training loss was {losses[0][1]:.4f} at epoch {losses[0][0]:g} and {loss:.4f} at epoch {epoch:g}"
-            + (" (mean squared error of pixels normalised per patch)." if config["norm_pix_loss"] else ".")
+            + (" (mean squared error of pixels normalized per patch)." if config["norm_pix_loss"] else ".")
         )
     if LOSS_CURVE in pictures:
         parts.append(f"![Training loss over epochs]({LOSS_CURVE})")
@@ -126,7 +126,7 @@ def _introduction(config: Mapping[str, Any], run: Mapping[str, Any] | None, imag
 def _usage(name: str) -> str:
     quoted = json.dumps(name)
     return f"""\
-Fine-tune it on a long-tailed data set with `livt_hf`:
+Fine-tune it on a long-tailed dataset with `livt_hf`:
 
 {code_block(f"livt finetune --dataset photos --pretrained {shlex.quote(name)} --output_dir classifier")}
 
@@ -142,7 +142,7 @@ autoencoder = AutoModelForPreTraining.from_pretrained({quoted})
 
 
 def _training(config: Mapping[str, Any]) -> str:
-    shown = " after normalising each patch" if config["norm_pix_loss"] else ""
+    shown = " after normalizing each patch" if config["norm_pix_loss"] else ""
     return (
         f"- Encoder: {config['num_hidden_layers']} blocks of width {config['hidden_size']}, images of "
         f"{config['image_size']} x {config['image_size']} pixels in patches of {config['patch_size']} x "

@@ -1,7 +1,7 @@
 """README.md of a trained model: what it is, how good it is on head and tail, how to load it, what to be careful with.
 
 The metadata goes through `huggingface_hub`, so that the Hub shows the results (`model-index`) and offers the right
-pipeline. Names that come from data (classes, data sets, paths) are escaped.
+pipeline. Names that come from data (classes, datasets, paths) are escaped.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def write_model_card(
     *,
     repo_id: str | None = None,
     dataset_id: str | None = None,
-    licence: str = "apache-2.0",
+    license: str = "apache-2.0",
     sections: Mapping[str, str] | None = None,
 ) -> Path:
     """Write README.md into the folder of a saved model.
@@ -61,8 +61,8 @@ def write_model_card(
             training are shown if they are there. Images in its folder ``examples`` are offered on the Hub.
         results: what `evaluate_model` returned for it.
         repo_id: "org/name" on the Hub, if it is known; the examples then load from there.
-        dataset_id: Hub id of the data set, if it has one.
-        licence: the Hub's id of the licence of the weights.
+        dataset_id: Hub id of the dataset, if it has one.
+        license: the Hub's id of the license of the weights.
         sections: further parts, ``{heading: Markdown}``, shown after the results; e.g. a comparison.
 
     Returns:
@@ -72,7 +72,7 @@ def write_model_card(
     path = folder / "README.md"
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     name = repo_id or folder.resolve().name
-    metadata = card_metadata(results, name.split("/")[-1], dataset_id, licence, _widget(folder, repo_id))
+    metadata = card_metadata(results, name.split("/")[-1], dataset_id, license, _widget(folder, repo_id))
     pictures = [f"![{words}]({file})" for file, words in PICTURES.items() if (folder / file).is_file()]
     body = card_body(results, config, name, pictures, sections or {}, read_run(folder))
     write_text(path, str(ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}")))
@@ -83,7 +83,7 @@ def card_metadata(
     results: Mapping[str, Any],
     model_name: str,
     dataset_id: str | None = None,
-    licence: str = "apache-2.0",
+    license: str = "apache-2.0",
     widget: list[dict[str, str]] | None = None,
 ) -> ModelCardData:
     """Metadata for the Hub. Measures that are None are left out; a base model is named if it is one of the Hub."""
@@ -92,7 +92,7 @@ def card_metadata(
     measured = {key: results[key] for key in METRIC_NAMES if results[key] is not None}
     return ModelCardData(
         model_name=model_name,
-        license=licence,
+        license=license,
         base_model=pretrained if on_hub else None,
         library_name="transformers",
         pipeline_tag="image-classification",
@@ -344,7 +344,7 @@ def _limits(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     few_images = f"{smallest:,} image{'s' if smallest > 1 else ''}"
     return "\n".join(
         [
-            "- The accuracy of rare classes is less certain than that of frequent ones: the smallest class was learnt "
+            "- The accuracy of rare classes is less certain than that of frequent ones: the smallest class was learned "
             f"from {few_images}, and what these do not show, the model does not know. Look at the few-shot figure "
             "before you rely on a rare class, not at the overall one.",
             f"- {_tested_tail(results)}",
@@ -363,7 +363,7 @@ def _assumed_frequencies(results: Mapping[str, Any], config: Mapping[str, Any]) 
     adjustment = config.get("adjustment") or {}
     advice = "undo the adjustment first, as shown above" if adjustment else "shift the prior as shown above"
     if adjustment.get("tau_norm") is not None:
-        return "Its classifier was tau-normalised: which class frequencies its probabilities assume is not known."
+        return "Its classifier was tau-normalized: which class frequencies its probabilities assume is not known."
     target = adjustment.get("target_prior")
     if isinstance(target, Mapping):
         return (

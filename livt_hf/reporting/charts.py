@@ -1,7 +1,7 @@
-"""Charts of a data set's long tail, a model's accuracy along it, its calibration, and masked reconstructions.
+"""Charts of a dataset's long tail, a model's accuracy along it, its calibration, and masked reconstructions.
 
 matplotlib's object API, so that no global state is touched. PNGs stand on a white card and read on light and dark
-pages; the SVGs of `as_svg` take their ink from the page. Shot groups have the same colours in every chart.
+pages; the SVGs of `as_svg` take their ink from the page. Shot groups have the same colors in every chart.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from PIL import Image
 
 from ..prior import GROUP_NAMES, ClassPrior
 
-GROUP_COLOURS = {"many": "#2f6fde", "medium": "#e0a11b", "few": "#d6455d", "accuracy": "#5b6472"}
+GROUP_COLORS = {"many": "#2f6fde", "medium": "#e0a11b", "few": "#d6455d", "accuracy": "#5b6472"}
 INK, MUTED, GRID = "#1f2933", "#6b7683", "#e6e9ee"
 OVERCONFIDENT = {"facecolor": "#f8dde1", "edgecolor": "#d6455d"}
 UNDERCONFIDENT = {"facecolor": "#f8e6bd", "edgecolor": "#e0a11b"}
 DPI = 144
 MAX_NAMED_CLASSES = 45  # more class names than this do not fit under an axis
-MAX_BARS_PER_GROUP = 60  # larger groups are drawn as bars of several neighbouring classes
+MAX_BARS_PER_GROUP = 60  # larger groups are drawn as bars of several neighboring classes
 
 
 def class_frequency_figure(
@@ -61,14 +61,14 @@ def class_frequency_figure(
         members = np.flatnonzero(group_of == group)  # consecutive: the classes are sorted by size
         if not len(members):
             continue
-        start, end, colour = members[0] - 0.5, members[-1] + 0.5, GROUP_COLOURS[group]
+        start, end, color = members[0] - 0.5, members[-1] + 0.5, GROUP_COLORS[group]
         for bars in np.array_split(members, min(len(members), MAX_BARS_PER_GROUP)):
             widest = max(widest, len(bars))
-            bar = {"width": 0.82 * len(bars) if len(prior) <= 100 else len(bars), "color": colour, "linewidth": 0}
+            bar = {"width": 0.82 * len(bars) if len(prior) <= 100 else len(bars), "color": color, "linewidth": 0}
             known = accuracy[bars][~np.isnan(accuracy[bars])]
             top.bar(bars.mean(), counts[bars].mean(), **bar)
             bottom.bar(bars.mean(), known.mean() if len(known) else 0, alpha=0.85, **bar)
-        top.bar(0, 0, color=colour, label=f"{group} ({len(members):,})")
+        top.bar(0, 0, color=color, label=f"{group} ({len(members):,})")
         if not np.isnan(accuracy[members]).all():
             mean = float(np.nanmean(accuracy[members]))
             bottom.hlines(mean, start, end, color=INK, linewidth=1.3)
@@ -95,7 +95,7 @@ def class_frequency_figure(
         upright = len(prior) <= 12 and max(map(len, names)) <= 8
         bottom.set_xticks(range(len(prior)), names, rotation=0 if upright else 90, fontsize=8, parse_math=False)
     else:
-        together = f" (a bar: mean of up to {widest} neighbours)" if widest > 1 else ""
+        together = f" (a bar: mean of up to {widest} neighbors)" if widest > 1 else ""
         bottom.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         bottom.set_xlabel(f"classes, largest first{together}")
     for axes in (top, bottom):
@@ -125,20 +125,20 @@ def prediction_figure(
     place_of = {int(label): place for place, label in enumerate(order)}
     figure = Figure(figsize=(8.6, 3.4), layout="constrained")
     axes = figure.subplots()
-    centres, lines = [], []
+    centers, lines = [], []
     for group, labels in prior.groups(**groups).items():
         members = np.sort([place_of[int(label)] for label in labels])
         if not len(members):
             continue
         for bars in np.array_split(members, min(len(members), MAX_BARS_PER_GROUP)):
             width = 0.82 * len(bars) if len(prior) <= 100 else len(bars)
-            axes.bar(bars.mean(), predicted[bars].mean(), width, color=GROUP_COLOURS[group], linewidth=0)
-            centres.append(bars.mean())
+            axes.bar(bars.mean(), predicted[bars].mean(), width, color=GROUP_COLORS[group], linewidth=0)
+            centers.append(bars.mean())
             lines.append((train[bars].mean(), test[bars].mean()))
-        axes.bar(0, 0, color=GROUP_COLOURS[group], label=f"predicted, {group}")
+        axes.bar(0, 0, color=GROUP_COLORS[group], label=f"predicted, {group}")
     lines_of = np.array(lines)
-    axes.plot(centres, lines_of[:, 0], color=INK, linewidth=1.5, marker="o", markersize=2.5, label="training set")
-    axes.plot(centres, lines_of[:, 1], color=MUTED, linewidth=1.5, linestyle=(0, (4, 3)), label="test set")
+    axes.plot(centers, lines_of[:, 0], color=INK, linewidth=1.5, marker="o", markersize=2.5, label="training set")
+    axes.plot(centers, lines_of[:, 1], color=MUTED, linewidth=1.5, linestyle=(0, (4, 3)), label="test set")
     axes.set_xlim(-0.6, len(prior) - 0.4)
     axes.set_ylabel("share of the images (%)")
     axes.set_xlabel("classes, largest first")
@@ -171,7 +171,7 @@ def plot_thumbnails(images: Sequence[np.ndarray], titles: Sequence[str], path: s
         axes.imshow(image, interpolation="nearest")
         short = "\n".join(_short(line, 18) for line in title.split("\n"))
         axes.set_title(short, fontsize=7, color=INK, parse_math=False)
-    save_png(figure, path, colours=None)
+    save_png(figure, path, colors=None)
 
 
 def reliability_figure(bins: Sequence[Mapping[str, Any]], ece: float) -> Figure:
@@ -190,12 +190,12 @@ def reliability_figure(bins: Sequence[Mapping[str, Any]], ece: float) -> Figure:
         if not bin_["count"]:
             continue
         bar = {"width": width * 0.92, "align": "edge"}
-        main.bar(bin_["low"], bin_["accuracy"], color=GROUP_COLOURS["many"], linewidth=0, **bar)
+        main.bar(bin_["low"], bin_["accuracy"], color=GROUP_COLORS["many"], linewidth=0, **bar)
         gap = bin_["confidence"] - bin_["accuracy"]
         kind = OVERCONFIDENT if gap > 0 else UNDERCONFIDENT
         main.bar(bin_["low"], gap, bottom=bin_["accuracy"], linewidth=0.9, **bar, **kind)
     main.plot((0, 100), (0, 100), color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-    main.bar(0, 0, color=GROUP_COLOURS["many"], label="accuracy")
+    main.bar(0, 0, color=GROUP_COLORS["many"], label="accuracy")
     main.bar(0, 0, label="confidence above accuracy", **OVERCONFIDENT)
     main.bar(0, 0, label="confidence below accuracy", **UNDERCONFIDENT)
     main.legend(frameon=False, loc="upper left", handlelength=1, handleheight=1, labelcolor=INK)
@@ -240,7 +240,7 @@ def plot_reconstructions(
             if row == 0 and titles:
                 axes.set_title(_short(titles[column], 16), fontsize=8, color=INK, parse_math=False)
         grid[row, 0].set_ylabel(name, fontsize=9, color=INK)
-    save_png(figure, path, colours=None)
+    save_png(figure, path, colors=None)
 
 
 def plot_loss_curve(lines: Sequence[Mapping[str, float]], path: str | Path) -> None:
@@ -253,14 +253,14 @@ def plot_loss_curve(lines: Sequence[Mapping[str, float]], path: str | Path) -> N
     losses = [(line["epoch"], line["loss"]) for line in lines if "loss" in line]
     probes = [(line["epoch"], line["probe_accuracy"]) for line in lines if "probe_accuracy" in line]
     figure = Figure(figsize=(7.2, 5.4 if probes else 3.4), layout="constrained")
-    curves = [(losses, "reconstruction loss", GROUP_COLOURS["many"])]
+    curves = [(losses, "reconstruction loss", GROUP_COLORS["many"])]
     if probes:
-        curves.append((probes, "k-NN accuracy (%)", GROUP_COLOURS["few"]))
+        curves.append((probes, "k-NN accuracy (%)", GROUP_COLORS["few"]))
     rows = figure.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, (points, name, colour) in zip(rows, curves, strict=True):
+    for axes, (points, name, color) in zip(rows, curves, strict=True):
         if points:
             marker = "o" if len(points) < 30 else None  # a single point is no line
-            axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.4, marker=marker, markersize=4)
+            axes.plot(*zip(*points, strict=True), color=color, linewidth=1.4, marker=marker, markersize=4)
         axes.set_ylabel(name)
         _clean(axes)
     rows[-1].set_xlabel("epoch")
@@ -279,14 +279,14 @@ def _clean(axes: Axes) -> None:
     axes.title.set(color=INK, fontsize=11, fontweight="bold")
 
 
-def save_png(figure: Figure, path: str | Path, colours: int | None = 128) -> None:
+def save_png(figure: Figure, path: str | Path, colors: int | None = 128) -> None:
     """Write the figure as a PNG, reduced to a palette (a third of the size) unless it holds photos; atomically."""
     canvas = FigureCanvasAgg(figure)
     figure.set_dpi(DPI)
     canvas.draw()
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    if colours:
-        image = image.quantize(colours, dither=Image.Dither.NONE)
+    if colors:
+        image = image.quantize(colors, dither=Image.Dither.NONE)
     data = io.BytesIO()
     image.save(data, "PNG", optimize=True)
     path = Path(path)
@@ -295,8 +295,8 @@ def save_png(figure: Figure, path: str | Path, colours: int | None = 128) -> Non
     os.replace(part, path)
 
 
-# Colours of a chart that follow the page that holds it -> the page's CSS variables.
-_PAGE_COLOURS = {
+# Colors of a chart that follow the page that holds it -> the page's CSS variables.
+_PAGE_COLORS = {
     INK: "var(--ink)",
     MUTED: "var(--muted)",
     GRID: "var(--line)",
@@ -307,13 +307,13 @@ _PAGE_COLOURS = {
 
 
 def as_svg(figure: Figure) -> str:
-    """The figure as an `<svg>` element for a page: transparent, text as text, ink in the page's colours."""
+    """The figure as an `<svg>` element for a page: transparent, text as text, ink in the page's colors."""
     buffer = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "livt_hf", "font.family": ["DejaVu Sans", "sans-serif"]}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
-    for colour, variable in _PAGE_COLOURS.items():
-        text = text.replace(colour, variable)
+    for color, variable in _PAGE_COLORS.items():
+        text = text.replace(color, variable)
     return text[text.index("<svg") :]
 
 

@@ -11,10 +11,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..prior import GROUP_NAMES
-from .charts import GROUP_COLOURS, INK, _clean, _measure_name, _nan, save_png
+from .charts import GROUP_COLORS, INK, _clean, _measure_name, _nan, save_png
 
-# A colour-blind safe order (Okabe and Ito, without yellow).
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5b6472", "#8c510a", "#7b3294", "#1f2933")
+# A color-blind safe order (Okabe and Ito, without yellow).
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5b6472", "#8c510a", "#7b3294", "#1f2933")
 PANELS_A_ROW = 2
 
 Curve = Mapping[float, float]  # accuracy in percent by epoch
@@ -32,8 +32,8 @@ def plot_convergence(panels: Mapping[str, Mapping[str, Sequence[Curve]]], split:
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(1.2 + 4.6 * columns, 0.4 + 3.6 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    colours = dict(
-        zip(dict.fromkeys(loss for curves in panels.values() for loss in curves), cycle(COLOURS), strict=False)
+    colors = dict(
+        zip(dict.fromkeys(loss for curves in panels.values() for loss in curves), cycle(COLORS), strict=False)
     )
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
@@ -41,11 +41,11 @@ def plot_convergence(panels: Mapping[str, Mapping[str, Sequence[Curve]]], split:
         for loss, of_seeds in curves.items():
             epochs = sorted(set.intersection(*map(set, of_seeds)))
             accuracy = np.array([[curve[epoch] for epoch in epochs] for curve in of_seeds])  # (seeds, epochs)
-            look = {"color": colours[loss], "linewidth": 1.8, "marker": "o" if len(epochs) < 30 else None}
+            look = {"color": colors[loss], "linewidth": 1.8, "marker": "o" if len(epochs) < 30 else None}
             axes.plot(epochs, accuracy.mean(axis=0), label=loss, markersize=3, **look)
             if len(of_seeds) > 1:
                 axes.fill_between(
-                    epochs, accuracy.min(axis=0), accuracy.max(axis=0), color=colours[loss], alpha=0.16, linewidth=0
+                    epochs, accuracy.min(axis=0), accuracy.max(axis=0), color=colors[loss], alpha=0.16, linewidth=0
                 )
         axes.set_title(title, parse_math=False)
         axes.set_ylim(bottom=0)
@@ -73,15 +73,15 @@ def plot_model_size(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None
     lines: dict[tuple[str, bool], list[Mapping[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: row["parameters"]):
         lines.setdefault((row["name"], row["pretraining"] != "none"), []).append(row)
-    colours = dict(zip(dict.fromkeys(row["name"] for row in rows), cycle(COLOURS), strict=False))
+    colors = dict(zip(dict.fromkeys(row["name"] for row in rows), cycle(COLORS), strict=False))
     both = len({pretrained for _, pretrained in lines}) > 1
-    for (name, pretrained), members in sorted(lines.items(), key=lambda line: list(colours).index(line[0][0])):
+    for (name, pretrained), members in sorted(lines.items(), key=lambda line: list(colors).index(line[0][0])):
         axes.errorbar(
             [row["parameters"] / 1e6 for row in members],
             [row["accuracy"]["mean"] for row in members],
             yerr=[row["accuracy"]["std"] or 0 for row in members],
             label=f"{name}, {'pretrained' if pretrained else 'from scratch'}" if both else name,
-            color=colours[name],
+            color=colors[name],
             linestyle="-" if pretrained or not both else "--",
             linewidth=1.8,
             marker="o",
@@ -114,7 +114,7 @@ def plot_comparison(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None
     for place, measure in enumerate(measures):
         heights = np.array([_nan(row[measure]) for row in rows])
         left = x + (place - 1.5) * width
-        axes.bar(left, heights, width * 0.9, color=GROUP_COLOURS[measure], label=_measure_name(measure), linewidth=0)
+        axes.bar(left, heights, width * 0.9, color=GROUP_COLORS[measure], label=_measure_name(measure), linewidth=0)
         spread = np.array([row.get("spread", {}).get(measure) or 0.0 for row in rows])
         axes.errorbar(left, heights, np.where(spread > 0, spread, np.nan), fmt="none", ecolor=INK, elinewidth=1)
         for position, height, top in zip(left, heights, heights + spread, strict=True):

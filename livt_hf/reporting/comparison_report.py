@@ -29,7 +29,7 @@ MEASURES = {
 LOWER_IS_BETTER = ("ece", "mce")
 
 
-def summarise(runs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def summarize(runs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A row for each pretraining, size and loss: mean and sample standard deviation (n - 1) over its runs.
 
     Args:
@@ -87,7 +87,7 @@ _LATEX = {"bold": r"\textbf{{{}}}", "pm": r" $\pm$ ", "up": r" $\uparrow$", "dow
 
 
 def comparison_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The paper's table in Markdown, of what `summarise` returned; the best mean of each column in bold."""
+    """The paper's table in Markdown, of what `summarize` returned; the best mean of each column in bold."""
     header, cells = _table(rows, _MARKDOWN)
     cells = [[escape_markdown(row[1]) if place == 1 else cell for place, cell in enumerate(row)] for row in cells]
     return markdown_table(header, cells, "lll" + "r" * (len(header) - 3))
@@ -165,7 +165,7 @@ def draw_comparison(
 
     Args:
         output_dir: where they go.
-        rows: what the table shows, of `summarise`.
+        rows: what the table shows, of `summarize`.
         runs: the runs of these rows, with their curves.
 
     Returns:

@@ -136,7 +136,7 @@ def training_sentence(results: Mapping[str, Any]) -> str:
     adjusted = _adjustment_sentence(results.get("adjustment"))
     if results["loss"] is None:
         return f"The checkpoint does not say how it was trained.{adjusted}"
-    start = f"initialised from {public_name(results['pretrained'])}" if results["pretrained"] else "from scratch"
+    start = f"initialized from {public_name(results['pretrained'])}" if results["pretrained"] else "from scratch"
     return f"Trained {start} with the loss {results['loss']}, tau {results['tau']:g}.{adjusted}"
 
 

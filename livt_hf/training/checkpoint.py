@@ -135,7 +135,7 @@ def set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> No
 
 
 def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """The moments and step counts of a saved state, by tensor name; the groups and their options stay the optimiser's.
+    """The moments and step counts of a saved state, by tensor name; the groups and their options stay the optimizer's.
 
     torch would bring back the saved options, so that a run resumed with another weight decay, betas or learning rate
     would go on with the old ones.

@@ -1,7 +1,7 @@
 """Retraining only the classifier, on class-balanced batches: cRT and LWS (Kang et al., ICLR 2020).
 
 crt   the classifier is drawn anew and trained, the backbone frozen
-lws   one scale f_i per class is learnt, z_i -> f_i z_i, from 1; weights and biases stay. The paper
+lws   one scale f_i per class is learned, z_i -> f_i z_i, from 1; weights and biases stay. The paper
       (Sec. 4.3) writes w_i -> f_i w_i; to scale the bias as well is our choice. The scales are folded into weight and
       bias at the end, so that the saved model is a native one.
 """

@@ -1,4 +1,4 @@
-"""`livt compare`: the paper's ablation of losses on any data set, with several seeds (LiVT's table of losses and model
+"""`livt compare`: the paper's ablation of losses on any dataset, with several seeds (LiVT's table of losses and model
 sizes, its figures of convergence and of accuracy over model size).
 
 Each run is a `finetune` of its own; the runs differ in the loss, the seed, the pretrained model and the size alone. All
@@ -23,7 +23,7 @@ from ..evaluation.evaluate import evaluate_checkpoint
 from ..files import METRICS_FILE, RUN_FILE
 from ..losses import BALANCED_LOSSES, check_loss_name
 from ..models.loading import load_config
-from ..reporting.comparison_report import MEASURES, summarise, write_comparison
+from ..reporting.comparison_report import MEASURES, summarize, write_comparison
 from ..reporting.provenance import command_line
 from .checkpoint import list_checkpoints
 from .finetuning import finetune
@@ -93,7 +93,7 @@ def compare(
         if finished_steps(run_dir, run.args, run.more) is None:
             return None
         if is_main:
-            for _, checkpoint in list_checkpoints(run_dir):  # with the optimiser, several times the finished model
+            for _, checkpoint in list_checkpoints(run_dir):  # with the optimizer, several times the finished model
                 shutil.rmtree(checkpoint)
         results = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
         finished.append({**_outcome(run, results), "curve": _curve(run, run_dir)})
@@ -102,7 +102,7 @@ def compare(
     comparison = {
         "command": command_line(),
         **{key: results[key] for key in ("dataset", "split", "images", "groups", "class_counts")},
-        "rows": summarise(finished),
+        "rows": summarize(finished),
         "runs": finished,
         **{key: results[key] for key in ("versions", "hardware")},
     }
@@ -156,7 +156,7 @@ def _split_to_watch(args: FinetuneArguments) -> Any:
     """The split of the convergence curve: validation, or test where there is none."""
     args.require("dataset", "output_dir")
     if args.streaming:
-        raise ValueError("streaming: nothing could be evaluated; compare on a data set that is loaded")
+        raise ValueError("streaming: nothing could be evaluated; compare on a dataset that is loaded")
     splits = load_long_tailed(args.dataset, **args.data_options())
     if not {"validation", "test"} & set(splits):
         raise ValueError(f"dataset: {args.dataset!r} has neither a test nor a validation split to compare on")

@@ -248,7 +248,7 @@ def build_classifier(args: FinetuneArguments, counts: dict[str, int]) -> PreTrai
 
 
 def pixel_statistics(args: FinetuneArguments) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation for normalisation: those asked for, of the pretrained model, or ImageNet's."""
+    """Mean and standard deviation for normalization: those asked for, of the pretrained model, or ImageNet's."""
     saved = None if args.pretrained == "none" else saved_statistics(args.pretrained)
     mean, std = saved or (list(IMAGENET_MEAN), list(IMAGENET_STD))
     return args.mean or mean, args.std or std

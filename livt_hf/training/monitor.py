@@ -30,11 +30,11 @@ class Monitor:
     All processes call its methods; the main one writes.
 
     Args:
-        splits: the data set, or None where it is streamed; there are then no pictures and no probe.
-        steps_per_epoch: optimiser steps.
+        splits: the dataset, or None where it is streamed; there are then no pictures and no probe.
+        steps_per_epoch: optimizer steps.
 
     Raises:
-        ValueError: a probe of a streamed data set.
+        ValueError: a probe of a streamed dataset.
     """
 
     def __init__(

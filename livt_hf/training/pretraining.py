@@ -246,7 +246,7 @@ def load_autoencoder(pretrained: str, say: Callable[[str], None]) -> LivtMAEForP
 
 
 class _Run:
-    """What changes during a run, and how it is saved: step, weights, optimiser, schedule, scaler, running loss."""
+    """What changes during a run, and how it is saved: step, weights, optimizer, schedule, scaler, running loss."""
 
     def __init__(
         self,
@@ -330,7 +330,7 @@ class _Run:
         bad = (~torch.isfinite(loss_sum)).float()
         if accelerator.num_processes > 1:
             bad = accelerator.reduce(bad, "sum").clamp(max=1)
-        # The fused optimiser skips its update by itself where this is set: no need to wait for the device to tell us.
+        # The fused optimizer skips its update by itself where this is set: no need to wait for the device to tell us.
         self.optimizer.optimizer.found_inf = bad
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -391,7 +391,7 @@ class _Run:
     def load(self, checkpoint: Path, state: dict[str, Any]) -> None:
         """Everything but the weights, which are loaded before the model is prepared.
 
-        The schedule and the position in the data are functions of the step, and the optimiser's options are those of
+        The schedule and the position in the data are functions of the step, and the optimizer's options are those of
         the command.
         """
         self.step = state["steps"]

@@ -23,7 +23,7 @@ from ..losses import SHORT_NAMES
 from ..metrics import describe_groups
 from ..reporting.card import write_model_card
 from ..reporting.comparison_charts import plot_comparison
-from ..reporting.comparison_report import comparison_table, summarise
+from ..reporting.comparison_report import comparison_table, summarize
 from ..reporting.evaluation_report import write_report
 from ..reporting.provenance import measurement
 from .finetuning import finetune
@@ -67,7 +67,7 @@ def quickstart(output_dir: Path) -> list[dict[str, Any]] | None:
         if results is None:
             return None
         rows.append(results)
-    table = comparison_table(summarise({**row, "pretraining": "MAE" if row["pretrained"] else "none"} for row in rows))
+    table = comparison_table(summarize({**row, "pretraining": "MAE" if row["pretrained"] else "none"} for row in rows))
     _write_results(output_dir, mae_dir, rows, table)
     print(f"\n{table}\n")
     print(f"report: {output_dir}/report.md   model: {output_dir}/livt-digits")

@@ -64,7 +64,7 @@ class BalancedTrainer(Trainer):
         args: ``learning_rate`` is the peak rate; ``max_steps`` or ``num_train_epochs`` set the length.
         train_dataset: `ImageDataset` or `StreamedSamples` with a `FinetuneTransform`.
         eval_dataset: `ImageDataset` with an `EvalTransform`.
-        mean, std: normalisation of pixels in 0..1, per channel.
+        mean, std: normalization of pixels in 0..1, per channel.
         layer_decay: see `parameter_groups`.
         min_lr, warmup_epochs: see `learning_rate`.
         mixup: what mixes a batch; None leaves hard labels.
@@ -146,7 +146,7 @@ class BalancedTrainer(Trainer):
         args, dataset, labels = self.args, self.train_dataset, None
         if self.mixup is not None and args.per_device_train_batch_size % 2:
             raise ValueError(
-                f"batch_size: {args.per_device_train_batch_size} is odd, and mixup mixes neighbours; use an even one"
+                f"batch_size: {args.per_device_train_batch_size} is odd, and mixup mixes neighbors; use an even one"
             )
         if self.classifier_only:
             assert not isinstance(dataset, StreamedSamples)  # a stream was refused at the start
@@ -167,7 +167,7 @@ class BalancedTrainer(Trainer):
         return _EpochLoader(self)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """A micro-batch of the loader -> what the model takes, on the device: normalised, erased and mixed."""
+        """A micro-batch of the loader -> what the model takes, on the device: normalized, erased and mixed."""
         inputs = super()._prepare_inputs(inputs)
         if "erase_box" not in inputs:
             return inputs
@@ -199,7 +199,7 @@ class BalancedTrainer(Trainer):
         epoch = self.state.global_step / self.training_batches().steps_per_epoch
         return self.reweighted_loss if epoch >= self.drw_epoch - 1e-9 else self.loss
 
-    # Optimisation
+    # Optimization
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -239,7 +239,7 @@ class BalancedTrainer(Trainer):
 
     # Evaluation
 
-    def evaluate(  # type: ignore[override]  # Trainer also takes data sets of other kinds
+    def evaluate(  # type: ignore[override]  # Trainer also takes datasets of other kinds
         self,
         eval_dataset: ImageDataset | None = None,
         ignore_keys: list[str] | None = None,
@@ -248,7 +248,7 @@ class BalancedTrainer(Trainer):
         """Overall, many-, medium- and few-shot accuracy, ECE and MCE in percent; processes share the images."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
-            raise ValueError("eval_dataset: there is nothing to evaluate on; give the data set a validation split")
+            raise ValueError("eval_dataset: there is nothing to evaluate on; give the dataset a validation split")
         if not len(dataset):
             raise ValueError("eval_dataset: the split to evaluate on has no images; fill it, or leave it out")
         model, args = self.accelerator.unwrap_model(self.model), self.args
@@ -346,7 +346,7 @@ class BalancedTrainer(Trainer):
             self._save(output_dir, state_dict=weights)
 
     def _optimizer_and_schedule(self) -> tuple[torch.optim.Optimizer, LambdaLR]:
-        """Those of a run that has begun: the optimiser is the one inside Accelerate's."""
+        """Those of a run that has begun: the optimizer is the one inside Accelerate's."""
         assert isinstance(self.optimizer, AcceleratedOptimizer)
         assert self.lr_scheduler is not None
         return self.optimizer.optimizer, self.lr_scheduler

@@ -46,7 +46,7 @@ def autoencoder(tmp_path_factory):
 # Pretrained models
 
 
-@pytest.mark.parametrize("pretrained", ["/no/such/folder", "no-such-organisation/no-such-model"])
+@pytest.mark.parametrize("pretrained", ["/no/such/folder", "no-such-organization/no-such-model"])
 def test_a_pretrained_model_that_does_not_exist_is_named(capsys, tmp_path, data, pretrained):
     error = the_error(capsys, run_stage("finetune", data, tmp_path / "out", pretrained=pretrained))
     assert error.startswith(f"pretrained: '{pretrained}' is neither a folder with a model nor one on the Hub (")
@@ -89,7 +89,7 @@ def test_class_names_that_differ_are_listed(capsys, tmp_path, data, classifier):
         shutil.copytree(data / split / "bee", tmp_path / "data" / split / "wasp")
     error = the_error(capsys, evaluate(tmp_path / "data", classifier, tmp_path))
     assert error == (
-        "the data set: the model does not know 1 of its classes: wasp; the model's classes without counterpart: bee"
+        "the dataset: the model does not know 1 of its classes: wasp; the model's classes without counterpart: bee"
     )
     assert not (tmp_path / "out").exists()
 

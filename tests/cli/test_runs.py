@@ -146,14 +146,14 @@ def test_more_bad_images_than_allowed_stop_the_run_with_one_line(capsys, tmp_pat
 
 
 def test_images_of_every_mode_are_trained_on(capsys, tmp_path, data):
-    """RGBA, palette, 16-bit, grey, grey with alpha, black and white, CMYK: none is replaced."""
+    """RGBA, palette, 16-bit, gray, gray with alpha, black and white, CMYK: none is replaced."""
     folder = tmp_path / "data"
-    grey = np.arange(120, dtype=np.uint16).reshape(12, 10)
+    gray = np.arange(120, dtype=np.uint16).reshape(12, 10)
     image = PIL.Image.open(data / "train" / "ant" / "0.jpg")
     for name, modes in {"ant": ["RGBA", "P", "L", "LA"], "bee": ["1", "CMYK", "I;16", "RGB"]}.items():
         (folder / name).mkdir(parents=True)
         for mode in modes:
-            picture = PIL.Image.fromarray(grey * 500) if mode == "I;16" else image.convert(mode)
+            picture = PIL.Image.fromarray(gray * 500) if mode == "I;16" else image.convert(mode)
             picture.save(folder / name / f"{mode.replace(';', '')}.{'jpg' if mode == 'CMYK' else 'png'}")
     assert run_stage("pretrain", folder, tmp_path / "out", max_steps=2, logging_steps=1, max_bad_images=0) == 0
     assert not (tmp_path / "out" / "bad_images.log").exists()

@@ -53,7 +53,7 @@ def outputs():
 
 @pytest.fixture(scope="module")
 def photo():
-    """A colour image that is not square."""
+    """A color image that is not square."""
     pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
     return PIL.Image.fromarray(pixels).resize((70, 90), PIL.Image.Resampling.BICUBIC)
 
@@ -180,7 +180,7 @@ def test_a_vit_of_timm_becomes_a_native_classifier(tmp_path, capsys, photo, pool
     card = (tmp_path / "model" / "README.md").read_text()
     assert "\nlicense: apache-2.0\n" in card
     assert "`vit`, a checkpoint of timm" in card
-    assert "timm states the licence `apache-2.0`" in card
+    assert "timm states the license `apache-2.0`" in card
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -289,7 +289,7 @@ def test_weights_too_large_for_one_onnx_file_lie_beside_it(tmp_path, monkeypatch
     ("options", "message"),
     [
         (["--num_images", "2"], "num_images: 2; at least 8 are needed"),
-        (["--split", "dev"], "split: the data set has no split 'dev'; choose one of train, validation, test"),
+        (["--split", "dev"], "split: the dataset has no split 'dev'; choose one of train, validation, test"),
         (["--dataset", "nowhere"], "--dataset nowhere: "),
     ],
 )

@@ -101,7 +101,7 @@ def test_arguments_that_do_not_fit_are_noted_and_not_used(tmp_path):
     assert conversion.notes == [
         "The list cls_num of the file does not have one count for each class; it is not used.",
         "The file does not tell its training loss; that of the source's method is assumed, bal_bce.",
-        "The official code does not know the data set pets; images are normalised with the statistics of ImageNet "
+        "The official code does not know the dataset pets; images are normalized with the statistics of ImageNet "
         "(see --dataset).",
     ]
     assert LivtConfig.from_pretrained(tmp_path / "model").class_counts is None
@@ -125,7 +125,7 @@ def test_the_pixel_target_is_that_of_the_arguments_or_is_assumed(tmp_path):
     assert (config.norm_pix_loss, config.mask_ratio) == (False, 0.5)
     path = changed(tmp_path, PRETRAINED, args={"dataset": "ImageNet"})
     (note,) = convert_checkpoint(path, tmp_path / "b", "mae", **options).notes
-    assert note.startswith("The file does not tell whether it predicts pixels normalised per patch; it is assumed")
+    assert note.startswith("The file does not tell whether it predicts pixels normalized per patch; it is assumed")
     assert LivtMAEForPreTraining.from_pretrained(tmp_path / "b").config.norm_pix_loss is True
 
 
@@ -258,7 +258,7 @@ def test_the_command_says_what_became_of_every_tensor(tmp_path, capsys):
     assert main([*argv, "--norm_pix_loss", "false", str(PRETRAINED), str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "autoencoder: 74 tensors, each of them has its place",
-        "note: The file does not tell its data set; images are normalised with the statistics of ImageNet (see "
+        "note: The file does not tell its dataset; images are normalized with the statistics of ImageNet (see "
         "--dataset).",
         f"{tmp_path / 'out'} holds the autoencoder, its image processor and a card",
     ]

@@ -11,7 +11,7 @@ from livt_hf.data import decode_image, decoding
 
 
 def photo(height=20, width=30):
-    """A smooth colour image (H, W, 3), which JPEG keeps nearly unchanged."""
+    """A smooth color image (H, W, 3), which JPEG keeps nearly unchanged."""
     y, x = np.mgrid[0:height, 0:width]
     return np.stack([y * 8, x * 8, 255 - (x + y) * 5], axis=-1).clip(0, 255).astype(np.uint8)
 
@@ -51,16 +51,16 @@ def test_bytes_path_and_row_are_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG"])
-def test_greyscale_becomes_three_equal_channels(format):
-    grey = PIL.Image.fromarray(photo()[..., 0])
-    decoded = as_array(decode_image(encode(grey, format)))
+def test_grayscale_becomes_three_equal_channels(format):
+    gray = PIL.Image.fromarray(photo()[..., 0])
+    decoded = as_array(decode_image(encode(gray, format)))
     assert decoded.shape == (20, 30, 3)
     assert (decoded == decoded[..., :1]).all()
     assert np.abs(decoded[..., 0].astype(int) - photo()[..., 0]).max() <= 3
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_transparency_is_dropped_and_colours_kept(mode):
+def test_transparency_is_dropped_and_colors_kept(mode):
     image = PIL.Image.fromarray(photo()).convert(mode)
     image.putalpha(7)
     expected = np.asarray(image.convert("RGB"))
@@ -75,7 +75,7 @@ def test_palettes_with_and_without_transparency(transparency):
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF"])
-def test_16_bit_grey_is_scaled_not_clipped(format):
+def test_16_bit_gray_is_scaled_not_clipped(format):
     values = np.linspace(0, 65535, 600).astype(np.uint16).reshape(20, 30)
     decoded = as_array(decode_image(encode(PIL.Image.fromarray(values), format)))
     assert np.array_equal(decoded[..., 1], np.rint(values / 257).astype(np.uint8))

@@ -45,7 +45,7 @@ def test_cutmix_by_hand():
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
 def test_smoothed_targets_equal_timm(kind):
-    """timm pairs sample i with B - 1 - i, which for two samples is the neighbour."""
+    """timm pairs sample i with B - 1 - i, which for two samples is the neighbor."""
     mixup = Mixup(3, label_smoothing=0.1, seed=5)
     step, ratio, _ = first_step(mixup, kind)
     _, targets = mixup(PIXELS[:2], LABELS[:2], step)
@@ -54,7 +54,7 @@ def test_smoothed_targets_equal_timm(kind):
 
 
 def test_cutmix_boxes_have_timms_distribution():
-    """Height, width and centre of 4,000 boxes with lambda ~ Beta(1, 1): means within 4 standard errors."""
+    """Height, width and center of 4,000 boxes with lambda ~ Beta(1, 1): means within 4 standard errors."""
     mixup = Mixup(3, mixup_alpha=0.0, seed=1)
     ours = np.array([mixup.draw(step, 40, 30)[1] for step in range(4000)])  # top, bottom, left, right
     random = np.random.RandomState(0)  # noqa: NPY002

@@ -34,7 +34,7 @@ def encoded(color):
 
 
 def write_shards(folder, label_feature, labels, shards=4, bad=()):
-    """Images whose red value is their number, so that each can be recognised."""
+    """Images whose red value is their number, so that each can be recognized."""
     folder.mkdir(exist_ok=True)
     features = Features({"image": Image(), "label": label_feature})
     rows = [

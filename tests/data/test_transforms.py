@@ -16,7 +16,7 @@ from livt_hf.data.transforms import IMAGENET_MEAN, IMAGENET_STD, random_erase_bo
 
 
 def photo(height, width, seed=0):
-    """Smooth random colours (3, H, W) in the memory layout of a decoded image."""
+    """Smooth random colors (3, H, W) in the memory layout of a decoded image."""
     coarse = torch.rand(1, 3, 6, 8, generator=torch.Generator().manual_seed(seed))
     image = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)[0]
     return image.mul(255).to(torch.uint8).permute(1, 2, 0).contiguous().permute(2, 0, 1)
@@ -51,7 +51,7 @@ def test_everything_random_comes_from_the_global_generators():
 
 
 def test_crop_boxes_have_the_distribution_of_torchvision():
-    """Area, aspect ratio and centre of 4,000 crops: means agree within 4 standard errors.
+    """Area, aspect ratio and center of 4,000 crops: means agree within 4 standard errors.
 
     The crop's box is read off an image whose channels hold its row and column numbers.
     """
@@ -259,7 +259,7 @@ def test_evaluation_equals_the_processor_that_is_saved_with_the_model(size, shor
 def test_pixel_statistics_agree_with_the_pil_reference():
     """Channel means and standard deviations of many random crops, ours against PIL decode + RandomResizedCrop.
 
-    Both sides see the same JPEG and draw 300 crops; each crop's mean varies by about 25 grey levels, so the means of
+    Both sides see the same JPEG and draw 300 crops; each crop's mean varies by about 25 gray levels, so the means of
     300 differ by 25 * sqrt(2 / 300) = 2 (one standard error). Without any randomness the two resizers differ by at
     most one level. Tolerance: 3 standard errors of the crops, measured on the spot.
     """

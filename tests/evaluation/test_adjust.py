@@ -78,15 +78,15 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Images of three classes that differ in their mean grey, not by much."""
+    """Images of three classes that differ in their mean gray, not by much."""
     path = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
     for name, count in {"ant": 6, "bee": 3, "cat": 1}.items():
         for split, number in (("train", count), ("validation", 8 if name == "cat" else 4), ("test", 12)):
             (path / split / name).mkdir(parents=True)
             for index in range(number):
-                grey = rng.normal(60 + 60 * list(COUNTS).index(name), 25)
-                pixels = rng.normal(grey, 20, (16, 16, 3)).clip(0, 255).astype(np.uint8)
+                gray = rng.normal(60 + 60 * list(COUNTS).index(name), 25)
+                pixels = rng.normal(gray, 20, (16, 16, 3)).clip(0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(path / split / name / f"{index}.png")
     return path
 
@@ -105,7 +105,7 @@ def test_the_shift_turns_the_assumed_shares_into_the_target():
         np.testing.assert_allclose(assumed_log_prior(config, prior), power * np.log(PI), rtol=1e-12)
     adjusted = type("Config", (), {"loss": "ce", "adjustment": {"target_prior": {"cat": 2, "ant": 1, "bee": 1}}})
     np.testing.assert_allclose(assumed_log_prior(adjusted, prior), np.log([0.25, 0.25, 0.5]), rtol=1e-12)
-    with pytest.raises(ValueError, match="tau-normalised"):
+    with pytest.raises(ValueError, match="tau-normalized"):
         assumed_log_prior(type("Config", (), {"adjustment": {"tau_norm": 1.0}}), prior)
 
 
@@ -175,7 +175,7 @@ def test_without_a_minimum_there_is_no_temperature():
 def test_plain_transformers_gives_the_probabilities_and_undoing_gives_the_weights(tmp_path, folder, images, capsys):
     """The whole way, as a command, with a fit."""
     adjusted, restored = tmp_path / "adjusted", tmp_path / "restored"
-    folder = learn(folder, images, tmp_path / "learnt")
+    folder = learn(folder, images, tmp_path / "learned")
     fit = ["adjust", "--target_prior=uniform", "--temperature=fit", f"--dataset={images}", "--num_workers=0"]
     fit += [f"--model={folder}"]
     assert main([*fit, f"--output_dir={adjusted}"]) == 0
@@ -251,7 +251,7 @@ def test_other_models_with_a_linear_classifier_take_the_counts_of_the_data(tmp_p
         sizes = {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1]}
         model = ResNetForImageClassification(ResNetConfig(**sizes, **names))
     save(model, tmp_path / "model")
-    with pytest.raises(ValueError, match="holds no class counts; name the data set"):
+    with pytest.raises(ValueError, match="holds no class counts; name the dataset"):
         adjust(tmp_path / "model", tmp_path / "out", target="uniform")
     adjust(tmp_path / "model", tmp_path / "out", target="uniform", dataset=images)
     moved = logits(tmp_path / "out") - logits(tmp_path / "model")
@@ -279,7 +279,7 @@ def test_a_mean_of_two_classifiers_is_refused(tmp_path):
         ),
         (["--temperature=hot"], "temperature: 'hot'; give fit or a number above 0"),
         (["--temperature=-1"], "temperature: '-1'; give fit or a number above 0"),
-        (["--temperature=fit"], "temperature: fit needs images with labels; name the data set with --dataset"),
+        (["--temperature=fit"], "temperature: fit needs images with labels; name the dataset with --dataset"),
         (["--tau_norm=nan"], "tau_norm: nan; give a finite number"),
         (["--undo", "--tau_norm=1"], "undo: it takes no --tau_norm"),
         (["--undo"], "model: 'MODEL' is not adjusted; there is nothing to undo"),

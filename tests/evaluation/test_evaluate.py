@@ -20,7 +20,7 @@ from livt_hf.evaluation.evaluate import counts_by_model_name, evaluate_checkpoin
 from livt_hf.evaluation.predictions import predict_split
 from livt_hf.metrics import calibration_error
 from livt_hf.models.configuration_livt import LivtMAEConfig
-from livt_hf.models.modeling_livt_mae import MASK_GREY, reconstruct_images
+from livt_hf.models.modeling_livt_mae import MASK_GRAY, reconstruct_images
 from livt_hf.reporting.blocks import code_block, escape_markdown
 from livt_hf.reporting.evaluation_report import report_markdown, write_report
 
@@ -212,14 +212,14 @@ def test_a_damaged_checkpoint_is_one_line(folder, split, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_processor_that_always_normalises_is_refused(split, tmp_path):
+def test_a_processor_that_always_normalizes_is_refused(split, tmp_path):
     """That of timm's own checkpoints; `livt predict` can use it."""
     model = save_tiny("timm", tmp_path / "m", num_labels=3, id2label=dict(enumerate(COUNTS)))
     config = json.loads((model / "config.json").read_text())
     config["pretrained_cfg"] = {"input_size": [3, 8, 8], "mean": [0.5] * 3, "std": [0.5] * 3}
     (model / "config.json").write_text(json.dumps(config))
     data = DatasetDict(train=split, test=split)
-    with pytest.raises(ValueError, match="^model: its TimmWrapperImageProcessor cannot leave out the normalisation"):
+    with pytest.raises(ValueError, match="^model: its TimmWrapperImageProcessor cannot leave out the normalization"):
         evaluate_checkpoint(model, data, output_dir=tmp_path)
 
 
@@ -278,7 +278,7 @@ def test_reconstructed_images_show_what_was_hidden():
     drawn = dict(zip(names, reconstruct_images(mae, images, mean, std, seed=3), strict=True))
     originals = images.permute(0, 2, 3, 1).numpy()
     np.testing.assert_array_equal(drawn["originals"], originals)
-    hidden = (drawn["masked"] == MASK_GREY).all(axis=-1)  # (B, H, W)
+    hidden = (drawn["masked"] == MASK_GRAY).all(axis=-1)  # (B, H, W)
     patches = hidden.reshape(2, 4, 4, 4, 4).transpose(0, 1, 3, 2, 4).reshape(2, 16, 16)
     assert (patches.all(-1) | ~patches.any(-1)).all()  # whole patches
     assert patches.all(-1).sum(-1).tolist() == [12, 12]  # 75 % of 16

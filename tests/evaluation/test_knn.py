@@ -27,7 +27,7 @@ SIZES = {
 STATISTICS = {"mean": (0.3,) * 3, "std": (0.4,) * 3, "batch_size": 32, "num_workers": 0}
 
 
-def test_neighbours_vote_with_exp_of_their_cosine_similarity():
+def test_neighbors_vote_with_exp_of_their_cosine_similarity():
     """Angles 0, 10, 20 degrees: two distant votes for class 1 against one near vote for class 0."""
     angles = torch.tensor([0.0, 10.0, 20.0]) * math.pi / 180
     bank = torch.stack([angles.cos(), angles.sin()], dim=1) * torch.tensor([[1.0], [5.0], [0.1]])  # length is ignored
@@ -35,9 +35,9 @@ def test_neighbours_vote_with_exp_of_their_cosine_similarity():
     query = torch.tensor([[3.0, 0.0]])
     votes = [math.exp(1 / 0.07), math.exp(math.cos(angles[1]) / 0.07) + math.exp(math.cos(angles[2]) / 0.07)]
     assert votes[1] > votes[0]
-    assert knn_predictions(bank, labels, query, 2, neighbours=3).tolist() == [1]
-    assert knn_predictions(bank, labels, query, 2, neighbours=1).tolist() == [0]
-    assert knn_predictions(bank, labels, query, 2, neighbours=3, temperature=0.02).tolist() == [0]
+    assert knn_predictions(bank, labels, query, 2, neighbors=3).tolist() == [1]
+    assert knn_predictions(bank, labels, query, 2, neighbors=1).tolist() == [0]
+    assert knn_predictions(bank, labels, query, 2, neighbors=3, temperature=0.02).tolist() == [0]
 
 
 def test_no_image_votes_on_itself():
@@ -45,7 +45,7 @@ def test_no_image_votes_on_itself():
     angles = torch.arange(150).repeat_interleave(2) * (math.pi / 300)
     bank = torch.stack([angles.cos(), angles.sin()], dim=1)
     labels = torch.arange(300) % 2
-    own = knn_predictions(bank, labels, bank, 2, neighbours=1, leave_one_out=True)
+    own = knn_predictions(bank, labels, bank, 2, neighbors=1, leave_one_out=True)
     assert torch.equal(own, 1 - labels)
 
 

@@ -75,7 +75,7 @@ def images(tmp_path_factory):
     smooth.save(path / "photo.jpg", quality=90)
     smooth.save(path / "turned.jpg", exif=turned)
     smooth.convert("CMYK").save(path / "cmyk.jpg")
-    smooth.convert("L").save(path / "grey.png")
+    smooth.convert("L").save(path / "gray.png")
     smooth.quantize(16).save(path / "palette.png", transparency=3)
     transparent.save(path / "transparent.png")
     smooth.resize((3, 5)).save(path / "tiny.png")
@@ -107,10 +107,10 @@ def test_most_probable_classes_come_first_and_no_more_than_there_are(folder, ima
     assert len(next(predict_images(folder, images[:1]))["predictions"]) == 5
 
 
-def test_16_bit_grey_is_scaled_as_in_training(folder, tmp_path):
-    grey = np.random.default_rng(0).integers(0, 256, (20, 20), dtype=np.uint8)
-    Image.fromarray(grey).save(tmp_path / "8.png")
-    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "16.png")
+def test_16_bit_gray_is_scaled_as_in_training(folder, tmp_path):
+    gray = np.random.default_rng(0).integers(0, 256, (20, 20), dtype=np.uint8)
+    Image.fromarray(gray).save(tmp_path / "8.png")
+    Image.fromarray(gray.astype(np.uint16) * 257).save(tmp_path / "16.png")
     eight, sixteen = predict_images(folder, [tmp_path / "8.png", tmp_path / "16.png"])
     assert eight["predictions"] == sixteen["predictions"]
 

@@ -111,7 +111,7 @@ def balanced_trainer(
 
 
 def balanced_gradients(tmp_path: Path, batch_size: int, accumulation: int) -> dict[str, torch.Tensor]:
-    """Gradients of the first optimiser step, read just before it."""
+    """Gradients of the first optimizer step, read just before it."""
     found: dict[str, torch.Tensor] = {}
     subject = balanced_trainer(tmp_path, batch_size, accumulation, mixup=Mixup(10))
     subject.create_optimizer()

@@ -1,4 +1,4 @@
-"""A small data set of two classes, as a folder of images."""
+"""A small dataset of two classes, as a folder of images."""
 
 from pathlib import Path
 

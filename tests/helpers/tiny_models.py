@@ -63,7 +63,7 @@ def tiny(family: str, num_labels: int = 10, **options) -> PreTrainedModel:
     model_class, config_class, sizes = CLASSES[family]
     torch.manual_seed(0)
     model = model_class(config_class(**sizes, num_labels=num_labels, **options))
-    with torch.no_grad():  # visible logits, whatever the initialisation
+    with torch.no_grad():  # visible logits, whatever the initialization
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=0.2)

@@ -78,7 +78,7 @@ def same_weights(first: Path, second: Path) -> bool:
 
 
 def stop_at(step: int, monkeypatch) -> None:
-    """SIGTERM during an optimiser step."""
+    """SIGTERM during an optimizer step."""
     optimizer_step, steps = torch.optim.AdamW.step, []
 
     def step_and_signal(self, *args, **kwargs):

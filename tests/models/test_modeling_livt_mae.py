@@ -1,4 +1,4 @@
-"""The masked autoencoder: official initialisation, official loss, native checkpoints."""
+"""The masked autoencoder: official initialization, official loss, native checkpoints."""
 
 import json
 import subprocess
@@ -122,7 +122,7 @@ def test_weights_start_as_officially():
     assert model.vit.layernorm.weight.eq(1).all()
 
 
-def test_loading_leaves_loaded_tensors_alone_and_initialises_missing_ones(tmp_path):
+def test_loading_leaves_loaded_tensors_alone_and_initializes_missing_ones(tmp_path):
     """An encoder alone becomes an autoencoder with a decoder that has positions."""
     model = tiny_mae()
     with torch.no_grad():
@@ -153,7 +153,7 @@ def test_the_loss_reads_masked_patches_only():
     assert output.loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_normalised_targets_have_zero_mean_and_unit_variance_per_patch():
+def test_normalized_targets_have_zero_mean_and_unit_variance_per_patch():
     """A decoder that predicts zeros then has a loss of (P - 1) / P: the variance is the unbiased one, as officially."""
     model = tiny_mae()
     with torch.no_grad():
@@ -184,7 +184,7 @@ def images_statistics(model, images):
 
 
 @pytest.mark.parametrize("norm_pix_loss", [True, False])
-def test_reconstruct_keeps_visible_patches_and_denormalises_masked_ones(norm_pix_loss):
+def test_reconstruct_keeps_visible_patches_and_denormalizes_masked_ones(norm_pix_loss):
     model = tiny_mae(norm_pix_loss=norm_pix_loss)
     images, noise = torch.randn(2, 3, 32, 32) * 3 + 1, torch.rand(2, 64)
     picture, mask = model.reconstruct(images, noise=noise)

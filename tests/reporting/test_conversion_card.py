@@ -1,4 +1,4 @@
-"""The card of a converted checkpoint: whole, with the figures and the licence of its source."""
+"""The card of a converted checkpoint: whole, with the figures and the license of its source."""
 
 import argparse
 
@@ -55,11 +55,11 @@ def test_published_figures_are_the_sources_and_only_where_the_kind_matches():
         assert figures(source, kind, dataset, **other).startswith("None are known for this kind of checkpoint")
 
 
-@pytest.mark.parametrize(("source", "licence"), [("livt-finetune", "mit"), ("mae", "cc-by-nc-4.0")])
-def test_the_licence_is_the_sources(source, licence):
+@pytest.mark.parametrize(("source", "license"), [("livt-finetune", "mit"), ("mae", "cc-by-nc-4.0")])
+def test_the_license_is_the_sources(source, license):
     config = argparse.Namespace(image_size=224, num_labels=2, hidden_size=8, patch_size=4, loss="ce")
     card = conversion_card(Conversion(source, "classifier", "a`b\nc.pth", 1, {}), config, 10, "x<b>y")
-    assert f"\nlicense: {licence}\n" in card
+    assert f"\nlicense: {license}\n" in card
     assert "# x&#60;b&#62;y" in card
     assert "`a b c.pth`" in card
     assert ("forbids commercial use" in card) == (source == "mae")

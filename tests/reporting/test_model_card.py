@@ -103,8 +103,8 @@ def test_metadata_for_the_hub(folder, results):
     assert {result.dataset_type for result in card.data.eval_results} == {"org/photos"}
 
 
-def test_base_model_and_licence_are_named(folder, results):
-    card = ModelCard.load(write_model_card(folder, {**results, "pretrained": "org/mae"}, licence="mit"))
+def test_base_model_and_license_are_named(folder, results):
+    card = ModelCard.load(write_model_card(folder, {**results, "pretrained": "org/mae"}, license="mit"))
     assert (card.data.base_model, card.data.license) == ("org/mae", "mit")
     assert ModelCard.load(write_model_card(folder, results)).data.base_model is None  # a folder of this machine
 

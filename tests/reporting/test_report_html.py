@@ -107,8 +107,8 @@ def test_charts_take_their_ink_from_the_page(page, written):
     assert "#1f2933" not in text.split("</style>")[1]
     used = set(re.findall(r"var\((--\w+)", text))
     light, dark = re.findall(r":root \{(.*?)\}", text, re.DOTALL)
-    for colours in (light, dark):
-        assert used - {"--share"} <= set(re.findall(r"(--\w+):", colours))
+    for colors in (light, dark):
+        assert used - {"--share"} <= set(re.findall(r"(--\w+):", colors))
 
 
 def test_the_hardest_image_is_a_small_jpeg(page, written):

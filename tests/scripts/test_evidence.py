@@ -85,7 +85,7 @@ def test_the_sizes_stand_beside_the_papers_from_small_to_large():
         {**run("b", "ce", "mae-ti", 30.0, 9.0), "parameters": 5_500_000},
         {**run("c", "bal_bce", "mae-ti", 41.0, 9.0), "parameters": 5_500_000},
     ]
-    table = evidence.size_table({"grocery-sizes": evidence.summarise(rows)}).splitlines()
+    table = evidence.size_table({"grocery-sizes": evidence.summarize(rows)}).splitlines()
     assert table[2].startswith("| ImageNet-LT (paper) | 5.7 / 22 / 86 | 37.0 / 49.5 / 54.5 |")
     assert table[3] == "| Grocery Store, model sizes | 5.5 / 85.8 | 30.0 / 44.0 | – / – | 41.0 / – |"
 

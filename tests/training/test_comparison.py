@@ -14,7 +14,7 @@ from livt_hf.cli import main
 from livt_hf.config.arguments import FinetuneArguments, parse_arguments
 from livt_hf.data import load_long_tailed
 from livt_hf.models.configuration_livt import LivtMAEConfig
-from livt_hf.reporting.comparison_report import comparison_table, latex_table, summarise
+from livt_hf.reporting.comparison_report import comparison_table, latex_table, summarize
 from livt_hf.training.comparison import plan_runs
 from livt_hf.training.finetuning import finetune
 
@@ -31,7 +31,7 @@ def run(loss="ce", seed=0, pretraining="MAE", **figures):
 
 def test_the_table_is_that_of_the_paper_with_the_best_in_bold():
     runs = [run(), run("bal_bce", pretraining="none", few=45.04, accuracy=41.0, many=None, mce=12.0)]
-    assert comparison_table(summarise(runs)) == (
+    assert comparison_table(summarize(runs)) == (
         "| Size | Pretraining | Loss | Many ↑ | Med. ↑ | Few ↑ | Acc ↑ | ECE ↓ | MCE ↓ |\n"
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n"
         "| 5.70M | MAE | CE | **50.0** | **40.0** | 30.0 | 40.0 | **5.0** | **9.0** |\n"
@@ -47,7 +47,7 @@ def test_rows_are_mean_and_sample_standard_deviation_over_seeds():
         run(seed=2, accuracy=46.0),
         run("bce", seed=1),
     ]
-    ce, bce = summarise(runs)
+    ce, bce = summarize(runs)
     assert ce["seeds"] == [0, 1, 2]
     assert ce["accuracy"] == {"mean": 43.0, "std": 3.0}  # of 40, 43, 46: sqrt((9 + 0 + 9) / 2)
     assert ce["few"] == {"mean": 30.0, "std": 0.0}
@@ -56,14 +56,14 @@ def test_rows_are_mean_and_sample_standard_deviation_over_seeds():
 
 
 def test_the_macro_accuracy_has_a_column_where_it_is_not_the_accuracy():
-    table = comparison_table(summarise([run(), run("bce", macro_accuracy=45.04)])).splitlines()
+    table = comparison_table(summarize([run(), run("bce", macro_accuracy=45.04)])).splitlines()
     assert table[0].endswith("| Acc ↑ | Macro ↑ | ECE ↓ | MCE ↓ |")
     assert table[3].endswith("| **40.0** | **45.0** | **5.0** | **9.0** |")
 
 
 def test_the_latex_table_has_rules_between_pretrainings_and_escapes():
     runs = [run(), run(seed=1, accuracy=43.0), run("bal_ce", pretraining="vit_mae & co", mce=None)]
-    lines = latex_table(summarise(runs)).splitlines()
+    lines = latex_table(summarize(runs)).splitlines()
     assert lines[:2] == [r"\begin{tabular}{lllrrrrrr}", r"\toprule"]
     assert lines[2].startswith(r"Size & Pretraining & Loss & Many $\uparrow$ & ")
     assert lines[4] == (

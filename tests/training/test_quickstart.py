@@ -9,7 +9,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from livt_hf import cli
 from livt_hf.config import arguments
-from livt_hf.reporting.comparison_report import comparison_table, summarise
+from livt_hf.reporting.comparison_report import comparison_table, summarize
 from livt_hf.training.quickstart import RUNS, quickstart
 
 
@@ -31,7 +31,7 @@ def test_it_writes_report_results_pictures_and_a_hub_ready_model(tmp_path, short
     results = json.loads((output / "results.json").read_text())
     assert [(entry["loss"], entry["pretrained"] is not None) for entry in results] == list(RUNS)
     named = [{**entry, "pretraining": "MAE" if entry["pretrained"] else "none"} for entry in results]
-    table = comparison_table(summarise(named))
+    table = comparison_table(summarize(named))
     assert table in printed
     assert table in (output / "report.md").read_text()
     for picture in ("comparison.png", "reconstructions.png"):

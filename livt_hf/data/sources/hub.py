@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face Hub, and folders of Arrow files. Both stay memory-mapped on disk."""
+"""Datasets of the Hugging Face Hub, and folders of Arrow files. Both stay memory-mapped on disk."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 import datasets
 from datasets import ClassLabel, Dataset, DatasetDict, Image
 
-from ..table import checked_labels, choose_columns, class_names, is_unlabelled, with_class_names
+from ..table import checked_labels, choose_columns, class_names, is_unlabeled, with_class_names
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 SPLITS = {"train": ("train",), "validation": ("validation", "val", "valid", "dev"), "test": ("test",)}
 
 
 def load_hub(hub_id: str, image_column: str | None = None, label_column: str | None = None) -> DatasetDict:
-    """Download (once) and open a data set of the Hub."""
+    """Download (once) and open a dataset of the Hub."""
     try:
         splits = datasets.load_dataset(hub_id)
     except Exception as error:  # many kinds, from `datasets`, the client and the network
@@ -36,7 +36,7 @@ def load_arrow_folder(folder: Path, image_column: str | None = None, label_colum
     try:
         loaded = datasets.load_from_disk(str(folder))
     except Exception as error:
-        raise ValueError(f"{folder}: cannot be read as a saved data set ({str(error).splitlines()[0]})") from error
+        raise ValueError(f"{folder}: cannot be read as a saved dataset ({str(error).splitlines()[0]})") from error
     splits = loaded if isinstance(loaded, DatasetDict) else DatasetDict({"train": loaded})
     return as_image_splits(splits, folder, image_column, label_column)
 
@@ -78,7 +78,7 @@ def as_image_splits(
     result = {}
     for split, rows in splits.items():
         labels = rows.select_columns(label_column).with_format("arrow")[:].column(label_column)
-        if is_unlabelled(labels, split, where):
+        if is_unlabeled(labels, split, where):
             continue
         names = names or class_names(features[label_column], labels)
         labels = with_class_names(labels, rows.features[label_column], names)

@@ -1,4 +1,4 @@
-"""Data sets given by text files: lines ``path label`` as the official long-tailed lists have them, or CSV files.
+"""Datasets given by text files: lines ``path label`` as the official long-tailed lists have them, or CSV files.
 
 A class is named after the folder that its images lie in, if there is exactly one folder for each label; otherwise
 after the label itself, 01 being 1. Labels that are not numbers are names already, sorted as strings.

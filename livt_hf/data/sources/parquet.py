@@ -22,7 +22,7 @@ from ..table import (
     class_names,
     image_dataset,
     image_structs,
-    is_unlabelled,
+    is_unlabeled,
     with_class_names,
 )
 from ..table import image_column as path_column
@@ -67,7 +67,7 @@ def load_parquet_folder(
     for split, files in splits.items():
         _check_complete(files)
         labels = _read(files, label_column)
-        if is_unlabelled(labels, split, files[0].parent):
+        if is_unlabeled(labels, split, files[0].parent):
             continue
         names = names or class_names(features[label_column], labels)
         own = Features.from_arrow_schema(_open(files[0]).schema_arrow)[label_column]

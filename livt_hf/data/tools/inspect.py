@@ -1,4 +1,4 @@
-"""`livt dataset inspect`: the numbers of a data set, and a picture of them.
+"""`livt dataset inspect`: the numbers of a dataset, and a picture of them.
 
 The picture shows the classes sorted by size with the borders of the shot groups, the biases that the paper adds to the
 logits (Theorem 1: B_ce = log pi; Theorem 2: B_bce = log pi - log(1 - pi)) against pi, and images from head, middle and
@@ -23,7 +23,7 @@ from ..long_tail import class_counts, dataset_labels
 from ..table import Rows
 from ..transforms import EvalTransform
 
-COLOURS = {"many": "#2f6fde", "medium": "#e0a11b", "few": "#d6455d"}
+COLORS = {"many": "#2f6fde", "medium": "#e0a11b", "few": "#d6455d"}
 SAMPLES = 8  # images in a row of the picture
 MEASURED = 500  # images whose size is looked at
 
@@ -128,7 +128,7 @@ def _draw_frequency(axes: Axes, prior: ClassPrior, order: np.ndarray, labels_of:
         if end > start:
             edges = np.arange(start, end + 1) + 0.5  # classes are numbered from 1
             label = f"{name}: {end - start:,} classes"
-            axes.stairs(prior.counts[order][start:end], edges, fill=True, color=COLOURS[name], label=label)
+            axes.stairs(prior.counts[order][start:end], edges, fill=True, color=COLORS[name], label=label)
             if start:
                 axes.axvline(start + 0.5, color="black", linewidth=0.8, linestyle=":")
         start = end
@@ -145,7 +145,7 @@ def _draw_biases(axes: Axes, prior: ClassPrior) -> None:
     )
     axes.scatter(prior.pi, prior.log_prior, s=10, color="#5b6472")
     axes.scatter(prior.pi, prior.log_odds, s=10, color="#8e44ad", zorder=3)
-    axes.axhline(0, color="grey", linewidth=0.6)
+    axes.axhline(0, color="gray", linewidth=0.6)
     axes.set(xscale="log", xlabel=r"$\pi$, share of the training images", ylabel="bias", title="biases of the logits")
     axes.legend(frameon=False)
 

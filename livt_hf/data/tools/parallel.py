@@ -1,4 +1,4 @@
-"""Work through all images of a data set in several processes, with a progress bar."""
+"""Work through all images of a dataset in several processes, with a progress bar."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A data set of the Hub, read by the real `datasets` and `huggingface_hub` from a server on this machine."""
+"""A dataset of the Hub, read by the real `datasets` and `huggingface_hub` from a server on this machine."""
 
 import io
 import json

@@ -314,7 +314,7 @@ def test_the_real_parquet_folders_have_the_published_counts():
     assert list(class_counts(cifar).values()) == [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
 
 
-# Saved data sets and the Hub
+# Saved datasets and the Hub
 
 
 def saved_columns():
@@ -333,7 +333,7 @@ def test_a_folder_saved_by_datasets_stays_on_disk(tmp_path):
     assert list(load_long_tailed(tmp_path / "single")) == ["train"]
 
 
-def labelled(names, labels):
+def labeled(names, labels):
     features = Features({"image": Image(), "label": ClassLabel(names=names)})
     return Dataset.from_dict({"image": IMAGES[: len(labels)], "label": labels}, features=features)
 
@@ -351,13 +351,13 @@ def test_a_split_that_numbers_its_classes_otherwise_is_matched_by_name(tmp_path,
                 rows.to_parquet(folder / f"{split}-0.parquet")
         return folder
 
-    train = labelled(["cat", "dog", "lynx"], [0, 1, 2])
-    splits = load_long_tailed(save(tmp_path / "fewer", train=train, test=labelled(["dog", "lynx"], [0, 1])))
+    train = labeled(["cat", "dog", "lynx"], [0, 1, 2])
+    splits = load_long_tailed(save(tmp_path / "fewer", train=train, test=labeled(["dog", "lynx"], [0, 1])))
     assert splits["test"].features["label"].names == ["cat", "dog", "lynx"]
     assert splits["test"]["label"] == [1, 2]
     with pytest.raises(ValueError, match="label 'emu' of test row 1 is not one of the 3 classes"):
-        load_long_tailed(save(tmp_path / "other", train=train, test=labelled(["dog", "emu"], [0, 1])))
-    folder = save(tmp_path / "hidden", train=train, test=labelled(["cat", "dog", "lynx"], [-1, -1]))
+        load_long_tailed(save(tmp_path / "other", train=train, test=labeled(["dog", "emu"], [0, 1])))
+    folder = save(tmp_path / "hidden", train=train, test=labeled(["cat", "dog", "lynx"], [-1, -1]))
     with pytest.warns(UserWarning, match="the test split has no labels and is left out"):
         assert list(load_long_tailed(folder)) == ["train"]
 

@@ -1,4 +1,4 @@
-"""Preparing, checking and inspecting data sets; images that lie in Parquet files or are kept decoded; dirty files."""
+"""Preparing, checking and inspecting datasets; images that lie in Parquet files or are kept decoded; dirty files."""
 
 import io
 import json
@@ -218,9 +218,9 @@ def test_inspect_prints_the_numbers_and_draws(photos, tmp_path):
         "  small        3",
     ]
     with PIL.Image.open(tmp_path / "pictures/data.png") as picture:
-        colours = np.asarray(picture.convert("RGB")).reshape(-1, 3)
-    for colour in ((47, 111, 222), (214, 69, 93)):  # many and few
-        assert (colours == colour).all(1).sum() > 5000
+        colors = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    for color in ((47, 111, 222), (214, 69, 93)):  # many and few
+        assert (colors == color).all(1).sum() > 5000
 
 
 def test_the_class_list_of_a_large_set_is_shortened(tmp_path):
@@ -335,7 +335,7 @@ def test_a_file_without_permission_is_named(tmp_path, monkeypatch):
 
 
 def test_prepared_files_open_with_plain_datasets(photos, tmp_path):
-    """What `prepare` writes is a Hugging Face data set: features and class names are in the schema."""
+    """What `prepare` writes is a Hugging Face dataset: features and class names are in the schema."""
     from datasets import Features
 
     prepare_dataset(photos, tmp_path / "out", num_workers=0)
