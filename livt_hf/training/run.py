@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,6 +25,7 @@ from transformers import TrainingArguments
 from ..config.arguments import StageArguments
 from ..files import METRICS_FILE, RUN_FILE, write_text
 from ..hub.background import BackgroundPusher
+from ..reporting.provenance import public_name
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # tensors that are not cut into shards
 AGREE_EVERY = 10  # steps between the moments at which several processes compare whether one was told to stop
@@ -32,12 +34,38 @@ AGREE_EVERY = 10  # steps between the moments at which several processes compare
 def run_record(args: StageArguments, steps: int, more: dict[str, Any] | None = None) -> dict[str, Any]:
     """What is kept of a run beside its model; of ``more``, further `TrainingArguments`, what may change the result."""
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    training_arguments = {name: value for name, value in (more or {}).items() if name not in _FREE}
     return {
         "steps": steps,
+        "command": training_command(args, training_arguments),
         "arguments": dataclasses.asdict(args),
-        "training_arguments": {name: value for name, value in (more or {}).items() if name not in _FREE},
+        "training_arguments": training_arguments,
         "versions": versions,
     }
+
+
+# They change no result.
+_NOT_IN_COMMAND = {"recipe", "config", "resume", "save_every", "save_total_limit", "logging_steps", "num_workers"}
+
+
+def training_command(args: StageArguments, training_arguments: dict[str, Any]) -> str:
+    """The command that repeats a run: every option that differs from its default, local paths by their last part."""
+    options, defaults = dataclasses.asdict(args), dataclasses.asdict(type(args)())
+    words = ["livt", stage_of(options)]
+    given = {
+        name: value
+        for name, value in options.items()
+        if value is not None and value != defaults[name] and name not in _NOT_IN_COMMAND
+    }
+    for name, value in (given | training_arguments).items():
+        values = value if isinstance(value, list) else [value]
+        words += [f"--{name}", *(public_name(f"{v:g}" if isinstance(v, float) else v) for v in values)]
+    return shlex.join(words)
+
+
+def stage_of(arguments: Mapping[str, Any]) -> str:
+    """The stage whose options these are."""
+    return "pretrain" if "mask_ratio" in arguments else "finetune"
 
 
 _FREE = {
@@ -147,7 +175,7 @@ def check_keeps(
         return
     record = read_record(output_dir, RUN_FILE)
     here = f"output_dir: {str(output_dir)!r} holds the finished model of"
-    if ("mask_ratio" in record["arguments"]) != hasattr(args, "mask_ratio"):
+    if stage_of(record["arguments"]) != stage_of(vars(args)):
         raise ValueError(f"{here} the other stage; name another folder")
     changed = changed_arguments(record, args, more)
     if changed and (checkpoint is None or steps <= record["steps"]):
