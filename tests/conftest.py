@@ -9,8 +9,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 import torch
 
+from livt_hf.cli.console import show_messages
+
 pytest.register_assert_rewrite("helpers")
 torch.set_num_threads(1)
+show_messages()  # as the command does, for tests that call a stage directly
 # torch waits 5 seconds for the workers of a loader that is left in the middle, before it ends them.
 torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.2
 

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from .console import show_messages
+
 PACKAGE = Path(__file__).parents[1]
 
 
@@ -454,6 +456,7 @@ def run(command: Callable[[list[str]], int], argv: Sequence[str] | None = None) 
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # one for every file read or written would run through the one that matters
+    show_messages()
     try:
         status = command(list(sys.argv[1:] if argv is None else argv))
         leave_process_group()
