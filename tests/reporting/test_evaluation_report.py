@@ -1,4 +1,4 @@
-"""report.html: the same figures as results.json, nothing from outside, and nothing that data could start."""
+"""report.md and report.html: whole, with the figures of results.json, and nothing that data could start."""
 
 import base64
 import hashlib
@@ -11,6 +11,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
 
+from helpers.paths import FIXTURES
 from helpers.results import NAUGHTY, naughty_results
 from livt_hf.reporting.blocks import escape_html
 from livt_hf.reporting.evaluation_report import report_markdown, write_report
@@ -55,6 +56,8 @@ def written(tmp_path_factory):
     results = naughty_results() | {
         "reconstructions": "75% <hidden>",
         "test_prior": {"forward 50": {"accuracy": 61.25, "shifted": 70.0}},
+        "class_counts_from": "train split of my|images",
+        "adjustment": {"target_prior": "train", "tau_norm": None, "temperature": 1.25},
     }
     write_report(results, folder, split)
     return folder
@@ -63,6 +66,17 @@ def written(tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(written):
     return Page((written / "report.html").read_text())
+
+
+def test_whole_files(written):
+    """The page without its style and script, which are the template's, and without what is drawn."""
+    markdown = (written / "report.md").read_text(encoding="utf-8")
+    assert markdown == (FIXTURES / "report.md").read_text(encoding="utf-8")
+    html = (written / "report.html").read_text(encoding="utf-8")
+    html = html[html.index("<main>") : html.index("</main>")]
+    html = re.sub("<svg.*?</svg>", "<svg></svg>", html, flags=re.DOTALL)
+    html = re.sub("(data:image/[a-z]+;base64,)[^\"]+", r"\1...", html)
+    assert html == (FIXTURES / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_tables_hold_the_figures(page):

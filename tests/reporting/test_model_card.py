@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 
 from helpers.paths import FIXTURES
 from livt_hf.config.arguments import FinetuneArguments, parse_arguments
-from livt_hf.reporting.card import write_model_card
+from livt_hf.reporting.card import ensure_card, write_model_card
 from livt_hf.training.run import run_record
 
 FIXTURE = FIXTURES / "card.md"
@@ -84,6 +84,12 @@ def test_whole_card(folder, results):
     path = write_model_card(folder, results, repo_id="org/livt-digits", sections={"Other | losses": "A *table*."})
     assert path == folder / "README.md"
     assert path.read_text(encoding="utf-8") == FIXTURE.read_text(encoding="utf-8")
+
+
+def test_whole_plain_card(folder):
+    ensure_card(folder, "org/a|b")
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert card == (FIXTURES / "plain_card.md").read_text(encoding="utf-8")
 
 
 def test_metadata_for_the_hub(folder, results):
