@@ -24,7 +24,6 @@ TO_CUT = [
     "config/arguments.py imports losses.BALANCED_LOSSES",
     "config/arguments.py imports losses.LOSS_NAMES",
     "config/arguments.py imports losses.check_loss_name",
-    "reporting/evaluation_report.py imports data.decode_image",
 ]
 
 

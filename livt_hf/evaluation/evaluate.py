@@ -106,7 +106,7 @@ def evaluate_checkpoint(
     if mae is not None:
         picture = output_dir / "reconstructions.png"
         results["reconstructions"] = draw_reconstructions(mae, splits[split], results["class_counts"], picture)
-    write_report(results, output_dir, splits[split])
+    write_report(results, output_dir, mistaken_images(results, splits[split]))
     return results
 
 
@@ -204,6 +204,12 @@ def evaluate_model(
         "versions": versions(),
         "hardware": hardware(device),
     }
+
+
+def mistaken_images(results: Mapping[str, Any], split: Dataset) -> list[np.ndarray]:
+    """The images of ``results["hardest_images"]`` for the report: uint8 (H, W, 3), of any sizes."""
+    stored = (split[entry["index"]]["image"] for entry in results["hardest_images"])
+    return [data.decode_image(image).permute(1, 2, 0).numpy() for image in stored]
 
 
 def _count(labels: np.ndarray, names: Sequence[str]) -> dict[str, int]:

@@ -1,4 +1,8 @@
-"""Building blocks of reports and cards: tables, escaping, numbers, pictures, in Markdown and HTML."""
+"""Building blocks of reports and cards: sections, tables and pictures, rendered to Markdown or HTML.
+
+A report is a list of `Section`, built once. Text in blocks is plain: the renderers escape it, so that class and file
+names show and do nothing else.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import base64
 import html
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 CITATION = """\
@@ -25,6 +30,124 @@ _MARKUP = re.compile(r"[|`<>&*\[\]~$\\#!]|(?<![^\W_])_|_(?![^\W_])|(?<=:)//|@")
 INVISIBLE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]+")
 
 
+class Strong(str):
+    """A table cell in bold."""
+
+
+class Share(float):
+    """A table cell that holds a percentage, shaded by it in HTML."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of plain text, `Strong` or `Share`.
+
+    Attributes:
+        alignment: "l" or "r" for each column.
+        kind: its class in HTML: "plain", "matrix", or "sortable", which scrolls and sorts on a click.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    alignment: str
+    kind: str = "plain"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image file beside a Markdown report, or the element that shows the same in a page.
+
+    Attributes:
+        html: markup, inserted as it is.
+    """
+
+    caption: str
+    file: str
+    html: str = ""
+
+
+@dataclass(frozen=True)
+class Code:
+    """A command."""
+
+    text: str
+
+
+Block = str | Table | Picture | Code  # a string is a paragraph
+
+
+@dataclass(frozen=True)
+class Section:
+    """Blocks under a heading; without a title, the opening of a report."""
+
+    title: str
+    blocks: Sequence[Block]
+
+
+def to_markdown(*blocks: Block | Section) -> str:
+    """Blocks and sections with an empty line between them."""
+    return "\n\n".join(_markdown(block) for block in blocks)
+
+
+def _markdown(block: Block | Section) -> str:
+    if isinstance(block, Section):
+        heading = f"## {escape_markdown(block.title)}\n\n" if block.title else ""
+        return heading + to_markdown(*block.blocks)
+    if isinstance(block, Table):
+        rows = ([_markdown_cell(cell) for cell in row] for row in block.rows)
+        return markdown_table(block.header, rows, block.alignment)
+    if isinstance(block, Picture):
+        return f"![{escape_markdown(block.caption)}]({block.file})"
+    if isinstance(block, Code):
+        return code_block(block.text)
+    return escape_markdown(block)
+
+
+def _markdown_cell(cell: Any) -> str:
+    if isinstance(cell, Share):
+        return percent(cell)
+    return f"**{escape_markdown(cell)}**" if isinstance(cell, Strong) else escape_markdown(cell)
+
+
+def to_html(*blocks: Block | Section) -> str:
+    """Elements for the body of templates/report.html."""
+    return "".join(_html(block) for block in blocks)
+
+
+def _html(block: Block | Section) -> str:
+    if isinstance(block, Section):
+        heading = f"<h2>{escape_html(block.title)}</h2>" if block.title else ""
+        return f"<section>{heading}{to_html(*block.blocks)}</section>"
+    if isinstance(block, Table):
+        return _html_table(block)
+    if isinstance(block, Picture):
+        return block.html
+    if isinstance(block, Code):
+        return f"<pre>{html.escape(block.text)}</pre>"
+    return f"<p>{escape_html(block)}</p>"
+
+
+def _html_table(table: Table) -> str:
+    def cells(tag: str, row: Sequence[Any]) -> str:
+        return "".join(_html_cell(tag, cell, side) for cell, side in zip(row, table.alignment, strict=True))
+
+    body = "".join(f"<tr>{cells('td', row)}</tr>\n" for row in table.rows)
+    text = (
+        f'<table class="{table.kind}"><thead><tr>{cells("th", table.header)}</tr></thead><tbody>{body}</tbody></table>'
+    )
+    if table.kind == "sortable":
+        return f'<p>A click on a column sorts by it.</p><div class="scroll">{text}</div>'
+    return text
+
+
+def _html_cell(tag: str, cell: Any, side: str) -> str:
+    attributes = ' class="number"' if side == "r" else ""
+    if isinstance(cell, Share):
+        return f'<{tag}{attributes} style="--share:{cell:.0f}%">{percent(cell)}</{tag}>'
+    text = f"<b>{escape_html(cell)}</b>" if isinstance(cell, Strong) else escape_html(cell)
+    return f"<{tag}{attributes}>{text}</{tag}>"
+
+
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]], alignment: str) -> str:
     """A GitHub table. ``alignment``: "l" or "r" for each column. Cells must be escaped already."""
     rule = ["---:" if side == "r" else "---" for side in alignment]
@@ -35,6 +158,11 @@ def escape_markdown(text: Any) -> str:
     """Text such as a class name, harmless in a line or table cell of Markdown: it shows, and does nothing else."""
     line = INVISIBLE.sub(" ", str(text)).strip()
     return _MARKUP.sub(lambda match: "".join(f"&#{ord(character)};" for character in match.group()), line)
+
+
+def escape_html(text: Any) -> str:
+    """Text such as a class name, harmless in an element or a quoted attribute."""
+    return html.escape(INVISIBLE.sub(" ", str(text)).strip())
 
 
 def code_block(text: str) -> str:
@@ -49,31 +177,5 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
 
 
-def escape_html(text: Any) -> str:
-    """Text such as a class name, harmless in an element or a quoted attribute."""
-    return html.escape(INVISIBLE.sub(" ", str(text)).strip())
-
-
 def data_uri(data: bytes, kind: str = "png") -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def paragraph(text: str) -> str:
-    return f"<p>{escape_html(text)}</p>"
-
-
-def html_table(
-    header: Sequence[str], rows: Iterable[Sequence[Any]], numbers: Sequence[int] = (1, 2), kind: str = "plain"
-) -> str:
-    """``numbers``: the columns that stand on the right."""
-
-    def cells(tag: str, row: Sequence[Any]) -> str:
-        return "".join(
-            f'<{tag} class="number">{escape_html(cell)}</{tag}>'
-            if place in numbers
-            else f"<{tag}>{escape_html(cell)}</{tag}>"
-            for place, cell in enumerate(row)
-        )
-
-    body = "".join(f"<tr>{cells('td', row)}</tr>\n" for row in rows)
-    return f'<table class="{kind}"><thead><tr>{cells("th", header)}</tr></thead><tbody>{body}</tbody></table>'

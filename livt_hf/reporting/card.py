@@ -21,8 +21,8 @@ from ..losses import BALANCED_LOSSES
 from ..losses import LOSS_TITLES as LOSS_NAMES
 from ..prior import ClassPrior
 from .autoencoder_card import write_pretraining_card
-from .blocks import CITATION, code_block, escape_markdown, markdown_table
-from .evaluation_report import accuracy_table, percent
+from .blocks import CITATION, code_block, escape_markdown, markdown_table, percent
+from .evaluation_report import accuracy_table
 from .provenance import measurement, public_name
 from .training_record import hyperparameters, training_command
 

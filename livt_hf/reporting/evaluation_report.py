@@ -1,42 +1,55 @@
-"""results.json, report.md with its pictures, and report.html, all from one dict (`livt_hf.evaluation.evaluate`)."""
+"""Report of an evaluation: results.json, report.md with its pictures, and report.html, all from one dict.
+
+The sections are built once and rendered twice. report.html is one page that needs no other file and no network, in
+light and dark. Everything that comes from data is escaped, and the page's own content security policy allows nothing
+but its one script (by its hash), its style, and embedded pictures.
+"""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from string import Template
 from typing import Any
 
-from datasets import Dataset
+import numpy as np
+import PIL.Image
 
-from ..data import decode_image
 from ..files import write_text
 from ..metrics import describe_groups
 from ..prior import GROUP_NAMES, ClassPrior
-from .blocks import escape_markdown, markdown_table, percent
+from .blocks import Picture, Section, Share, Strong, Table, data_uri, escape_html, percent, to_html, to_markdown
 from .charts import as_svg, class_frequency_figure, plot_thumbnails, prediction_figure, reliability_figure, save_png
-from .provenance import measurement, public_name
-from .report_html import (
-    GROUP_SENTENCE,
-    PRIOR_SENTENCE,
-    further_figures,
-    group_shares,
-    hardest_sentence,
-    report_html,
-    training_sentence,
+from .provenance import measurement_blocks, public_name
+
+TEMPLATE = Path(__file__).parent / "templates" / "report.html"
+HARDEST = "hardest.png"
+RECONSTRUCTIONS = "reconstructions.png"
+THUMBNAIL = 160  # pixels of its longer side
+GROUP_SENTENCE = (
+    "A group's accuracy is the mean of the accuracies of its classes, each class counting the same; a dash means that "
+    "no class of the group was tested."
+)
+PRIOR_SENTENCE = (
+    "Accuracy in percent if the classes of the test images had these shares: forward is long-tailed as the training "
+    "images are, backward the other way round; the number is largest over smallest class (Hong et al., CVPR 2021). "
+    "Each class's accuracy counts with its share, so no image is drawn or left out. Shifted: the logits moved from the "
+    "shares that the model assumes to these, which takes that they are known."
 )
 
-HARDEST = "hardest.png"
 
-
-def write_report(results: Mapping[str, Any], output_dir: str | Path, split: Dataset | None = None) -> None:
+def write_report(results: Mapping[str, Any], output_dir: str | Path, images: Sequence[np.ndarray] = ()) -> None:
     """Write results.json, report.md with its pictures, and report.html, a page that needs no other file.
 
     Args:
         results: what `evaluate_model` returned.
         output_dir: folder, made if it does not exist; its reconstructions.png is shown if ``results`` has a caption
             under ``reconstructions``.
-        split: the images that were evaluated, for thumbnails of the hardest ones; without it there are none.
+        images: thumbnails of ``results["hardest_images"]``, uint8 (H, W, 3) of any sizes; without them there are none.
     """
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,112 +62,226 @@ def write_report(results: Mapping[str, Any], output_dir: str | Path, split: Data
     }
     for name, figure in figures.items():
         save_png(figure, folder / f"{name}.png")
-    images = []
-    if split is not None:
-        hardest = results["hardest_images"]
-        images = [decode_image(split[entry["index"]]["image"]).permute(1, 2, 0).numpy() for entry in hardest]
-    if images:
-        plot_thumbnails(images, [f"{entry['true']}\nnot {entry['predicted']}" for entry in hardest], folder / HARDEST)
-    reconstructions = (folder / "reconstructions.png").read_bytes() if "reconstructions" in results else None
-    charts = {name: as_svg(figure) for name, figure in figures.items()}
-    write_text(folder / "report.html", report_html(results, charts, images, reconstructions))
-    write_text(folder / "report.md", report_markdown(results, bool(images)))
+    if len(images):
+        titles = [f"{entry['true']}\nnot {entry['predicted']}" for entry in results["hardest_images"]]
+        plot_thumbnails(images, titles, folder / HARDEST)
+    elements = {name: as_svg(figure) for name, figure in figures.items()}
+    if "reconstructions" in results:
+        source = data_uri((folder / RECONSTRUCTIONS).read_bytes())
+        elements["reconstructions"] = f'<img class="wide" alt="Masked reconstructions" src="{source}">'
+    sections = report_sections(results, images, elements)
+    write_text(folder / "report.html", _html_page(results, sections))
+    write_text(folder / "report.md", _markdown_page(results, sections))
     write_text(folder / "results.json", text)
 
 
-def report_markdown(results: Mapping[str, Any], with_thumbnails: bool = False) -> str:
+def report_markdown(results: Mapping[str, Any], images: Sequence[np.ndarray] = ()) -> str:
     """The text of report.md."""
-    parts = [
-        f"# Evaluation of {escape_markdown(public_name(results['model']))}",
-        f"{results['images']:,} images of {_data_name(results)}. {escape_markdown(training_sentence(results))}",
-        accuracy_table(results),
-        f"{GROUP_SENTENCE}{_counts_sentence(results)}",
-        f"Expected calibration error (ECE): **{percent(results['ece'])} %**, maximum calibration error (MCE): "
-        f"**{percent(results['mce'])} %**, over {len(results['reliability'])} bins of equal width.",
-        markdown_table(("Further figures", "", ""), further_figures(results), "lrl"),
-        "## Accuracy along the long tail",
-        "![Training images and accuracy of each class](class_frequency.png)",
-        "## What is taken for what",
-        _group_confusion_table(results),
-        "Test images by the group of their class (row) and of their prediction (column), in percent of the row.",
-        _pair_table(results) if results["confused_pairs"] else "No image was classified wrongly.",
-        "## What is predicted",
-        "![Share of each class in the predictions, the test set and the training set](predictions.png)",
-        "## Calibration",
-        "![Reliability diagram](reliability.png)",
+    return _markdown_page(results, report_sections(results, images, {}))
+
+
+def _markdown_page(results: Mapping[str, Any], sections: Sequence[Section]) -> str:
+    title = to_markdown(f"Evaluation of {public_name(results['model'])}")
+    return f"# {title}\n\n{to_markdown(_subtitle(results), *sections)}\n"
+
+
+def _html_page(results: Mapping[str, Any], sections: Sequence[Section]) -> str:
+    template = TEMPLATE.read_text(encoding="utf-8")
+    script = template[template.index("<script>") + len("<script>") : template.index("</script>")]
+    return Template(template).substitute(
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        title=escape_html(public_name(results["model"])),
+        subtitle=escape_html(_subtitle(results)),
+        tiles="".join(
+            f'<div class="tile {group}"><b>{percent(results[key])}</b><span>{name}</span></div>'
+            for key, name, group in (
+                ("accuracy", "accuracy (%)", "all"),
+                *((group, f"{group}-shot (%)", group) for group in GROUP_NAMES),
+                ("ece", "ECE (%)", "all"),
+                ("mce", "MCE (%)", "all"),
+            )
+        ),
+        sections=to_html(*sections),
+    )
+
+
+def report_sections(
+    results: Mapping[str, Any], images: Sequence[np.ndarray], elements: Mapping[str, str]
+) -> list[Section]:
+    """The report below its title.
+
+    Args:
+        images: as in `write_report`.
+        elements: what shows ``class_frequency``, ``reliability``, ``predictions`` and ``reconstructions`` in HTML.
+    """
+    frequency = Picture(
+        "Training images and accuracy of each class", "class_frequency.png", elements.get("class_frequency", "")
+    )
+    reliability = Picture("Reliability diagram", "reliability.png", elements.get("reliability", ""))
+    predictions = Picture(
+        "Share of each class in the predictions, the test set and the training set",
+        "predictions.png",
+        elements.get("predictions", ""),
+    )
+    sections = [
+        Section("", [_accuracy_table(results), GROUP_SENTENCE + _counts_sentence(results), _metric_table(results)]),
+        Section("Accuracy along the long tail", [frequency]),
+        Section("What is taken for what", _confusions(results)),
+        Section("What is predicted", [predictions, _prediction_sentence(results)]),
+        Section("Calibration", [reliability]),
     ]
-    if with_thumbnails:
-        parts += ["## Hardest images", hardest_sentence(results), f"![Most confident mistakes]({HARDEST})"]
+    if len(images):
+        thumbnails = Picture("Most confident mistakes", HARDEST, _thumbnails(results, images))
+        sections.append(Section("Hardest images", [_hardest_sentence(results), thumbnails]))
     if "reconstructions" in results:
-        parts += ["## Masked reconstructions", "![Masked reconstructions](reconstructions.png)"]
-        parts += [escape_markdown(results["reconstructions"])]
+        picture = Picture("Masked reconstructions", RECONSTRUCTIONS, elements.get("reconstructions", ""))
+        sections.append(Section("Masked reconstructions", [picture, results["reconstructions"]]))
     if "test_prior" in results:
-        parts += ["## Other test distributions", prior_section(results["test_prior"])]
-    parts += ["## Every class", _class_table(results), "## How it was measured", measurement(results)]
-    return "\n\n".join(parts) + "\n"
-
-
-def _group_confusion_table(results: Mapping[str, Any]) -> str:
-    rows = [
-        (f"{true}-shot class", *(percent(share) for share in shares), f"{images:,}")
-        for true, shares, images in group_shares(results)
-    ]
-    return markdown_table(("", *(f"→ {group}" for group in GROUP_NAMES), "Images"), rows, "lrrrr")
-
-
-def _pair_table(results: Mapping[str, Any]) -> str:
-    rows = [
-        (
-            escape_markdown(pair["true"]),
-            escape_markdown(pair["predicted"]),
-            f"{pair['images']:,}",
-            percent(pair["share"]),
-        )
-        for pair in results["confused_pairs"]
-    ]
-    return markdown_table(("Class", "Taken for", "Images", "Of its images (%)"), rows, "llrr")
+        rows = [(name, percent(of["accuracy"]), percent(of["shifted"])) for name, of in results["test_prior"].items()]
+        table = Table(("Test distribution", "As it is", "Shifted"), rows, "lrr")
+        sections.append(Section("Other test distributions", [PRIOR_SENTENCE, table]))
+    sections.append(Section("Every class", [_class_table(results)]))
+    return [*sections, Section("How it was measured", measurement_blocks(results))]
 
 
 def accuracy_table(results: Mapping[str, Any]) -> str:
-    """Overall and group accuracy, with the size and the definition of each group."""
+    """Markdown table of overall and group accuracy, with the size and the definition of each group."""
+    return to_markdown(_accuracy_table(results))
+
+
+def _accuracy_table(results: Mapping[str, Any]) -> Table:
     words, sizes = describe_groups(results["groups"]["definition"]), results["groups"]["sizes"]
-    rows = [("All images", f"**{percent(results['accuracy'])}**", sum(sizes.values()), "")]
+    rows: list[tuple] = [("All images", Strong(percent(results["accuracy"])), f"{sum(sizes.values())}", "")]
     rows += [(f"{name}-shot".capitalize(), percent(results[name]), sizes[name], words[name]) for name in GROUP_NAMES]
-    return markdown_table(("", "Accuracy (%)", "Classes", "Definition"), rows, "lrrl")
+    return Table(("", "Accuracy (%)", "Classes", "Definition"), rows, "lrrl")
 
 
-def _class_table(results: Mapping[str, Any]) -> str:
+def _metric_table(results: Mapping[str, Any]) -> Table:
+    """(name, value, meaning) of the metrics beside group accuracy."""
+    accuracies = [value for value in results["per_class"].values() if value is not None]
+    zero = sum(value == 0 for value in accuracies)
+    bins = len(results["reliability"])
+    rows = [
+        ("ECE (%)", percent(results["ece"]), f"expected calibration error, over {bins} bins of equal width"),
+        ("MCE (%)", percent(results["mce"]), "maximum calibration error, over the same bins"),
+        ("Top-5 accuracy (%)", percent(results["top5"]), "given where there are more than five classes"),
+        ("Macro accuracy (%)", percent(results["macro_accuracy"]), "mean over the tested classes"),
+        ("Harmonic mean (%)", percent(results["harmonic_mean"]), "over the tested classes; 0 if one of them is"),
+        ("Worst class (%)", percent(results["worst_class"]), f"{zero:,} of {len(accuracies):,} classes at 0"),
+        (
+            "PDC",
+            "–" if results["pdc"] is None else f"{results['pdc']:.3f}",
+            "0: classes are predicted as often as they occur; 1: as far off as the training frequencies",
+        ),
+    ]
+    return Table(("Further figures", "", ""), rows, "lrl")
+
+
+def _confusions(results: Mapping[str, Any]) -> list[str | Table]:
+    """Confusion between groups, and the pairs of classes confused most."""
+    rows = []
+    for true in GROUP_NAMES:
+        counts = [results["group_confusion"][true][predicted] for predicted in GROUP_NAMES]
+        total = sum(counts)
+        shares = [Share(100 * count / total) if total else percent(None) for count in counts]
+        rows.append((f"{true}-shot class", *shares, f"{total:,}"))
+    blocks: list[str | Table] = [
+        Table(("", *(f"→ {group}" for group in GROUP_NAMES), "Images"), rows, "lrrrr", "matrix"),
+        "Test images by the group of their class (row) and of their prediction (column), in percent of the row.",
+    ]
+    if not results["confused_pairs"]:
+        return [*blocks, "No image was classified wrongly."]
+    pairs = [
+        (pair["true"], pair["predicted"], f"{pair['images']:,}", percent(pair["share"]))
+        for pair in results["confused_pairs"]
+    ]
+    return [*blocks, Table(("Class", "Taken for", "Images", "Of its images (%)"), pairs, "llrr")]
+
+
+def _class_table(results: Mapping[str, Any]) -> Table:
     """Every class, the one with most training images first."""
     prior = ClassPrior(results["class_counts"])
     members = prior.groups(**results["groups"]["definition"])
     group_of = {int(label): group for group, labels in members.items() for label in labels}
-    labels = sorted(range(len(prior)), key=lambda label: -prior.counts[label])
-    rows = (
-        (
-            escape_markdown(prior.names[label]),
-            f"{prior.counts[label]:,}",
-            group_of[label],
-            f"{results['test_counts'][prior.names[label]]:,}",
-            f"{results['predicted_counts'][prior.names[label]]:,}",
-            percent(results["per_class"][prior.names[label]]),
-        )
-        for label in labels
-    )
+    rows = []
+    for label in sorted(range(len(prior)), key=lambda label: -prior.counts[label]):
+        name = prior.names[label]
+        tested, predicted = results["test_counts"][name], results["predicted_counts"][name]
+        accuracy = percent(results["per_class"][name])
+        rows.append((name, f"{prior.counts[label]:,}", group_of[label], f"{tested:,}", f"{predicted:,}", accuracy))
     header = ("Class", "Training images", "Group", "Test images", "Predicted", "Accuracy (%)")
-    return markdown_table(header, rows, "lrlrrr")
+    return Table(header, rows, "lrlrrr", "sortable")
 
 
-def prior_section(accuracies: Mapping[str, Mapping[str, float]]) -> str:
-    """The table of `prior_accuracies`, and how it was made."""
-    rows = [(name, percent(values["accuracy"]), percent(values["shifted"])) for name, values in accuracies.items()]
-    return f"{PRIOR_SENTENCE}\n\n" + markdown_table(("Test distribution", "As it is", "Shifted"), rows, "lrr")
+def data_name(results: Mapping[str, Any]) -> str:
+    """Dataset and split."""
+    split = f" ({results['split']} split)" if results.get("split") else ""
+    return public_name(results["dataset"]) + split
 
 
-def _data_name(results: Mapping[str, Any]) -> str:
-    split = f" ({escape_markdown(results['split'])} split)" if results.get("split") else ""
-    return escape_markdown(public_name(results["dataset"])) + split
+def _subtitle(results: Mapping[str, Any]) -> str:
+    return f"{results['images']:,} images of {data_name(results)}. {_training_sentence(results)}"
+
+
+def _training_sentence(results: Mapping[str, Any]) -> str:
+    """How the model was trained, and what was folded into it afterwards, as far as its config tells."""
+    done = adjustments(results.get("adjustment"))
+    adjusted = f" Adjusted after the training: {', '.join(done)}." if results.get("adjustment") else ""
+    if results["loss"] is None:
+        return f"The checkpoint does not say how it was trained.{adjusted}"
+    start = f"initialized from {public_name(results['pretrained'])}" if results["pretrained"] else "from scratch"
+    return f"Trained {start} with the loss {results['loss']}, tau {results['tau']:g}.{adjusted}"
+
+
+def adjustments(adjustment: Mapping[str, Any] | None) -> list[str]:
+    """What `livt adjust` changed, in words; ``adjustment`` as in a config."""
+    if not adjustment:
+        return []
+    target = adjustment["target_prior"]
+    words = [f"target prior {target if isinstance(target, str) else 'from a file'}"] if target else []
+    words += [f"tau-norm {adjustment['tau_norm']:g}"] if adjustment["tau_norm"] is not None else []
+    return words + ([f"temperature {adjustment['temperature']:.4g}"] if adjustment["temperature"] != 1.0 else [])
 
 
 def _counts_sentence(results: Mapping[str, Any]) -> str:
     source = results.get("class_counts_from")
-    return f" The checkpoint holds no class counts; they are those of the {escape_markdown(source)}." if source else ""
+    return f" The checkpoint holds no class counts; they are those of the {source}." if source else ""
+
+
+def _prediction_sentence(results: Mapping[str, Any]) -> str:
+    tested = [name for name, images in results["test_counts"].items() if images]
+    never = sum(results["predicted_counts"][name] == 0 for name in tested)
+    return f"{never:,} of {len(tested):,} tested classes were never predicted."
+
+
+def _hardest_sentence(results: Mapping[str, Any]) -> str:
+    group = results["hardest_images"][0]["group"]
+    return (
+        f"The most confident mistakes on {group}-shot classes: what rare classes are taken for, and labels that may be "
+        "wrong."
+    )
+
+
+def _thumbnails(results: Mapping[str, Any], images: Sequence[np.ndarray]) -> str:
+    figures = []
+    for entry, image in zip(results["hardest_images"], images, strict=True):
+        small = max(image.shape[:2]) <= THUMBNAIL // 2
+        figures.append(
+            f'<figure><img class="{"pixels" if small else "photo"}" alt="image {entry["index"]}" '
+            f'src="{data_uri(_encode(image, small), "png" if small else "jpeg")}">'
+            f"<figcaption><b>{escape_html(entry['true'])}</b><br>taken for {escape_html(entry['predicted'])}<br>"
+            f"{entry['confidence']:.0f} % sure, image {entry['index']}</figcaption></figure>"
+        )
+    return f'<div class="thumbnails">{"".join(figures)}</div>'
+
+
+def _encode(image: np.ndarray, small: bool) -> bytes:
+    """A PNG of a small image as it is, a JPEG of at most `THUMBNAIL` pixels a side of another."""
+    picture = PIL.Image.fromarray(image)
+    buffer = io.BytesIO()
+    if small:
+        picture.save(buffer, "PNG")
+    else:
+        picture.thumbnail((THUMBNAIL, THUMBNAIL))
+        picture.save(buffer, "JPEG", quality=82)
+    return buffer.getvalue()

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .blocks import code_block, escape_markdown
+from .blocks import Block, Code, to_markdown
 
 
 def command_line() -> str:
@@ -48,15 +48,18 @@ def hardware(device: str | torch.device = "cpu") -> dict[str, Any]:
     }
 
 
-def measurement(results: Mapping[str, Any]) -> str:
+def measurement_blocks(results: Mapping[str, Any]) -> list[Block]:
     """Command, machine and versions."""
     machine = results["hardware"]
-    device = "CPU" if machine["device"] == "cpu" else escape_markdown(machine["device"])
+    device = "CPU" if machine["device"] == "cpu" else machine["device"]
     libraries = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    return (
-        f"{code_block(results['command'])}\n\nRun on: {device} ({escape_markdown(machine['cpu'])}, {machine['cores']} "
-        f"cores).\nVersions: {libraries}."
-    )
+    place = f"Run on: {device} ({machine['cpu']}, {machine['cores']} cores). Versions: {libraries}."
+    return [Code(results["command"]), place]
+
+
+def measurement(results: Mapping[str, Any]) -> str:
+    """The same in Markdown."""
+    return to_markdown(*measurement_blocks(results))
 
 
 def public_name(name: Any) -> str:

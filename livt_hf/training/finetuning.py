@@ -28,7 +28,7 @@ from ..data import (
 )
 from ..data.streaming import open_stream, training_dataset
 from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD, image_processor
-from ..evaluation.evaluate import evaluate_model
+from ..evaluation.evaluate import evaluate_model, mistaken_images
 from ..files import RUN_FILE, explain_failed_write, publish_files, write_text
 from ..models.configuration_livt import LivtConfig, encoder_sizes, store_class_counts, unused_sizes
 from ..models.loading import has_drop_path, load_classifier, load_config, load_pretrained_classifier, saved_statistics
@@ -300,7 +300,7 @@ def _evaluate(
         raise ValueError(
             f"{error}; the trained model is saved in {output_dir}, and the same command then evaluates it"
         ) from error
-    write_report(results, output_dir, split)
+    write_report(results, output_dir, mistaken_images(results, split))
     write_model_card(output_dir, results, repo_id=args.hub_model_id)
     return results
 

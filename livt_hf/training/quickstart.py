@@ -16,7 +16,7 @@ import torch
 
 from ..config.arguments import FinetuneArguments, PretrainArguments, parse_arguments
 from ..data import load_long_tailed
-from ..evaluation.evaluate import draw_reconstructions
+from ..evaluation.evaluate import draw_reconstructions, mistaken_images
 from ..files import write_text
 from ..losses import LOSS_TITLES as LOSS_NAMES
 from ..losses import SHORT_NAMES
@@ -99,7 +99,7 @@ def _write_results(output_dir: Path, mae_dir: Path, rows: Sequence[dict[str, Any
     for name in MODEL_FILES:
         shutil.copy2(output_dir / "runs" / PUBLISHED[0] / name, model_dir / name)
     comparison = f"{table}\n\nOne seed ({published['seed']}); the same recipe for every loss."
-    write_report(published, model_dir, test)
+    write_report(published, model_dir, mistaken_images(published, test))
     write_model_card(model_dir, published, sections={"Compared with other losses": comparison})
     write_text(output_dir / "report.md", _report(rows, table, published, caption))
     write_text(output_dir / "results.json", json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
