@@ -17,17 +17,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from livt_hf.config.arguments import FinetuneArguments, PretrainArguments
 from livt_hf.files import read_metrics, read_run
 from livt_hf.losses import SHORT_NAMES
 from livt_hf.reporting.blocks import code_block, escape_markdown, markdown_table
 from livt_hf.reporting.comparison_report import MEASURES, comparison_table, draw_comparison, summarize
 from livt_hf.reporting.evaluation_report import percent
-from livt_hf.reporting.training_record import STAGES, training_command
 
 ROOT = Path(__file__).parents[1]
 COMPARISONS = ROOT / "model_cards" / "comparisons"
 START, END = "<!-- evidence -->\n", "<!-- /evidence -->"
 PRETRAINING = "pretraining.json"
+STAGES = {"pretrain": PretrainArguments, "finetune": FinetuneArguments}
 HELD_OUT, TRIED = "held-out", "tried.json"
 HELD_OUT_MARK = "<!-- held-out -->"  # where the notes have the table of what was tried
 PICTURES = {
@@ -343,7 +344,7 @@ def add(folder: Path, output_dir: Path) -> None:
         losses = [entry["loss"] for entry in read_metrics(output_dir) if "loss" in entry]
         runs = _pretraining(folder)
         runs[output_dir.name] = {
-            "command": training_command("pretrain", record),
+            "command": record["command"],
             "epochs": record["arguments"]["epochs"],
             "steps": record["steps"],
             "first_loss": losses[0],
@@ -366,8 +367,8 @@ def _add_tried(file: Path, output_dir: Path) -> None:
     results = json.loads((output_dir / "results.json").read_text(encoding="utf-8"))
     tried = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     tried[output_dir.name] = {
-        "pretrain": training_command("pretrain", autoencoder),
-        "finetune": training_command("finetune", record),
+        "pretrain": autoencoder["command"],
+        "finetune": record["command"],
         **{measure: results[measure] for measure in ("many", "medium", "few", "accuracy")},
         **{key: results[key] for key in ("split", "images", "versions", "hardware")},
     }

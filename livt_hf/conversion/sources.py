@@ -11,12 +11,12 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCardData
 
 from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from ..reporting.blocks import CITATION, escape_markdown, markdown_table
-from ..reporting.card import TAGS
-from ..reporting.evaluation_report import percent
+from ..reporting.blocks import Markdown, code_span, markdown_table, percent
+from ..reporting.card import render_card
+from ..reporting.card_metadata import TAGS
 
 
 @dataclass(frozen=True)
@@ -122,44 +122,35 @@ class Conversion:
 def conversion_card(conversion: Conversion, config: Any, parameters: int, name: str) -> str:
     """The text of README.md; ``name`` is that of the folder."""
     source = SOURCES.get(conversion.source)
-    is_classifier = conversion.kind == "classifier"
+    is_classifier, is_livt = conversion.kind == "classifier", conversion.source.startswith("livt")
     metadata = ModelCardData(
         model_name=name,
         license=source.license if source else conversion.license or "unknown",
         library_name="transformers",
         pipeline_tag="image-classification" if is_classifier else None,
-        tags=[*(["livt", "long-tailed-recognition"] if conversion.source.startswith("livt") else []), *TAGS[-2:]]
-        + ["masked-image-modeling"] * (not is_classifier),
+        tags=[*(TAGS[:2] if is_livt else []), *TAGS[-2:]] + ["masked-image-modeling"] * (not is_classifier),
     )
-    body = [
-        f"# {escape_markdown(name)}",
-        _introduction(conversion, config, parameters, source),
-        "## Published figures",
-        published_figures(conversion, config),
-        "## How it was converted",
-        _account(conversion),
-        "## How to use it",
-        _usage(conversion.kind, name),
-        "## License",
-        _license(conversion, source),
-        *(["## Citation", CITATION] if conversion.source.startswith("livt") else []),
-    ]
-    return str(ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(body) + "\n"))
-
-
-def _introduction(conversion: Conversion, config: Any, parameters: int, source: Source | None) -> str:
-    side = config.image_size
-    size = f"a vision transformer with {parameters:,} parameters for images of {side} x {side} pixels"
-    what = {
-        "classifier": f"An image classifier for {getattr(config, 'num_labels', 0):,} classes: {size}",
-        "autoencoder": f"A masked autoencoder: {size} and patches of {config.patch_size} x {config.patch_size}",
-        "encoder": f"The encoder of a masked autoencoder: {size}",
-    }[conversion.kind]
-    origin = f"in the format of [{source.title}]({source.url})" if source else "of timm"
-    return (
-        f"{what}. Its weights were not trained with this package: they were converted from "
-        f"`{_code(conversion.file_name)}`, a checkpoint {origin}. Plain `transformers` loads it."
-    )
+    values = {
+        "title": name,
+        "quoted_name": Markdown(json.dumps(name)),
+        "kind": conversion.kind,
+        "conversion": conversion,
+        "config": config,
+        "classes": f"{getattr(config, 'num_labels', 0):,}",
+        "parameters": f"{parameters:,}",
+        "file_name": Markdown(code_span(conversion.file_name)),
+        "published_figures": Markdown(published_figures(conversion, config)),
+        "dataset": DATA_SETS[conversion.dataset].official if conversion.dataset else None,
+        "dropped": [
+            (len(names), Markdown(code_span(names[0])), Markdown(reason))
+            for reason, names in conversion.reasons().items()
+        ],
+        "source": source,
+        "source_link": Markdown(f"[{source.title}]({source.url})") if source else None,
+        "license": Markdown(code_span(conversion.license)) if conversion.license else None,
+        "is_livt": is_livt,
+    }
+    return render_card(metadata, "converted.md", values)
 
 
 def published_figures(conversion: Conversion, config: Any) -> str:
@@ -179,58 +170,3 @@ def published_figures(conversion: Conversion, config: Any) -> str:
         title = "MAE's authors published for a model of this size, after supervised fine-tuning on ImageNet-1k"
         return f"{title}, a top-1 accuracy of {percent(MAE_ACCURACY[size])} %. {ours}"
     return "None are known for this kind of checkpoint, size and dataset; this file was converted, not evaluated."
-
-
-def _account(conversion: Conversion) -> str:
-    """Every tensor: used, or dropped for a reason; and what was assumed."""
-    lines = [f"- {conversion.tensors} tensors were read, each of them has its place, and none is missing."]
-    lines += [
-        f"- {len(names)} parts of tensors are left out, such as `{names[0]}`: {reason}."
-        for reason, names in conversion.reasons().items()
-    ]
-    if conversion.dataset:
-        title = DATA_SETS[conversion.dataset].official
-        lines.append(f"- It was trained on {title}, as the file or whoever converted it says.")
-    lines += [f"- {escape_markdown(note)}" for note in conversion.notes]
-    if conversion.sha256:
-        lines.append(f"- SHA-256 of the file: `{conversion.sha256}`.")
-    return "\n".join(lines)
-
-
-def _usage(kind: str, name: str) -> str:
-    code = {
-        "classifier": """\
-from transformers import pipeline
-
-classify = pipeline("image-classification", NAME)
-print(classify("photo.jpg"))""",
-        "autoencoder": """\
-from livt_hf import ViTForBalancedClassification
-from transformers import ViTMAEForPreTraining
-
-autoencoder = ViTMAEForPreTraining.from_pretrained(NAME)
-classifier = ViTForBalancedClassification.from_mae(NAME, class_counts={"cat": 5000, "lynx": 12})  # to be fine-tuned""",
-        "encoder": """\
-from livt_hf import ViTForBalancedClassification
-from transformers import ViTMAEModel
-
-encoder = ViTMAEModel.from_pretrained(NAME)
-classifier = ViTForBalancedClassification.from_mae(NAME, class_counts={"cat": 5000, "lynx": 12})  # to be fine-tuned""",
-    }[kind]
-    return f"```python\n{code.replace('NAME', json.dumps(name))}\n```"
-
-
-def _license(conversion: Conversion, source: Source | None) -> str:
-    if source is None:
-        known = f"the license `{_code(conversion.license)}`" if conversion.license else "no license"
-        return f"timm states {known} for these weights; look at their page before you use them."
-    advice = " It forbids commercial use." if source.license == "cc-by-nc-4.0" else ""
-    return (
-        f"[{source.title}]({source.url}) is under {source.license_title}.{advice} A checkpoint that somebody else "
-        "trained with that code may have other terms."
-    )
-
-
-def _code(text: Any) -> str:
-    """Text that cannot end the code span or the line it stands in."""
-    return "".join(character if character.isprintable() and character != "`" else " " for character in str(text))

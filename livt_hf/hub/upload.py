@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..config.arguments import check_repo_id
 from ..files import read_json
-from ..reporting.card import EXAMPLES
+from ..reporting.card_metadata import EXAMPLES
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PROCESSOR = "preprocessor_config.json"

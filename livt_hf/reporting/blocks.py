@@ -13,17 +13,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-CITATION = """\
-```bibtex
-@inproceedings{xu2023learning,
-  title     = {Learning Imbalanced Data with Vision Transformers},
-  author    = {Xu, Zhengzhuo and Liu, Ruikang and Yang, Shuo and Chai, Zenghao and Yuan, Chun},
-  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
-  year      = {2023}
-}
-```"""
-
-
 # What can start markup, a table cell, HTML or a link; an underscore only at the edge of a word.
 _MARKUP = re.compile(r"[|`<>&*\[\]~$\\#!]|(?<![^\W_])_|_(?![^\W_])|(?<=:)//|@")
 # Line breaks, control characters, and marks that reverse the direction of the text around them.
@@ -34,13 +23,17 @@ class Strong(str):
     """A table cell in bold."""
 
 
+class Markdown(str):
+    """Text that is Markdown already and is not escaped; for cards, which have no HTML."""
+
+
 class Share(float):
     """A table cell that holds a percentage, shaded by it in HTML."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of plain text, `Strong` or `Share`.
+    """Rows of plain text, `Strong`, `Share` or `Markdown`.
 
     Attributes:
         alignment: "l" or "r" for each column.
@@ -100,13 +93,13 @@ def _markdown(block: Block | Section) -> str:
         return f"![{escape_markdown(block.caption)}]({block.file})"
     if isinstance(block, Code):
         return code_block(block.text)
-    return escape_markdown(block)
+    return block if isinstance(block, Markdown) else escape_markdown(block)
 
 
 def _markdown_cell(cell: Any) -> str:
     if isinstance(cell, Share):
         return percent(cell)
-    return f"**{escape_markdown(cell)}**" if isinstance(cell, Strong) else escape_markdown(cell)
+    return f"**{escape_markdown(cell)}**" if isinstance(cell, Strong) else _markdown(cell)
 
 
 def to_html(*blocks: Block | Section) -> str:
@@ -170,6 +163,12 @@ def code_block(text: str) -> str:
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}bash\n{text}\n{fence}"
+
+
+def code_span(text: Any) -> str:
+    """Text in a code span that it cannot end, nor the line it stands in."""
+    line = "".join(character if character.isprintable() and character != "`" else " " for character in str(text))
+    return f"`{line}`"
 
 
 def percent(value: float | None) -> str:

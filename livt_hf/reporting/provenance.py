@@ -50,11 +50,19 @@ def hardware(device: str | torch.device = "cpu") -> dict[str, Any]:
 
 def measurement_blocks(results: Mapping[str, Any]) -> list[Block]:
     """Command, machine and versions."""
-    machine = results["hardware"]
+    machine, libraries = hardware_words(results["hardware"]), version_words(results["versions"])
+    return [Code(results["command"]), f"Run on: {machine}. Versions: {libraries}."]
+
+
+def hardware_words(machine: Mapping[str, Any]) -> str:
+    """What `hardware` found, in words."""
     device = "CPU" if machine["device"] == "cpu" else machine["device"]
-    libraries = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    place = f"Run on: {device} ({machine['cpu']}, {machine['cores']} cores). Versions: {libraries}."
-    return [Code(results["command"]), place]
+    return f"{device} ({machine['cpu']}, {machine['cores']} cores)"
+
+
+def version_words(libraries: Mapping[str, str]) -> str:
+    """What `versions` found, in words."""
+    return ", ".join(f"{name} {version}" for name, version in libraries.items())
 
 
 def measurement(results: Mapping[str, Any]) -> str:

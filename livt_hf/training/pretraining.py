@@ -38,7 +38,7 @@ from ..models.configuration_livt import LivtMAEConfig, check_width, encoder_size
 from ..models.modeling_livt import interpolate_position_embeddings
 from ..models.modeling_livt_mae import LivtMAEForPreTraining
 from ..optimization import adamw, parameter_groups, schedule_length, warmup_cosine
-from ..reporting.autoencoder_card import write_pretraining_card
+from ..reporting.card import write_autoencoder_card
 from ..reporting.provenance import hardware
 from .checkpoint import (
     find_resume_checkpoint,
@@ -159,7 +159,7 @@ def pretrain(args: PretrainArguments) -> Path | None:
             run.unwrapped.save_pretrained(folder, state_dict=weights)
             processor.save_pretrained(folder)
             write_text(folder / RUN_FILE, json.dumps(run_record(args, steps), indent=2))
-        write_pretraining_card(
+        write_autoencoder_card(
             output_dir, repo_id=args.hub_model_id, images=len(images), hardware=hardware(accelerator.device)
         )
     accelerator.wait_for_everyone()

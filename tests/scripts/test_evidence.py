@@ -99,7 +99,8 @@ def test_outputs_are_added_and_others_refused(comparisons, tmp_path):
         one["curve"] = {"split": "test", "epoch": [1, 2], "accuracy": [30.0, one["accuracy"]]}
     (compared / "results.json").write_text(json.dumps(comparison))
     arguments = {"mask_ratio": 0.75, "epochs": 3.0, "dataset": "digits", "data_dir": "/home/someone/photos"}
-    record = {"arguments": arguments, "steps": 30, "versions": {}}
+    command = "livt pretrain --dataset digits --data_dir photos --epochs 3"
+    record = {"arguments": arguments, "steps": 30, "versions": {}, "command": command}
     (pretrained / "run.json").write_text(json.dumps(record))
     (pretrained / "metrics.jsonl").write_text('{"step": 0, "probe_accuracy": 9}\n{"loss": 1.25}\n{"loss": 0.5}\n')
     folder = comparisons / "digits"
@@ -109,7 +110,7 @@ def test_outputs_are_added_and_others_refused(comparisons, tmp_path):
     assert {file.name for file in folder.glob("*.png")} == {"accuracy.png", "convergence.png"}
     added = json.loads((folder / "pretraining.json").read_text())["mae-more"]
     assert (added["first_loss"], added["loss"], added["steps"]) == (1.25, 0.5, 30)
-    assert "someone" not in added["command"]
+    assert added["command"] == command
     with pytest.raises(ValueError, match="it is no output folder of a finished"):
         evidence.add(folder, tmp_path)
 
@@ -125,18 +126,17 @@ def test_what_was_tried_is_told_by_its_differences_from_the_first(comparisons, t
     runs["smooth"] = ("mae", {"label_smoothing": 0.1}, 43.0)
     for name, mask_ratio in (("mae", 0.75), ("mae-50", 0.5)):
         (tmp_path / name).mkdir()
-        record = {"arguments": {"dataset": "tune", "mask_ratio": mask_ratio, "output_dir": name}, "steps": 9}
+        options = "" if mask_ratio == 0.75 else f" --mask_ratio {mask_ratio}"
+        command = f"livt pretrain --dataset tune --output_dir {name}{options}"
+        record = {"arguments": {"mask_ratio": mask_ratio}, "command": command}
         (tmp_path / name / "run.json").write_text(json.dumps(record))
     for name, (start, options, accuracy) in runs.items():
         (tmp_path / name).mkdir()
-        arguments = {
-            "dataset": "tune",
-            "base_lr": 2e-3,
-            "label_smoothing": 0.2,
-            "pretrained": start,
-            "output_dir": name,
-        }
-        (tmp_path / name / "run.json").write_text(json.dumps({"arguments": arguments | options, "steps": 9}))
+        values = {"base_lr": 2e-3, "label_smoothing": 0.2, "pretrained": start} | options
+        command = f"livt finetune --dataset tune --output_dir {name}"
+        command += "".join(f" --{option} {value:g}" for option, value in values.items() if option != "pretrained")
+        command = command.replace(" --label_smoothing 0.1", "")  # its default
+        (tmp_path / name / "run.json").write_text(json.dumps({"arguments": values, "command": command}))
         (tmp_path / name / "results.json").write_text(json.dumps({**figures, "accuracy": accuracy}))
         evidence.add(comparisons / "held-out", tmp_path / name)
     (comparisons / "notes.md").write_text("Tried:\n\n<!-- held-out -->\n")
@@ -144,7 +144,7 @@ def test_what_was_tried_is_told_by_its_differences_from_the_first(comparisons, t
     assert "| nothing: the commands below | 60.0 | 40.0 | 20.0 | 44.0 |" in page
     assert "| finetune: `--base_lr 0.001` | 60.0 | 40.0 | 20.0 | 41.0 |" in page
     assert "| pretrain: `--mask_ratio 0.5` | 60.0 | 40.0 | 20.0 | 46.0 |" in page
-    assert "| finetune: `--label_smoothing 0.1` |" in page  # its default
+    assert "| finetune: `--label_smoothing 0.1` |" in page
     eager = evidence.changed("livt finetune --epochs 4", "livt finetune --epochs 4 --torch_compile True", "finetune")
     assert eager == "finetune: `--torch_compile as by default`"
     assert "livt finetune --dataset tune --output_dir base --base_lr 0.002" in page

@@ -1,0 +1,86 @@
+"""Metadata of model cards: the Hub shows the results (`model-index`) and offers the right pipeline and widget."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from .provenance import public_name
+
+TAGS = ["livt", "long-tailed-recognition", "imbalanced-data", "vision", "vit"]
+AUTOENCODER_TAGS = [*TAGS[:4], "vit_mae", "masked-image-modeling", "pretraining"]
+METRIC_NAMES = {
+    "accuracy": "Accuracy (%)",
+    "many": "Many-shot accuracy (%)",
+    "medium": "Medium-shot accuracy (%)",
+    "few": "Few-shot accuracy (%)",
+    "ece": "Expected calibration error (%)",
+    "mce": "Maximum calibration error (%)",
+}
+METRIC_TYPES = {"many": "many_shot_accuracy", "medium": "medium_shot_accuracy", "few": "few_shot_accuracy"}
+EXAMPLES = "examples"  # folder of images beside the model that the Hub's widget offers
+
+
+def classifier_metadata(
+    results: Mapping[str, Any],
+    model_name: str,
+    dataset_id: str | None = None,
+    license: str = "apache-2.0",
+    widget: list[dict[str, str]] | None = None,
+) -> ModelCardData:
+    """Metadata for the Hub. Measures that are None are left out; a base model is named if it is one of the Hub."""
+    pretrained = results["pretrained"] or ""
+    on_hub = re.fullmatch(r"\w[\w.-]*/[\w.-]+", pretrained) and not Path(pretrained).exists()
+    measured = {key: results[key] for key in METRIC_NAMES if results[key] is not None}
+    return ModelCardData(
+        model_name=model_name,
+        license=license,
+        base_model=pretrained if on_hub else None,
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        tags=TAGS + ["masked-image-modeling"] * bool(results["pretrained"]),
+        datasets=[dataset_id] if dataset_id else None,
+        metrics=[METRIC_TYPES.get(key, key) for key in measured],
+        eval_results=[
+            EvalResult(
+                task_type="image-classification",
+                dataset_type=dataset_id or _slug(public_name(results["dataset"])),
+                dataset_name=public_name(results["dataset"]),
+                dataset_split=results.get("split"),
+                metric_type=METRIC_TYPES.get(key, key),
+                metric_name=METRIC_NAMES[key],
+                metric_value=round(value, 2),
+            )
+            for key, value in measured.items()
+        ],
+        widget=widget,
+    )
+
+
+def autoencoder_metadata(dataset_id: str | None = None) -> ModelCardData:
+    """Metadata for the Hub."""
+    return ModelCardData(
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag="image-feature-extraction",
+        tags=AUTOENCODER_TAGS,
+        datasets=[dataset_id] if dataset_id else None,
+    )
+
+
+def example_images(folder: Path, repo_id: str | None) -> list[dict[str, str]] | None:
+    """Example images for the Hub's widget; it needs their addresses, hence a repository."""
+    images = sorted(file for file in (folder / EXAMPLES).glob("*") if file.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    if repo_id is None or not images:
+        return None
+    base = f"https://huggingface.co/{repo_id}/resolve/main/{EXAMPLES}"
+    return [{"src": f"{base}/{quote(file.name)}", "example_title": " ".join(file.stem.split())} for file in images]
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "images"
