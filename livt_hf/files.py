@@ -94,8 +94,13 @@ def explain_failed_write(path: Path) -> Iterator[None]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that it holds either its old or its new text, whatever happens."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that it holds either its old or its new content, whatever happens."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(data)
     _flush(temporary)
     temporary.replace(path)
 

@@ -7,7 +7,6 @@ pages; the SVGs of `as_svg` take their ink from the page. Shot groups have the s
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from PIL import Image
 
-from ..prior import GROUP_NAMES, ClassPrior
+from ..files import write_bytes
+from ..prior import ClassPrior
 
 GROUP_COLORS = {"many": "#2f6fde", "medium": "#e0a11b", "few": "#d6455d", "accuracy": "#5b6472"}
 INK, MUTED, GRID = "#1f2933", "#6b7683", "#e6e9ee"
@@ -46,61 +46,59 @@ def class_frequency_figure(
     """
     prior = ClassPrior(class_counts)
     order = np.argsort(-prior.counts, kind="stable")  # (C,) labels, largest class first
-    counts = prior.counts[order]
-    accuracy = np.array([_nan(per_class_accuracy[prior.names[label]]) for label in order])
-    group_of = np.empty(len(prior), dtype=object)
-    for group, labels in prior.groups(**groups).items():
-        group_of[labels] = group
-    group_of = group_of[order]
+    accuracy = np.array([per_class_accuracy[prior.names[label]] for label in order], dtype=float)  # None -> nan
+    members_of = _places(prior, order, groups)
     named = len(prior) <= MAX_NAMED_CLASSES
-
     figure = Figure(figsize=(8.6, 6.2 if named else 5.2), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
-    widest = 1
-    for group in GROUP_NAMES:
-        members = np.flatnonzero(group_of == group)  # consecutive: the classes are sorted by size
-        if not len(members):
-            continue
-        start, end, color = members[0] - 0.5, members[-1] + 0.5, GROUP_COLORS[group]
-        for bars in np.array_split(members, min(len(members), MAX_BARS_PER_GROUP)):
-            widest = max(widest, len(bars))
-            bar = {"width": 0.82 * len(bars) if len(prior) <= 100 else len(bars), "color": color, "linewidth": 0}
-            known = accuracy[bars][~np.isnan(accuracy[bars])]
-            top.bar(bars.mean(), counts[bars].mean(), **bar)
-            bottom.bar(bars.mean(), known.mean() if len(known) else 0, alpha=0.85, **bar)
-        top.bar(0, 0, color=color, label=f"{group} ({len(members):,})")
-        if not np.isnan(accuracy[members]).all():
-            mean = float(np.nanmean(accuracy[members]))
-            bottom.hlines(mean, start, end, color=INK, linewidth=1.3)
-            bottom.text((start + end) / 2, 106, f"mean {mean:.1f}", ha="center", va="bottom", fontsize=9, color=INK)
+    _draw_frequency(top, prior, prior.counts[order], members_of)
+    _draw_accuracy(bottom, accuracy, members_of)
+    for members in members_of.values():
+        end = members[-1] + 0.5
         if end < len(prior) - 0.5:
             for axes in (top, bottom):
                 axes.axvline(end, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
-    top.set_yscale("log")
-    top.set_ylim(max(0.7, counts.min() * 0.6), counts.max() * 2)
-    top.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if counts.max() < 1000 * counts.min() else (1,)))
-    top.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else ""))
-    top.yaxis.set_minor_locator(NullLocator())
-    top.set_ylabel("training images (log scale)")
-    top.set_title(
-        f"{len(prior):,} classes, {counts.sum():,} training images, imbalance factor {prior.imbalance_factor:,.4g}"
-    )
-    top.legend(frameon=False, ncols=3, loc="upper right", handlelength=1, handleheight=1, labelcolor=INK)
-    bottom.set_ylim(0, 118)
-    bottom.set_yticks(range(0, 101, 20))
-    bottom.set_ylabel("accuracy (%)")
     bottom.set_xlim(-0.6, len(prior) - 0.4)
     if named:
-        names = [_short(prior.names[label]) for label in order]
-        upright = len(prior) <= 12 and max(map(len, names)) <= 8
-        bottom.set_xticks(range(len(prior)), names, rotation=0 if upright else 90, fontsize=8, parse_math=False)
+        _name_classes(bottom, prior, order)
     else:
+        widest = max(len(bar) for members in members_of.values() for bar in _bars(members))
         together = f" (a bar: mean of up to {widest} neighbors)" if widest > 1 else ""
         bottom.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         bottom.set_xlabel(f"classes, largest first{together}")
     for axes in (top, bottom):
-        _clean(axes)
+        clean_axes(axes)
     return figure
+
+
+def _draw_frequency(axes: Axes, prior: ClassPrior, counts: np.ndarray, members_of: Mapping[str, np.ndarray]) -> None:
+    """``counts`` (C,), largest first."""
+    for group, members in members_of.items():
+        _draw_bars(axes, members, counts, GROUP_COLORS[group])
+        axes.bar(0, 0, color=GROUP_COLORS[group], label=f"{group} ({len(members):,})")
+    axes.set_yscale("log")
+    axes.set_ylim(max(0.7, counts.min() * 0.6), counts.max() * 2)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if counts.max() < 1000 * counts.min() else (1,)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else ""))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_ylabel("training images (log scale)")
+    axes.set_title(
+        f"{len(prior):,} classes, {counts.sum():,} training images, imbalance factor {prior.imbalance_factor:,.4g}"
+    )
+    axes.legend(frameon=False, ncols=3, loc="upper right", handlelength=1, handleheight=1, labelcolor=INK)
+
+
+def _draw_accuracy(axes: Axes, accuracy: np.ndarray, members_of: Mapping[str, np.ndarray]) -> None:
+    """``accuracy`` (C,) in percent or nan, largest class first; with the mean of each group."""
+    for group, members in members_of.items():
+        _draw_bars(axes, members, accuracy, GROUP_COLORS[group], alpha=0.85)
+        if not np.isnan(accuracy[members]).all():
+            mean, start, end = float(np.nanmean(accuracy[members])), members[0] - 0.5, members[-1] + 0.5
+            axes.hlines(mean, start, end, color=INK, linewidth=1.3)
+            axes.text((start + end) / 2, 106, f"mean {mean:.1f}", ha="center", va="bottom", fontsize=9, color=INK)
+    axes.set_ylim(0, 118)
+    axes.set_yticks(range(0, 101, 20))
+    axes.set_ylabel("accuracy (%)")
 
 
 def prediction_figure(
@@ -122,20 +120,15 @@ def prediction_figure(
         100 * np.array([counts[prior.names[label]] for label in order]) / sum(counts.values())
         for counts in (test_counts, predicted_counts)
     )
-    place_of = {int(label): place for place, label in enumerate(order)}
     figure = Figure(figsize=(8.6, 3.4), layout="constrained")
     axes = figure.subplots()
     centers, lines = [], []
-    for group, labels in prior.groups(**groups).items():
-        members = np.sort([place_of[int(label)] for label in labels])
-        if not len(members):
-            continue
-        for bars in np.array_split(members, min(len(members), MAX_BARS_PER_GROUP)):
-            width = 0.82 * len(bars) if len(prior) <= 100 else len(bars)
-            axes.bar(bars.mean(), predicted[bars].mean(), width, color=GROUP_COLORS[group], linewidth=0)
-            centers.append(bars.mean())
-            lines.append((train[bars].mean(), test[bars].mean()))
+    for group, members in _places(prior, order, groups).items():
+        _draw_bars(axes, members, predicted, GROUP_COLORS[group])
         axes.bar(0, 0, color=GROUP_COLORS[group], label=f"predicted, {group}")
+        for bar in _bars(members):
+            centers.append(bar.mean())
+            lines.append((train[bar].mean(), test[bar].mean()))
     lines_of = np.array(lines)
     axes.plot(centers, lines_of[:, 0], color=INK, linewidth=1.5, marker="o", markersize=2.5, label="training set")
     axes.plot(centers, lines_of[:, 1], color=MUTED, linewidth=1.5, linestyle=(0, (4, 3)), label="test set")
@@ -145,11 +138,35 @@ def prediction_figure(
     axes.set_title("What is predicted, beside what was there")
     figure.legend(frameon=False, ncols=5, loc="outside lower center", handlelength=1.6, handleheight=1, labelcolor=INK)
     if len(prior) <= MAX_NAMED_CLASSES:
-        names = [_short(prior.names[label]) for label in order]
-        upright = len(prior) <= 12 and max(map(len, names)) <= 8
-        axes.set_xticks(range(len(prior)), names, rotation=0 if upright else 90, fontsize=8, parse_math=False)
-    _clean(axes)
+        _name_classes(axes, prior, order)
+    clean_axes(axes)
     return figure
+
+
+def _places(prior: ClassPrior, order: np.ndarray, groups: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The places of each group's classes in ``order``, ascending; groups without classes are left out."""
+    place_of = np.argsort(order)  # (C,) label -> place
+    places = {group: np.sort(place_of[labels]) for group, labels in prior.groups(**groups).items()}
+    return {group: members for group, members in places.items() if len(members)}
+
+
+def _bars(members: np.ndarray) -> list[np.ndarray]:
+    """The places that share a bar."""
+    return np.array_split(members, min(len(members), MAX_BARS_PER_GROUP))
+
+
+def _draw_bars(axes: Axes, members: np.ndarray, values: np.ndarray, color: str, **look: Any) -> None:
+    """Bars of the mean of ``values`` (C,), nan left out, over neighboring classes."""
+    for bar in _bars(members):
+        known = values[bar][~np.isnan(values[bar])]
+        width = 0.82 * len(bar) if len(values) <= 100 else len(bar)
+        axes.bar(bar.mean(), known.mean() if len(known) else 0, width, color=color, linewidth=0, **look)
+
+
+def _name_classes(axes: Axes, prior: ClassPrior, order: np.ndarray) -> None:
+    names = [_short(prior.names[label]) for label in order]
+    upright = len(prior) <= 12 and max(map(len, names)) <= 8
+    axes.set_xticks(range(len(prior)), names, rotation=0 if upright else 90, fontsize=8, parse_math=False)
 
 
 def plot_thumbnails(images: Sequence[np.ndarray], titles: Sequence[str], path: str | Path, columns: int = 8) -> None:
@@ -205,7 +222,7 @@ def reliability_figure(bins: Sequence[Mapping[str, Any]], ece: float) -> Figure:
     share.set_ylabel("images (%)")
     share.set_xlabel("confidence (%)")
     for axes in (main, share):
-        _clean(axes)
+        clean_axes(axes)
     return figure
 
 
@@ -262,12 +279,12 @@ def plot_loss_curve(lines: Sequence[Mapping[str, float]], path: str | Path) -> N
             marker = "o" if len(points) < 30 else None  # a single point is no line
             axes.plot(*zip(*points, strict=True), color=color, linewidth=1.4, marker=marker, markersize=4)
         axes.set_ylabel(name)
-        _clean(axes)
+        clean_axes(axes)
     rows[-1].set_xlabel("epoch")
     save_png(figure, path)
 
 
-def _clean(axes: Axes) -> None:
+def clean_axes(axes: Axes) -> None:
     """The common look: no box, a light grid behind the bars, muted ticks."""
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(MUTED)
@@ -289,10 +306,7 @@ def save_png(figure: Figure, path: str | Path, colors: int | None = 128) -> None
         image = image.quantize(colors, dither=Image.Dither.NONE)
     data = io.BytesIO()
     image.save(data, "PNG", optimize=True)
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data.getvalue())
-    os.replace(part, path)
+    write_bytes(Path(path), data.getvalue())
 
 
 # Colors of a chart that follow the page that holds it -> the page's CSS variables.
@@ -315,14 +329,6 @@ def as_svg(figure: Figure) -> str:
     for color, variable in _PAGE_COLORS.items():
         text = text.replace(color, variable)
     return text[text.index("<svg") :]
-
-
-def _nan(value: float | None) -> float:
-    return float("nan") if value is None else value
-
-
-def _measure_name(measure: str) -> str:
-    return "all" if measure == "accuracy" else measure
 
 
 def _short(name: str, length: int = 24) -> str:

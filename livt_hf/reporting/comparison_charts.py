@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..prior import GROUP_NAMES
-from .charts import GROUP_COLORS, INK, _clean, _measure_name, _nan, save_png
+from .charts import GROUP_COLORS, INK, clean_axes, save_png
 
 # A color-blind safe order (Okabe and Ito, without yellow).
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5b6472", "#8c510a", "#7b3294", "#1f2933")
@@ -55,7 +55,7 @@ def plot_convergence(panels: Mapping[str, Mapping[str, Sequence[Curve]]], split:
         if place + columns >= len(panels):  # nothing below it
             axes.tick_params(labelbottom=True)
             axes.set_xlabel("epoch")
-        _clean(axes)
+        clean_axes(axes)
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, ncols=5, loc="outside upper center", labelcolor=INK)
     save_png(figure, path)
@@ -95,7 +95,7 @@ def plot_model_size(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None
     axes.set_xlabel("parameters (millions, log scale)")
     axes.set_ylabel("accuracy (%)")
     figure.legend(frameon=False, ncols=4, loc="outside upper center", fontsize=9, labelcolor=INK)
-    _clean(axes)
+    clean_axes(axes)
     save_png(figure, path)
 
 
@@ -112,9 +112,10 @@ def plot_comparison(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None
     measures = (*GROUP_NAMES, "accuracy")
     x, width = np.arange(len(rows)), 0.205
     for place, measure in enumerate(measures):
-        heights = np.array([_nan(row[measure]) for row in rows])
+        heights = np.array([row[measure] for row in rows], dtype=float)  # None -> nan
         left = x + (place - 1.5) * width
-        axes.bar(left, heights, width * 0.9, color=GROUP_COLORS[measure], label=_measure_name(measure), linewidth=0)
+        label = "all" if measure == "accuracy" else measure
+        axes.bar(left, heights, width * 0.9, color=GROUP_COLORS[measure], label=label, linewidth=0)
         spread = np.array([row.get("spread", {}).get(measure) or 0.0 for row in rows])
         axes.errorbar(left, heights, np.where(spread > 0, spread, np.nan), fmt="none", ecolor=INK, elinewidth=1)
         for position, height, top in zip(left, heights, heights + spread, strict=True):
@@ -124,5 +125,5 @@ def plot_comparison(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None
     axes.set_ylim(0, 108)
     axes.set_ylabel("test accuracy (%)")
     figure.legend(frameon=False, ncols=4, loc="outside upper center", handlelength=1, handleheight=1, labelcolor=INK)
-    _clean(axes)
+    clean_axes(axes)
     save_png(figure, path)

@@ -18,12 +18,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from ...prior import GROUP_NAMES, ClassPrior
+from ...reporting.charts import GROUP_COLORS, save_png
 from ..decoding import decode_image
 from ..long_tail import class_counts, dataset_labels
 from ..table import Rows
 from ..transforms import EvalTransform
 
-COLORS = {"many": "#2f6fde", "medium": "#e0a11b", "few": "#d6455d"}
 SAMPLES = 8  # images in a row of the picture
 MEASURED = 500  # images whose size is looked at
 
@@ -111,14 +111,14 @@ def _sizes(train: Dataset) -> tuple[np.ndarray, int]:
 
 
 def _draw(train: Dataset, prior: ClassPrior, labels_of: dict[str, np.ndarray], png: Path) -> None:
-    figure = Figure(figsize=(11, 7.6), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(11, 7.6), layout="constrained")
     top, bottom = np.asarray(figure.subfigures(2, 1, height_ratios=(1, 1.05)))
     frequency, biases = top.subplots(1, 2)
     order = np.argsort(-prior.counts, kind="stable")  # (C,) labels, largest class first
     _draw_frequency(frequency, prior, order, labels_of)
     _draw_biases(biases, prior)
     _draw_samples(bottom, train, prior, order)
-    figure.savefig(png, dpi=120)
+    save_png(figure, png, colors=None)
 
 
 def _draw_frequency(axes: Axes, prior: ClassPrior, order: np.ndarray, labels_of: dict[str, np.ndarray]) -> None:
@@ -128,7 +128,7 @@ def _draw_frequency(axes: Axes, prior: ClassPrior, order: np.ndarray, labels_of:
         if end > start:
             edges = np.arange(start, end + 1) + 0.5  # classes are numbered from 1
             label = f"{name}: {end - start:,} classes"
-            axes.stairs(prior.counts[order][start:end], edges, fill=True, color=COLORS[name], label=label)
+            axes.stairs(prior.counts[order][start:end], edges, fill=True, color=GROUP_COLORS[name], label=label)
             if start:
                 axes.axvline(start + 0.5, color="black", linewidth=0.8, linestyle=":")
         start = end
