@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,44 @@ def schedule_length(
     return max_steps, shortened, warmup_epochs * shortened / epochs
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """Length of a run and its learning rate.
+
+    Attributes:
+        steps: optimizer steps.
+        global_batch_size: images of a step, over all processes and accumulation steps.
+        peak_lr: base learning rate x global batch size / 256.
+    """
+
+    steps: int
+    epochs: float
+    warmup_epochs: float
+    steps_per_epoch: int
+    global_batch_size: int
+    peak_lr: float
+    min_lr: float
+
+    @classmethod
+    def plan(
+        cls,
+        steps_per_epoch: int,
+        global_batch_size: int,
+        *,
+        epochs: float,
+        warmup_epochs: float,
+        max_steps: int | None,
+        base_lr: float,
+        min_lr: float,
+    ) -> Schedule:
+        length = schedule_length(steps_per_epoch, epochs, warmup_epochs, max_steps)
+        return cls(*length, steps_per_epoch, global_batch_size, base_lr * global_batch_size / 256, min_lr)
+
+    def scheduler(self, optimizer: torch.optim.Optimizer) -> LambdaLR:
+        steps, peak_lr, min_lr = self.steps_per_epoch, self.peak_lr, self.min_lr
+        return warmup_cosine(optimizer, steps, peak_lr, min_lr, self.warmup_epochs, self.epochs)
+
+
 class WeightAverage:
     """The average of ``model``'s weights; every process keeps its own, all of them equal."""
 
@@ -184,7 +223,7 @@ class WeightAverage:
                 average.copy_(tensor)
 
     @contextmanager
-    def inside(self, model: nn.Module) -> Iterator[None]:
+    def applied_to(self, model: nn.Module) -> Iterator[None]:
         """The model holds the average; afterwards its own weights again, bit by bit."""
         own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         model.load_state_dict(self.weights)

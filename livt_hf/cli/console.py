@@ -17,8 +17,8 @@ class _Console(logging.Handler):
 
 
 def show_messages() -> None:
-    """Show what the package logs. Of several processes, only the first one shows information."""
+    """Show what the package logs. Of several processes, only the first one of each machine shows information."""
     logger = logging.getLogger("livt_hf")
     if not any(isinstance(handler, _Console) for handler in logger.handlers):
         logger.addHandler(_Console())
-    logger.setLevel(logging.INFO if int(os.environ.get("RANK", 0)) == 0 else logging.WARNING)
+    logger.setLevel(logging.INFO if int(os.environ.get("LOCAL_RANK", 0)) == 0 else logging.WARNING)

@@ -24,11 +24,10 @@ from datasets.distributed import split_dataset_by_node
 from datasets.fingerprint import Hasher
 from huggingface_hub import HfApi
 
-from ..config.arguments import StageArguments
 from . import ImageDataset
 from .dataset import generators_kept, log_bad_image, sample_seed, seed_generators, stop_if_too_many
 from .decoding import decode_image
-from .loader import ImageLoader, collate, outlive_signals, usable_workers
+from .loader import ImageLoader, TrainingBatches, collate, outlive_signals, training_loader, usable_workers
 from .sources.hub import HUB_ID, SPLITS
 from .sources.parquet import find_parquet
 from .table import choose_columns
@@ -238,34 +237,44 @@ def streaming_loader(
     )
 
 
-def open_stream(args: StageArguments) -> ImageStream:
-    """The training split of ``--streaming``; its class counts are read from ``--class_counts`` or counted once."""
+def open_stream(
+    source: str | Path,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    class_counts_file: str | Path | None = None,
+) -> ImageStream:
+    """The training split of a streamed set; its class counts are read from a JSON file or counted once."""
     counts = None
-    if args.class_counts is not None:
+    if class_counts_file is not None:
         try:
-            counts = json.loads(Path(args.class_counts).read_text(encoding="utf-8"))
+            counts = json.loads(Path(class_counts_file).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise ValueError(f"class_counts: cannot read {args.class_counts!r} as JSON: {error}") from None
-    if args.imbalance_factor is not None:
-        raise ValueError("imbalance_factor: a stream is taken as it is; leave out --streaming to cut a long tail")
-    return load_stream(
-        args.dataset, image_column=args.image_column, label_column=args.label_column, class_counts=counts
-    )
+            raise ValueError(f"class_counts: cannot read {str(class_counts_file)!r} as JSON: {error}") from None
+    return load_stream(source, image_column=image_column, label_column=label_column, class_counts=counts)
 
 
 def training_dataset(
-    args: StageArguments,
     images: Dataset | ImageStream,
     transform: Callable[..., Any],
-    num_processes: int,
-    process_index: int,
+    world: tuple[int, int] = (1, 0),
+    **options: Any,
 ) -> ImageDataset | StreamedSamples:
-    """Transformed training images, from a dataset or a stream."""
-    options: dict[str, Any] = {
-        "seed": args.seed,
-        "max_bad_images": args.max_bad_images,
-        "bad_images_log": Path(args.output_dir) / "bad_images.log",
-    }
+    """Transformed training images, from a dataset or a stream.
+
+    Args:
+        world: number of processes, and which one this is: they share the shards of a stream.
+        options: seed, max_bad_images, bad_images_log.
+    """
     if isinstance(images, ImageStream):
-        return StreamedSamples(images, transform, num_processes, process_index, **options)
+        return StreamedSamples(images, transform, *world, **options)
     return ImageDataset(images, transform, **options)
+
+
+def loader_of(
+    dataset: ImageDataset | StreamedSamples, batches: TrainingBatches, num_workers: int, pin_memory: bool = False
+) -> ImageLoader:
+    """Micro-batches of this process from the start step of ``batches`` on."""
+    if isinstance(dataset, StreamedSamples):
+        return streaming_loader(dataset, batches.batch_size, num_workers, pin_memory, batches.start_step)
+    return training_loader(dataset, batches, num_workers, pin_memory)

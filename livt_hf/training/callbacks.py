@@ -1,21 +1,18 @@
-"""What `BalancedTrainer` does at each step beside training: log, average, stop on a signal, show the progress."""
+"""Callbacks of `BalancedTrainer`: log, weight average, stop on a signal, progress bar."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from ..files import RUN_FILE
-from .checkpoint import set_aside_later_checkpoints
-from .run import MetricsLog, agreed_stop
 
 
 class StepCallback(TrainerCallback):
-    """What has to happen once a step, or at the start: the log, the epoch, and stopping on a signal."""
+    """At the start the log, at every step the epoch, the weight average and a stop on a signal."""
 
     def __init__(self, trainer: Any):
         self.trainer = trainer
@@ -26,16 +23,14 @@ class StepCallback(TrainerCallback):
             record = json.loads((self.trainer.resumed_from / RUN_FILE).read_text(encoding="utf-8"))
             self.trainer._tr_loss.fill_(record["logging"]["loss_sum"])
             self.trainer._globalstep_last_logged = record["logging"]["last_step"]
-        if state.is_world_process_zero:
-            set_aside_later_checkpoints(Path(args.output_dir), state.global_step)
-            self.trainer._metrics_log = MetricsLog(Path(args.output_dir), state.global_step)
+        self.trainer.run.begin(state.global_step)
 
     def on_step_end(self, args, state, control, **kwargs):
         # Trainer counts from the first step after a resume; the epoch of a step does not depend on that.
         state.epoch = state.global_step / self.steps_per_epoch
         if self.trainer.ema is not None:
             self.trainer.ema.update(self.trainer.accelerator.unwrap_model(self.trainer.model))
-        stopped_by = agreed_stop(self.trainer.accelerator, self.trainer._stop, state.global_step)
+        stopped_by = self.trainer.run.stop_requested(self.trainer.accelerator, state.global_step)
         if stopped_by and state.global_step < state.max_steps:
             self.trainer.stopped_by = stopped_by
             control.should_save = control.should_training_stop = True

@@ -7,6 +7,7 @@ whose list agrees with its files counts as complete.
 from __future__ import annotations
 
 import itertools
+import logging
 import re
 import shutil
 from contextlib import suppress
@@ -26,6 +27,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ..files import METRICS_FILE, incompleteness
 
+logger = logging.getLogger(__name__)
+
+STATE_FILE = "state.json"  # in a checkpoint of pretraining: the run record and what else a resume needs
+FULL_STATE_DICT = StateDictOptions(full_state_dict=True, cpu_offload=True)  # tensors that are not cut into shards
 _CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -66,7 +71,7 @@ def find_resume_checkpoint(output_dir: Path, resume: str) -> tuple[Path | None, 
     return None, skipped
 
 
-def set_aside_later_checkpoints(output_dir: Path, step: int) -> None:
+def archive_later_checkpoints(output_dir: Path, step: int) -> None:
     """Move the complete checkpoints after the step that a run begins at into ``abandoned-N``, with the log, and say so.
 
     They are of a branch that it leaves. By their steps they would count as its newest ones: what it saves would be
@@ -83,7 +88,9 @@ def set_aside_later_checkpoints(output_dir: Path, step: int) -> None:
     for folder in later:
         folder.rename(aside / folder.name)
     names = ", ".join(folder.name for folder in later)
-    print(f"this run begins at step {step}: {names} of {output_dir} and a copy of the log are now in {aside.name}")
+    logger.info(
+        f"this run begins at step {step}: {names} of {output_dir} and a copy of the log are now in {aside.name}"
+    )
 
 
 def remove_old_checkpoints(output_dir: Path, keep: int) -> None:
@@ -142,8 +149,7 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, saved: di
     """
     own: dict[str, Any] = get_optimizer_state_dict(model, optimizer)  # of FSDP, the shards: nothing is gathered
     state = {**saved, "param_groups": own["param_groups"]}
-    whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    set_optimizer_state_dict(model, optimizer, state, options=whole)
+    set_optimizer_state_dict(model, optimizer, state, options=FULL_STATE_DICT)
 
 
 def set_schedule(schedule: LambdaLR, step: int) -> None:

@@ -8,6 +8,7 @@ see the same training images: the seed changes weights, order and augmentation, 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -27,10 +28,12 @@ from ..reporting.comparison_report import MEASURES, summarize, write_comparison
 from ..reporting.provenance import command_line
 from .checkpoint import list_checkpoints
 from .finetuning import finetune
-from .run import finished_steps
+from .run import completed_steps
 
 # method -> arguments of `adjust`: Menon et al., ICLR 2021; Kang et al., ICLR 2020 (they search tau between 0 and 1)
 POST_HOC: dict[str, dict[str, Any]] = {"logit_adjustment": {"target": "uniform"}, "tau_norm": {"tau_norm": 1.0}}
+logger = logging.getLogger(__name__)
+
 IMBALANCE_SEED = 0  # of the images that a tail keeps: for CIFAR-LT the published selection
 
 
@@ -84,13 +87,13 @@ def compare(
     finished = []
     for number, run in enumerate(runs, start=1):
         if is_main:
-            print(f"{number}/{len(runs)} {run.name}")
+            logger.info(f"{number}/{len(runs)} {run.name}")
         try:
             finetune(run.args, run.more)
         except ValueError as error:
             raise ValueError(f"{run.name}: {error}") from error
         run_dir = Path(run.args.output_dir)
-        if finished_steps(run_dir, run.args, run.more) is None:
+        if completed_steps(run_dir, run.args, run.more) is None:
             return None
         if is_main:
             for _, checkpoint in list_checkpoints(run_dir):  # with the optimizer, several times the finished model

@@ -1,11 +1,14 @@
-"""What a pretraining run shows of itself: reconstructions of fixed images, the loss curve, a k-NN probe.
+"""Monitoring of a pretraining run: reconstructions of fixed images, the loss curve, a k-NN probe.
 
-Nothing here draws random numbers or changes the model, so a watched run takes the same steps as one that is not.
+Nothing here draws random numbers or changes the model, so a monitored run takes the same steps as one that is not.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +16,6 @@ from accelerate import Accelerator
 from datasets import DatasetDict
 from torch import Tensor
 
-from ..config.arguments import PretrainArguments
 from ..data import EvalTransform, ImageDataset, class_counts
 from ..evaluation.knn import knn_accuracy
 from ..files import read_metrics
@@ -24,40 +26,51 @@ NUM_PICTURES = 8
 CROP_RATIO = 0.875
 
 
+@dataclass
 class Monitor:
-    """Probes and draws the encoder of a run at the epochs that its options name.
+    """Probes the encoder of a run and draws its reconstructions at the epochs asked for.
 
     All processes call its methods; the main one writes.
 
     Args:
-        splits: the dataset, or None where it is streamed; there are then no pictures and no probe.
+        folder: of the run.
+        splits: the dataset; empty where it is streamed: there are then no pictures and no probe.
+        picture_every, probe_every: epochs; 0 is never, but for the pictures at the end.
         steps_per_epoch: optimizer steps.
+        shot_groups: definition of the groups whose accuracies a probe reports (`ClassPrior.groups`).
+        mean, std: normalization of pixels in 0..1, per channel.
 
     Raises:
         ValueError: a probe of a streamed dataset.
     """
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        args: PretrainArguments,
-        splits: DatasetDict | None,
-        image_size: int,
-        steps_per_epoch: int,
-    ):
-        if splits is None and args.probe_every:
+    accelerator: Accelerator
+    folder: Path
+    splits: DatasetDict
+    image_size: int
+    picture_every: float
+    probe_every: float
+    steps_per_epoch: int
+    shot_groups: dict[str, Any]
+    mean: Sequence[float]
+    std: Sequence[float]
+    batch_size: int
+    num_workers: int
+    max_bad_images: int
+
+    def __post_init__(self) -> None:
+        if self.probe_every and not self.splits:
             raise ValueError("probe_every: a stream cannot be probed; leave out --streaming or --probe_every")
-        self.accelerator, self.args, self.splits = accelerator, args, splits
-        self.transform = EvalTransform(image_size, CROP_RATIO)
-        self.picture_steps = round(args.picture_every * steps_per_epoch)
-        self.probe_steps = round(args.probe_every * steps_per_epoch)
+        self.transform = EvalTransform(self.image_size, CROP_RATIO)
+        self.picture_steps = round(self.picture_every * self.steps_per_epoch)
+        self.probe_steps = round(self.probe_every * self.steps_per_epoch)
         self.images: Tensor | None = None
 
     def probe(self, model: LivtMAEForPreTraining, step: int) -> dict[str, float]:
         """k-NN accuracies (see `knn_accuracy`) if a probe is due at this step, otherwise nothing."""
-        if self.splits is None or not self.probe_steps or step % self.probe_steps:
+        if not self.probe_steps or step % self.probe_steps:
             return {}
-        args, was_training = self.args, model.training
+        was_training = model.training
         model.eval()
         values = knn_accuracy(
             self.accelerator,
@@ -65,11 +78,11 @@ class Monitor:
             self._images("train"),
             self._images("validation") if "validation" in self.splits else None,
             class_counts(self.splits["train"]),
-            args.shot_groups(),
-            mean=args.mean,
-            std=args.std,
-            batch_size=args.batch_size,
-            num_workers=args.num_workers,
+            self.shot_groups,
+            mean=self.mean,
+            std=self.std,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
         )
         model.train(was_training)
         return values
@@ -79,15 +92,15 @@ class Monitor:
         due = bool(self.picture_steps) and step % self.picture_steps == 0
         if not due and not last:
             return
-        folder = Path(self.args.output_dir)
+        folder = self.folder
         if self.accelerator.is_main_process:
             plot_loss_curve(read_metrics(folder), folder / "loss_curve.png")
-        if self.splits is None:
+        if not self.splits:
             return
         if self.images is None:
             self.images = self._fixed_images()
         was_training = model.training
-        rows = reconstruct_images(model, self.images, self.args.mean, self.args.std)
+        rows = reconstruct_images(model, self.images, self.mean, self.std)
         model.train(was_training)
         if self.accelerator.is_main_process:
             if due:
@@ -97,13 +110,10 @@ class Monitor:
                 plot_reconstructions(*rows, folder / "reconstructions.png")
 
     def _images(self, split: str) -> ImageDataset:
-        assert self.splits is not None
-        args = self.args
-        return ImageDataset(self.splits[split], self.transform, max_bad_images=args.max_bad_images)
+        return ImageDataset(self.splits[split], self.transform, max_bad_images=self.max_bad_images)
 
     def _fixed_images(self) -> Tensor:
         """uint8 (8, 3, S, S): images spread evenly over the validation split, or else over the training split."""
-        assert self.splits is not None
         images = self._images("validation" if "validation" in self.splits else "train")
         indices = np.linspace(0, len(images) - 1, min(NUM_PICTURES, len(images))).round().astype(int)
         return torch.stack([torch.as_tensor(images[(0, int(index))]["pixel_values"]) for index in indices])

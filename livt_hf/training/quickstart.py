@@ -7,6 +7,7 @@ One masked pretraining, then fine-tuning from it with each loss and once without
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ from ..reporting.evaluation_report import write_report
 from ..reporting.provenance import measurement
 from .finetuning import finetune
 from .pretraining import pretrain
+
+logger = logging.getLogger(__name__)
 
 RUNS = (("ce", True), ("bce", True), ("bal_ce", True), ("bal_bce", True), ("bal_bce", False))
 PUBLISHED = ("bal_bce", True)  # the run that becomes OUT/livt-digits
@@ -56,21 +59,21 @@ def quickstart(output_dir: Path) -> list[dict[str, Any]] | None:
     # Tensors this small gain nothing from a second thread, which the data worker needs.
     torch.set_num_threads(1)
     mae_dir = output_dir / "runs" / "pretrain"
-    print(f"1/{len(RUNS) + 1} masked pretraining")
+    logger.info(f"1/{len(RUNS) + 1} masked pretraining")
     args, _ = parse_arguments(PretrainArguments, ["--recipe", "digits", "--output_dir", str(mae_dir)])
     if pretrain(args) is None:
         return None
     rows = []
     for number, (loss, pretrained) in enumerate(RUNS, start=2):
-        print(f"{number}/{len(RUNS) + 1} fine-tuning: {run_name(loss, pretrained)}")
+        logger.info(f"{number}/{len(RUNS) + 1} fine-tuning: {run_name(loss, pretrained)}")
         results = finetune(*_finetune_arguments(output_dir, loss, mae_dir if pretrained else None))
         if results is None:
             return None
         rows.append(results)
     table = comparison_table(summarize({**row, "pretraining": "MAE" if row["pretrained"] else "none"} for row in rows))
     _write_results(output_dir, mae_dir, rows, table)
-    print(f"\n{table}\n")
-    print(f"report: {output_dir}/report.md   model: {output_dir}/livt-digits")
+    logger.info(f"\n{table}\n")
+    logger.info(f"report: {output_dir}/report.md   model: {output_dir}/livt-digits")
     return rows
 
 

@@ -1,16 +1,28 @@
-"""What a run remembers of itself, so that the same command can continue it and another one cannot spoil it.
+"""A training run in its output folder: record, resume checks, log, checkpoints, stop signal and background upload.
 
-Both stages share this: the record beside a model or in a checkpoint, the comparison of its arguments with those of now,
-and stopping together on a signal.
+Both stages use it in the same way, and `BalancedTrainer` also without a stage:
+
+    run = StageRun(args)                          # checks the folder, seeds
+    run.is_finished(steps)                        # the same command again: nothing to do
+    checkpoint = run.find_checkpoint(steps)       # options compared with those of the checkpoint
+    run.start(...)                                # one line that says what is trained; uploads may begin
+    with run.stop_signal:
+        run.begin(step)                           # metrics.jsonl cut back to the step
+        run.log(...), run.stop_requested(...), run.checkpoint(...)
+    run.stopped(...)  or  run.save(model); run.publish(...)
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+import os
 import shlex
+import shutil
 import signal
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,23 +30,26 @@ from typing import Any
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
-from torch.distributed.checkpoint.state_dict import StateDictOptions
-from transformers import TrainingArguments
+from accelerate.utils import DistributedType, set_seed
+from transformers import PreTrainedModel, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from ..config.arguments import StageArguments
-from ..files import METRICS_FILE, RUN_FILE, write_text
+from ..files import METRICS_FILE, RUN_FILE, explain_failed_write, publish, publish_files, write_text
 from ..hub.background import BackgroundPusher
+from ..optimization import Schedule
 from ..reporting.provenance import public_name
+from .checkpoint import STATE_FILE, archive_later_checkpoints, find_resume_checkpoint, remove_old_checkpoints
 
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # tensors that are not cut into shards
-AGREE_EVERY = 10  # steps between the moments at which several processes compare whether one was told to stop
+AGREE_EVERY = 10  # steps between the moments at which several processes compare whether one received a signal
+
+logger = logging.getLogger(__name__)
 
 
-def run_record(args: StageArguments, steps: int, more: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What is kept of a run beside its model; of ``more``, further `TrainingArguments`, what may change the result."""
+def run_record(args: StageArguments, steps: int, training_arguments: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What is kept of a run beside its model; of further `TrainingArguments`, those that may change the result."""
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    training_arguments = {name: value for name, value in (more or {}).items() if name not in _FREE}
+    training_arguments = {name: value for name, value in (training_arguments or {}).items() if name not in _FREE}
     return {
         "steps": steps,
         "command": training_command(args, training_arguments),
@@ -100,17 +115,19 @@ _FREE = {
 }
 
 
-def changed_arguments(record: dict[str, Any], args: StageArguments, more: dict[str, Any] | None = None) -> list[str]:
+def changed_arguments(
+    record: dict[str, Any], args: StageArguments, training_arguments: dict[str, Any] | None = None
+) -> list[str]:
     """A line for each option whose value differs from a run's record, those that cannot change the result left out.
 
-    An option that the record does not know, since the package did not when it was written, had today's default.
-    ``more``: further `TrainingArguments` of now; a record from before these were kept says nothing of them.
+    An option that the record does not know, since the package did not when it was written, had today's default. A
+    record from before `TrainingArguments` were kept says nothing of them.
     """
-    more = more or {}
-    more_before = record.get("training_arguments", more)
-    before = {**dataclasses.asdict(type(args)()), **record["arguments"], **more_before}
-    now = {**dataclasses.asdict(args), **more}
-    pairs = {name: (before.get(name, "its default"), now.get(name, "its default")) for name in {**now, **more_before}}
+    given = training_arguments or {}
+    given_before = record.get("training_arguments", given)
+    before = {**dataclasses.asdict(type(args)()), **record["arguments"], **given_before}
+    now = {**dataclasses.asdict(args), **given}
+    pairs = {name: (before.get(name, "its default"), now.get(name, "its default")) for name in {**now, **given_before}}
     return [f"{name}: {old} -> {new}" for name, (old, new) in pairs.items() if name not in _FREE and old != new]
 
 
@@ -133,7 +150,7 @@ _SHAPE = {
 
 
 def read_record(checkpoint: Path, file: str) -> dict[str, Any]:
-    """What a checkpoint of this stage says of its run; ValueError if it is one of the other stage."""
+    """A record in a checkpoint of this stage; ValueError if it is one of the other stage."""
     try:
         return json.loads((checkpoint / file).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -143,15 +160,19 @@ def read_record(checkpoint: Path, file: str) -> dict[str, Any]:
         ) from None
 
 
-def check_continues(
-    record: dict[str, Any], args: StageArguments, step: int, steps: int, more: dict[str, Any] | None = None
+def check_resume(
+    record: dict[str, Any],
+    args: StageArguments,
+    step: int,
+    steps: int,
+    training_arguments: dict[str, Any] | None = None,
 ) -> list[str]:
-    """A line for each changed option of a run that goes on from a checkpoint with that record at ``step``.
+    """A line for each changed option of a run that continues from a checkpoint with that record at ``step``.
 
     Raises:
         ValueError: the options make another model, or there is nothing left to train with the changed ones.
     """
-    changed = changed_arguments(record, args, more)
+    changed = changed_arguments(record, args, training_arguments)
     fixed = [line for line in changed if line.split(":")[0] in _SHAPE]
     advice = "choose another output_dir, delete it, or keep the options"
     if fixed:
@@ -164,12 +185,16 @@ def check_continues(
     return changed
 
 
-def check_keeps(
-    output_dir: Path, args: StageArguments, steps: int, checkpoint: Path | None, more: dict[str, Any] | None = None
+def check_overwrite(
+    output_dir: Path,
+    args: StageArguments,
+    steps: int,
+    checkpoint: Path | None,
+    training_arguments: dict[str, Any] | None = None,
 ) -> None:
-    """ValueError if a run would replace a finished model in its folder that another run made.
+    """ValueError if a run would replace the finished model of another run in its folder.
 
-    A longer run that goes on from a checkpoint may, and so may ``--resume never``.
+    A longer run that continues from a checkpoint may, and so may ``--resume never``.
     """
     if args.resume == "never" or not (output_dir / RUN_FILE).is_file():
         return
@@ -177,7 +202,7 @@ def check_keeps(
     here = f"output_dir: {str(output_dir)!r} holds the finished model of"
     if stage_of(record["arguments"]) != stage_of(vars(args)):
         raise ValueError(f"{here} the other stage; name another folder")
-    changed = changed_arguments(record, args, more)
+    changed = changed_arguments(record, args, training_arguments)
     if changed and (checkpoint is None or steps <= record["steps"]):
         raise ValueError(
             f"{here} a run with another {'; '.join(changed)}; name another output_dir, keep the options, or replace it "
@@ -185,17 +210,19 @@ def check_keeps(
         )
 
 
-def finished_steps(output_dir: Path, args: StageArguments, more: dict[str, Any] | None = None) -> int | None:
+def completed_steps(
+    output_dir: Path, args: StageArguments, training_arguments: dict[str, Any] | None = None
+) -> int | None:
     """Steps of the finished run in a folder, if it is there and had the same arguments."""
     try:
         record = json.loads((output_dir / RUN_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    return None if changed_arguments(record, args, more) else record["steps"]
+    return None if changed_arguments(record, args, training_arguments) else record["steps"]
 
 
 def check_precision(mixed_precision: str | None) -> None:
-    """ValueError for fp16 without a GPU: Accelerate would compute in float32 and say nothing."""
+    """ValueError for fp16 without a GPU: Accelerate would silently compute in float32."""
     if mixed_precision == "fp16" and not torch.cuda.is_available():
         raise ValueError("mixed_precision: fp16 needs a GPU; use bf16 or no")
 
@@ -208,14 +235,189 @@ def describe_world(accelerator: Accelerator) -> str:
     )
 
 
-def agreed_stop(accelerator: Accelerator, stop: StopSignal, step: int) -> str | None:
-    """The signal that reached any process, known to all of them at the same step."""
-    if accelerator.num_processes == 1:
-        return stop.received
-    if step % AGREE_EVERY:
-        return None
-    told = torch.tensor([float(stop.received is not None)], device=accelerator.device)
-    return (stop.received or "a signal") if accelerator.reduce(told, "sum").item() else None
+class Run:
+    """What a run keeps in its output folder while it trains: log, checkpoints, uploads; and its stop signal.
+
+    Every process has one and calls its methods at the same steps; the main one writes.
+
+    Args:
+        pusher: uploads checkpoints and the final model; of the main process, None without uploads.
+        save_total_limit: checkpoints to keep; None keeps all.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        is_main: bool = True,
+        pusher: BackgroundPusher | None = None,
+        save_total_limit: int | None = None,
+    ):
+        self.folder, self.is_main = Path(folder), is_main
+        self.pusher, self.save_total_limit = pusher, save_total_limit
+        self.record: dict[str, Any] = {}
+        self.stop_signal = StopSignal()
+        self._log: MetricsLog | None = None
+
+    def begin(self, step: int) -> None:
+        """Training starts after ``step`` steps: the log is cut back to it, checkpoints beyond it are put aside."""
+        if self.is_main:
+            archive_later_checkpoints(self.folder, step)
+            self._log = MetricsLog(self.folder, step)
+
+    def log(self, values: dict[str, Any]) -> None:
+        if self._log is not None:
+            self._log.write(values)
+
+    def stop_requested(self, accelerator: Accelerator, step: int) -> str | None:
+        """The signal that reached any process, known to all of them at the same step."""
+        received = self.stop_signal.received
+        if accelerator.num_processes == 1:
+            return received
+        if step % AGREE_EVERY:
+            return None
+        flag = torch.tensor([float(received is not None)], device=accelerator.device)
+        return (received or "a signal") if accelerator.reduce(flag, "sum").item() else None
+
+    @contextmanager
+    def checkpoint(self, step: int, accelerator: Accelerator, saves: bool | None = None) -> Iterator[Path]:
+        """A hidden folder to fill, which becomes ``checkpoint-STEP`` once everything is on the disk.
+
+        All processes enter it and get the same path; ``saves``: this one publishes the folder (the main one does).
+        """
+        saves = self.is_main if saves is None else saves
+        path = self.folder / f"checkpoint-{step}"
+        staging = self.folder / ".staging" / path.name
+        if saves:
+            shutil.rmtree(staging.parent, ignore_errors=True)
+            staging.mkdir(parents=True)
+        accelerator.wait_for_everyone()
+        try:
+            with explain_failed_write(path):
+                yield staging
+                accelerator.wait_for_everyone()
+                if saves:
+                    publish(staging, path)
+            if saves and self.pusher:
+                self.pusher.push(path, f"step {step}")
+            if saves and self.save_total_limit:
+                remove_old_checkpoints(self.folder, self.save_total_limit)
+        finally:
+            if saves:
+                shutil.rmtree(staging.parent, ignore_errors=True)
+        accelerator.wait_for_everyone()
+
+
+class StageRun(Run):
+    """A run of one of the two stages, opened with its options.
+
+    Args:
+        world: number of processes, and which one this is; None: as the launcher's environment variables say.
+        training_arguments: further `TrainingArguments` that were given.
+
+    Raises:
+        ValueError: the dataset or the output folder is missing, or cannot be used.
+    """
+
+    def __init__(
+        self,
+        args: StageArguments,
+        world: tuple[int, int] | None = None,
+        training_arguments: dict[str, Any] | None = None,
+    ):
+        args.require("dataset", "output_dir")
+        self.args, self.training_arguments = args, training_arguments or {}
+        self.world = world or (int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0)))
+        super().__init__(args.output_dir, is_main=self.world[1] == 0, save_total_limit=args.save_total_limit)
+        set_seed(args.seed)
+
+    def is_finished(self, steps: int, remaining: str = "nothing to do") -> bool:
+        """Whether the folder holds the model of this very run; ``remaining``: what is left to do then."""
+        finished = completed_steps(self.folder, self.args, self.training_arguments) == steps
+        if finished:
+            logger.info(f"{self.folder} holds this run, finished after {steps} steps; {remaining}")
+        return finished
+
+    def find_checkpoint(self, steps: int) -> Path | None:
+        """The checkpoint to continue from, or None.
+
+        Raises:
+            ValueError: it, or a finished model in the folder, is of a run with other options (see `check_resume` and
+                `check_overwrite`).
+        """
+        checkpoint, skipped = find_resume_checkpoint(self.folder, self.args.resume)
+        for line in skipped:
+            logger.info(line)
+        check_overwrite(self.folder, self.args, steps, checkpoint, self.training_arguments)
+        if checkpoint is not None:
+            record, step = self.saved_state(checkpoint)
+            for line in check_resume(record, self.args, step, steps, self.training_arguments):
+                logger.info(f"resuming with another {line}")
+        return checkpoint
+
+    def saved_state(self, checkpoint: Path) -> tuple[dict[str, Any], int]:
+        """The record in a checkpoint of this stage, and its step."""
+        if stage_of(vars(self.args)) == "pretrain":
+            state = read_record(checkpoint, STATE_FILE)
+            return state, state["steps"]
+        return read_record(checkpoint, RUN_FILE), read_record(checkpoint, TRAINER_STATE_NAME)["global_step"]
+
+    def start(
+        self, what: str, schedule: Schedule, processor: Any, accelerator: Accelerator, checkpoint: Path | None
+    ) -> None:
+        """Say in one line what is trained and how long; from here on, checkpoints are uploaded if that was asked for.
+
+        Args:
+            processor: image processor of the model, saved with it.
+        """
+        logger.info(
+            f"{what}: {schedule.steps} steps of {schedule.global_batch_size} images "
+            f"({schedule.steps / schedule.steps_per_epoch:.4g} epochs), peak learning rate {schedule.peak_lr:.3g}; "
+            f"{describe_world(accelerator)}" + (f"; resumed from {checkpoint}" if checkpoint else "")
+        )
+        self.record = run_record(self.args, schedule.steps, self.training_arguments)
+        self.processor = processor
+        args = self.args
+        if args.push_to_hub and self.is_main:
+            self.pusher = BackgroundPusher(
+                str(args.hub_model_id),
+                self.folder,
+                processor,
+                strategy=args.hub_strategy,
+                private=args.hub_private_repo or None,
+                revision=args.hub_revision,
+            )
+
+    def stopped(self, signal_name: str, step: int) -> None:
+        """After a stop: what is on its way to the Hub is no longer awaited."""
+        if self.pusher:
+            self.pusher.stop()
+        steps = self.record["steps"]
+        logger.info(f"stopped by {signal_name} after step {step} of {steps}; the same command continues the run")
+
+    def save(self, model: PreTrainedModel, weights: dict[str, Any] | None = None) -> None:
+        """Final model, image processor and record in the output folder; ``weights``: those of a sharded model."""
+        with explain_failed_write(self.folder), publish_files(self.folder) as folder:
+            model.save_pretrained(folder, state_dict=weights)
+            self.processor.save_pretrained(folder)
+            (self.folder / "results.json").unlink(missing_ok=True)  # of the model before this one
+            write_text(folder / RUN_FILE, json.dumps(self.record, indent=2))
+
+    def publish(self, accelerator: Accelerator) -> None:
+        """The end of a run, whose folder is complete now: upload it if that was asked for."""
+        accelerator.wait_for_everyone()
+        kind = "pretrained" if stage_of(vars(self.args)) == "pretrain" else "fine-tuned"
+        logger.info(f"saved the {kind} model in {self.folder}")
+        if self.pusher and (error := self.pusher.finish(self.folder)):
+            logger.warning(error)
+
+
+def not_finite(step: int, folder: str | Path) -> ValueError:
+    """The error for a loss that is not finite."""
+    return ValueError(
+        f"the loss was not finite at step {step}; its update was not made and the last checkpoint in {folder} is good: "
+        "lower --base_lr, or use --mixed_precision bf16 or no instead of fp16"
+    )
 
 
 class MetricsLog:
@@ -260,20 +462,6 @@ class StopSignal:
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name
-
-
-def start_pusher(args: StageArguments, processor: Any) -> BackgroundPusher | None:
-    """The pusher that a stage's options ask for; for the main process only."""
-    if not args.push_to_hub:
-        return None
-    return BackgroundPusher(
-        str(args.hub_model_id),
-        args.output_dir,
-        processor,
-        strategy=args.hub_strategy,
-        private=args.hub_private_repo or None,
-        revision=args.hub_revision,
-    )
 
 
 def trainer_pusher(args: TrainingArguments, repo_id: str, processor: Any) -> BackgroundPusher:

@@ -1,14 +1,13 @@
 """BalancedTrainer: a `transformers.Trainer` for balanced fine-tuning, for any run that has images, labels and counts.
 
-What upstream's Trainer does not give, each piece beside its reason: exact resume, complete checkpoints, the paper's
-schedule and layer decay, mixup of the global batch, accuracies by shot group.
+What upstream's Trainer lacks, each piece beside its reason: exact resume, complete checkpoints, the paper's schedule
+and layer decay, mixup of the global batch, accuracies by shot group.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,20 +32,19 @@ from transformers import (
 )
 
 from ..class_names import check_same_names
-from ..data import ImageDataset, Mixup, TrainingBatches, erase, evaluation_loader, normalize, training_loader
-from ..data.streaming import StreamedSamples, streaming_loader
+from ..data import ImageDataset, Mixup, TrainingBatches, erase, evaluation_loader, normalize
+from ..data.streaming import StreamedSamples, loader_of
 from ..data.transforms import image_processor
 from ..evaluation.predictions import predict_split
-from ..files import RUN_FILE, explain_failed_write, publish, write_text
-from ..hub.background import BackgroundPusher
+from ..files import RUN_FILE, write_text
 from ..losses import Loss, build_loss, deferred_weights
 from ..metrics import calibration_error, long_tail_accuracy
 from ..models.configuration_livt import check_not_adjusted, ordered_class_counts
 from ..optimization import WeightAverage, adamw, parameter_groups, warmup_cosine
 from .callbacks import ProgressBar, StepCallback
-from .checkpoint import load_optimizer, load_tensors, load_weights, remove_old_checkpoints, set_schedule
-from .classifier_retraining import load_scales, save_scales
-from .run import WHOLE, MetricsLog, StopSignal, trainer_pusher
+from .checkpoint import FULL_STATE_DICT, load_optimizer, load_tensors, load_weights, set_schedule
+from .classifier_retraining import fold_scales, load_scales, save_scales
+from .run import Run, not_finite, trainer_pusher
 
 
 class BalancedTrainer(Trainer):
@@ -72,6 +70,7 @@ class BalancedTrainer(Trainer):
         classifier_only: the batches hold each class equally often, and the model, of which `train_classifier_only`
             froze all but the classifier, stays in evaluation mode.
         drw_epoch: epoch from which ldam weights the classes (`deferred_weights`); None leaves it out.
+        run: the run in its output folder, if a stage has opened one.
     """
 
     model: PreTrainedModel
@@ -94,51 +93,50 @@ class BalancedTrainer(Trainer):
         ema: float | None = None,
         drw_epoch: float | None = None,
         classifier_only: bool = False,
+        run: Run | None = None,
         **kwargs: Any,
     ):
         self.loss = training_loss(model.config)
+        self.reweighted_loss = None if drw_epoch is None else training_loss(model.config, reweighted=True)
         check_labels(model.config, train_dataset)
-        self.drw_epoch = drw_epoch
         if classifier_only and isinstance(train_dataset, StreamedSamples):
             raise ValueError("stage: class-balanced batches need all labels at hand; leave out --streaming")
-        self.classifier_only = classifier_only
-        self.reweighted_loss = None if drw_epoch is None else training_loss(model.config, reweighted=True)
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func: the loss is that of the model's config; set it by store_class_counts")
-        # Where a run stands in its data follows from its step; nothing has to be read and skipped.
-        args.ignore_data_skip = True
+        args.ignore_data_skip = True  # the data position is a function of the global step
         args.remove_unused_columns = False
-        try:
+        with _tracker_errors():
             super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
-        except RuntimeError as error:
-            if "to be installed" not in str(error):
-                raise
-            raise ValueError(f"report_to: {error}") from None
         # Its own loss is a mean over the micro-batch, to be averaged over accumulation steps, whatever the model takes.
         self.model_accepts_loss_kwargs = False
-        self.mean, self.std = mean, std
+        self.mean, self.std, self.mixup = mean, std, mixup
         self.layer_decay, self.min_lr, self.warmup_epochs = layer_decay, min_lr, warmup_epochs
-        self.mixup = mixup
+        self.drw_epoch, self.classifier_only = drw_epoch, classifier_only
         if ema is not None and self.is_fsdp_enabled:
             raise ValueError("ema: sharded weights (FSDP) cannot be averaged; leave one of the two out")
         if classifier_only and self.is_fsdp_enabled:
             raise ValueError("stage: a classifier alone needs no sharded weights; launch it without FSDP")
         self.ema = None if ema is None else WeightAverage(self.model, ema)
-        self.run_record: dict[str, Any] = {}
-        self.pusher: BackgroundPusher | None = None
-        if args.push_to_hub and self.is_world_process_zero():
-            processor = self.processing_class or image_processor(model.config.image_size, 0.875, mean, std)
-            self.pusher = trainer_pusher(args, str(self.hub_model_id), processor)
+        self.run = run or self._own_run()
         self.stopped_by: str | None = None
         self.resumed_from: Path | None = None
-        self._metrics_log: MetricsLog | None = None
         self._staging: Path | None = None
-        self._stop = StopSignal()
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         self.add_callback(StepCallback(self))
         if not args.disable_tqdm:
             self.add_callback(ProgressBar)
+
+    def _own_run(self) -> Run:
+        """The run of a trainer that no stage has made; it uploads with ``TrainingArguments(push_to_hub=True)``."""
+        args, is_main = self.args, self.is_world_process_zero()
+        pusher = None
+        if args.push_to_hub and is_main:
+            size = self.model.config.image_size
+            processor = self.processing_class or image_processor(size, 0.875, self.mean, self.std)
+            pusher = trainer_pusher(args, str(self.hub_model_id), processor)
+        assert args.output_dir is not None  # TrainingArguments puts a default there
+        return Run(args.output_dir, is_main=is_main, pusher=pusher, save_total_limit=args.save_total_limit)
 
     # Data
 
@@ -223,18 +221,14 @@ class BalancedTrainer(Trainer):
         return self.lr_scheduler
 
     def _get_learning_rate(self) -> float:
-        """What is logged: the head's, as officially. Upstream takes the first group, which layer decay slows most."""
+        """Log the head's, as the official code does; upstream takes the first group, which layer decay slows most."""
         assert self.lr_scheduler is not None  # training has begun
         return float(max(self.lr_scheduler.get_last_lr()))
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(model, inputs, *args, **kwargs)
         if not torch.isfinite(loss):
-            raise ValueError(
-                f"the loss was not finite at step {self.state.global_step + 1}; its update was not made and the last "
-                f"checkpoint in {self.args.output_dir} is good: lower --base_lr, or use --mixed_precision bf16 or no "
-                "instead of fp16"
-            )
+            raise not_finite(self.state.global_step + 1, self.run.folder)
         return loss
 
     # Evaluation
@@ -259,7 +253,7 @@ class BalancedTrainer(Trainer):
         padded = range(args.process_index, -(-len(dataset) // args.world_size) * args.world_size, args.world_size)
         mine = Subset(dataset, [index % len(dataset) for index in padded])
         loader = evaluation_loader(mine, args.per_device_eval_batch_size, args.dataloader_num_workers)
-        with contextlib.nullcontext() if self.ema is None else self.ema.inside(model):
+        with contextlib.nullcontext() if self.ema is None else self.ema.applied_to(model):
             outcome = predict_split(model, loader, self.mean, self.std, args.device)
         model.train(was_training)
         if args.world_size > 1:
@@ -278,7 +272,7 @@ class BalancedTrainer(Trainer):
     # Checkpoints
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        with self._stop:
+        with self.run.stop_signal:
             try:
                 return super().train(*args, **kwargs)
             finally:
@@ -291,36 +285,31 @@ class BalancedTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """As upstream, but into a hidden folder that is renamed once everything is on the disk."""
-        output_dir = Path(super()._get_output_dir(trial))
-        name = f"checkpoint-{self.state.global_step}"
-        self._staging = output_dir / ".staging"
-        try:
-            if self.args.should_save:
-                shutil.rmtree(self._staging, ignore_errors=True)
-            self.accelerator.wait_for_everyone()
-            with explain_failed_write(output_dir / name):
+        saves = self.args.should_save
+        with self.run.checkpoint(self.state.global_step, self.accelerator, saves) as folder:
+            self._staging = folder.parent
+            try:
                 super()._save_checkpoint(model, trial)
+            finally:
+                self._staging = None
             # Upstream forgets the losses since the last logged step.
             loss_sum = self.accelerator.reduce(self._tr_loss.detach().clone(), "mean").item()
-            logging_state = {"loss_sum": loss_sum, "last_step": self._globalstep_last_logged}
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                with explain_failed_write(output_dir / name):
-                    save_scales(self.accelerator.unwrap_model(self.model), self._staging / name)
-                    if self.ema is not None:
-                        self.ema.save(self._staging / name)
-                    record = {**self.run_record, "logging": logging_state}
-                    write_text(self._staging / name / RUN_FILE, json.dumps(record, indent=2))
-                    publish(self._staging / name, output_dir / name)
-                    if self.pusher:
-                        self.pusher.push(output_dir / name, f"step {self.state.global_step}")
-                    if self.args.save_total_limit:
-                        remove_old_checkpoints(output_dir, self.args.save_total_limit)
-        finally:
-            if self.args.should_save:
-                shutil.rmtree(self._staging, ignore_errors=True)
-            self._staging = None
-        self.accelerator.wait_for_everyone()
+            if saves:
+                save_scales(self.accelerator.unwrap_model(self.model), folder)
+                if self.ema is not None:
+                    self.ema.save(folder)
+                logging_state = {"loss_sum": loss_sum, "last_step": self._globalstep_last_logged}
+                record = {**self.run.record, "logging": logging_state}
+                write_text(folder / RUN_FILE, json.dumps(record, indent=2))
+
+    def final_model(self) -> PreTrainedModel:
+        """`whole_model` as it is saved in the end: the moving average if there is one, scales folded in."""
+        model = self.whole_model()
+        if self.is_world_process_zero():
+            if self.ema is not None:
+                model.load_state_dict(self.ema.weights)
+            fold_scales(model)
+        return model
 
     def whole_model(self) -> PreTrainedModel:
         """The trained model as it will be loaded: without mixed precision, put together from the shards of FSDP.
@@ -330,7 +319,7 @@ class BalancedTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         if not self.is_fsdp_enabled:
             return model
-        weights = get_model_state_dict(model, options=WHOLE)
+        weights = get_model_state_dict(model, options=FULL_STATE_DICT)
         whole = type(model)(model.config)  # FSDP's class makes one of the original class
         if self.is_world_process_zero():
             whole.load_state_dict(weights)
@@ -341,7 +330,7 @@ class BalancedTrainer(Trainer):
         if not self.is_fsdp_enabled:
             super().save_model(output_dir, _internal_call)
             return
-        weights = get_model_state_dict(self.model, options=WHOLE)
+        weights = get_model_state_dict(self.model, options=FULL_STATE_DICT)
         if self.args.should_save:
             self._save(output_dir, state_dict=weights)
 
@@ -355,7 +344,7 @@ class BalancedTrainer(Trainer):
         """By tensor name, so that a run goes on with another engine (one device, DDP, FSDP2)."""
         model = self.accelerator.unwrap_model(self.model)
         optimizer, schedule = self._optimizer_and_schedule()
-        state = get_optimizer_state_dict(model, optimizer, options=WHOLE)
+        state = get_optimizer_state_dict(model, optimizer, options=FULL_STATE_DICT)
         if self.args.should_save:
             torch.save(state, Path(output_dir) / "optimizer.pt")
             torch.save(schedule.state_dict(), Path(output_dir) / "scheduler.pt")
@@ -374,8 +363,8 @@ class BalancedTrainer(Trainer):
         """Not yet: upstream would upload from a folder that is about to be renamed. `_save_checkpoint` does it."""
 
     def _finish_current_push(self) -> None:
-        if self.pusher:
-            self.pusher.wait()
+        if self.run.pusher:
+            self.run.pusher.wait()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if state_dict is None and self.classifier_only:  # `save_scales` keeps the rest
@@ -401,9 +390,20 @@ class BalancedTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log(logs, start_time)
-        if self._metrics_log is not None and "train_runtime" not in logs:
+        if "train_runtime" not in logs:
             values = {"lr" if name == "learning_rate" else name: value for name, value in logs.items()}
-            self._metrics_log.write({"step": self.state.global_step, "epoch": self.state.epoch, **values})
+            self.run.log({"step": self.state.global_step, "epoch": self.state.epoch, **values})
+
+
+@contextlib.contextmanager
+def _tracker_errors() -> Iterator[None]:
+    """A tracker that is not installed, as an error of one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "to be installed" not in str(error):
+            raise
+        raise ValueError(f"report_to: {error}") from None
 
 
 def training_loss(config: Any, reweighted: bool = False) -> Loss:
@@ -435,9 +435,9 @@ def check_labels(config: Any, dataset: ImageDataset | StreamedSamples) -> None:
 
 
 class _EpochLoader:
-    """The training data as Trainer wants it, an iterator an epoch, over one loader that never pauses between epochs.
+    """The training data as Trainer wants it, one iterator per epoch, over one loader that never pauses between epochs.
 
-    The first iterator starts at the trainer's current step, so that a resumed run goes on where it stopped.
+    The first iterator starts at the trainer's current step, so that a resumed run continues where it stopped.
     """
 
     def __init__(self, trainer: BalancedTrainer):
@@ -451,14 +451,9 @@ class _EpochLoader:
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         state, args = self.trainer.state, self.trainer.args
         if self.micro_batches is None:
-            num_workers, pin_memory = args.dataloader_num_workers, args.device.type == "cuda"
-            if isinstance(self.dataset, StreamedSamples):
-                batch_size = args.per_device_train_batch_size
-                loader = streaming_loader(self.dataset, batch_size, num_workers, pin_memory, state.global_step)
-            else:
-                batches = self.trainer.training_batches(state.global_step, state.max_steps)
-                loader = training_loader(self.dataset, batches, num_workers, pin_memory)
-            self.micro_batches = iter(loader)
+            batches = self.trainer.training_batches(state.global_step, state.max_steps)
+            pin_memory = args.device.type == "cuda"
+            self.micro_batches = iter(loader_of(self.dataset, batches, args.dataloader_num_workers, pin_memory))
         done = state.global_step * args.gradient_accumulation_steps % len(self)
         for _ in range(len(self) - done):
             batch = next(self.micro_batches, None)

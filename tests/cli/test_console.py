@@ -16,7 +16,7 @@ def test_information_goes_to_stdout_and_warnings_to_stderr_once_each(capsys):
 
 def test_other_processes_than_the_first_only_warn(capsys, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setenv("RANK", "1")
+        patch.setenv("LOCAL_RANK", "1")
         show_messages()
         logger.info("a line")
         logger.warning("a warning")

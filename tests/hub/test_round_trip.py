@@ -115,8 +115,8 @@ def test_what_was_trained_and_pushed_is_what_everybody_loads(hub, tmp_path):
 def test_a_hub_that_refuses_does_not_stop_the_training_and_livt_push_mends_it(hub, tmp_path, capsys):
     hub.fail = lambda request, number: Failure(403)
     assert train(tmp_path, FinetuneArguments, "livt-vit-b", *SMALL) is not None
-    out = capsys.readouterr().out
-    command = out[out.index("livt push") :].splitlines()[0].split()[1:]
+    warning = capsys.readouterr().err
+    command = warning[warning.index("livt push") :].splitlines()[0].split()[1:]
     hub.fail = lambda request, number: None
     assert main(command) == 0
     assert capsys.readouterr().out.strip().splitlines()[-1] == f"{hub.endpoint}/org/livt-vit-b"

@@ -8,10 +8,10 @@ import pytest
 
 from livt_hf.files import MARKER, atomic_folder, incompleteness, publish_files, write_text
 from livt_hf.training.checkpoint import (
+    archive_later_checkpoints,
     find_resume_checkpoint,
     list_checkpoints,
     remove_old_checkpoints,
-    set_aside_later_checkpoints,
 )
 from livt_hf.training.run import MetricsLog, StopSignal
 
@@ -187,7 +187,7 @@ def test_a_run_that_goes_on_from_an_earlier_checkpoint_keeps_what_it_writes(tmp_
     for step in (600, 900, 1000):
         write_checkpoint(tmp_path / f"checkpoint-{step}")
     (tmp_path / "metrics.jsonl").write_text('{"step": 600}\n{"step": 1000}\n')
-    set_aside_later_checkpoints(tmp_path, 600)
+    archive_later_checkpoints(tmp_path, 600)
     MetricsLog(tmp_path, 600)
     for step in (650, 700):
         write_checkpoint(tmp_path / f"checkpoint-{step}")
@@ -200,8 +200,8 @@ def test_a_run_that_goes_on_from_an_earlier_checkpoint_keeps_what_it_writes(tmp_
     )
     assert find_resume_checkpoint(tmp_path, str(tmp_path / "abandoned-1" / "checkpoint-1000"))[1] == []
     assert (tmp_path / "abandoned-1" / "metrics.jsonl").read_text() == '{"step": 600}\n{"step": 1000}\n'
-    set_aside_later_checkpoints(tmp_path, 650)
-    set_aside_later_checkpoints(tmp_path, 650)
+    archive_later_checkpoints(tmp_path, 650)
+    archive_later_checkpoints(tmp_path, 650)
     assert [path.name for path in tmp_path.glob("abandoned-*/checkpoint-700")] == ["checkpoint-700"]
     assert not (tmp_path / "abandoned-3").exists()
 

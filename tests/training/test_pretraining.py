@@ -213,7 +213,7 @@ def test_a_full_disk_is_told_in_one_line_and_costs_nothing(finished, tmp_path, m
     def fill_the_disk(*args):
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
 
-    monkeypatch.setattr("livt_hf.training.pretraining.remove_old_checkpoints", fill_the_disk)
+    monkeypatch.setattr("livt_hf.training.run.remove_old_checkpoints", fill_the_disk)
     try:
         with pytest.raises(ValueError, match="checkpoint-16' cannot be written .*GB are free.*make room") as error:
             pretrain(pretrain_arguments(tmp_path))

@@ -124,7 +124,7 @@ def test_the_average_by_hand():
         model.weight.data.fill_(value)
         average.update(model)
     assert average.weights["weight"].item() == 0.75 * (0.75 * 1 + 0.25 * 2) + 0.25 * 4
-    with average.inside(model):
+    with average.applied_to(model):
         assert model.weight.item() == average.weights["weight"].item()
     assert model.weight.item() == 4.0
 
