@@ -32,7 +32,7 @@ import difflib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,32 +40,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .prior import ClassPrior
-
-LOSS_TITLES = {
-    "ce": "cross-entropy (CE)",
-    "bce": "binary cross-entropy (BCE)",
-    "bal_ce": "balanced cross-entropy (Bal-CE)",
-    "bal_bce": "balanced binary cross-entropy (Bal-BCE)",
-    "cb_ce": "class-balanced cross-entropy (CB-CE)",
-    "cb_bce": "class-balanced binary cross-entropy (CB-BCE)",
-    "focal": "focal loss",
-    "ldam": "label-distribution-aware margin loss (LDAM)",
-    "las": "label-aware smoothing (LAS, MiSLAS)",
-    "lade": "label distribution disentangling loss (LADE)",
-}
-SHORT_NAMES = {
-    "ce": "CE",
-    "bce": "BCE",
-    "bal_ce": "Bal-CE",
-    "bal_bce": "Bal-BCE",
-    "cb_ce": "CB-CE",
-    "cb_bce": "CB-BCE",
-    "focal": "Focal",
-    "ldam": "LDAM",
-    "las": "LAS",
-    "lade": "LADE",
-}
-
 
 ClassCounts = Mapping[str, int] | Sequence[int]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -237,25 +211,55 @@ def las_smoothing(class_counts: ClassCounts, smooth_head: float = 0.3, smooth_ta
 
 # ---- The table
 
-# name -> (loss, its arguments from prior and tau); what that function takes besides these two are the name's options.
-_LOSSES: dict[str, tuple[Callable[..., Tensor], Callable[..., dict[str, Any]]]] = {
-    "ce": (softmax_cross_entropy, lambda prior, tau: {}),
-    "bce": (sigmoid_cross_entropy, lambda prior, tau, class_weights=None: {"class_weights": class_weights}),
-    "bal_ce": (softmax_cross_entropy, lambda prior, tau: {"bias": tau * prior.log_prior}),
-    "bal_bce": (
+
+class _Loss(NamedTuple):
+    """A row of the table; ``arguments`` takes prior, tau and the loss's own options."""
+
+    title: str  # in tables and charts
+    name: str
+    function: Callable[..., Tensor]
+    arguments: Callable[..., dict[str, Any]]
+    balanced: bool = False  # tau scales a bias of its logits, which then assume a class prior of pi ** (1 - tau)
+
+
+_LOSSES = {
+    "ce": _Loss("CE", "cross-entropy (CE)", softmax_cross_entropy, lambda prior, tau: {}),
+    "bce": _Loss(
+        "BCE",
+        "binary cross-entropy (BCE)",
+        sigmoid_cross_entropy,
+        lambda prior, tau, class_weights=None: {"class_weights": class_weights},
+    ),
+    "bal_ce": _Loss(
+        "Bal-CE",
+        "balanced cross-entropy (Bal-CE)",
+        softmax_cross_entropy,
+        lambda prior, tau: {"bias": tau * prior.log_prior},
+        balanced=True,
+    ),
+    "bal_bce": _Loss(
+        "Bal-BCE",
+        "balanced binary cross-entropy (Bal-BCE)",
         sigmoid_cross_entropy,
         lambda prior, tau, class_weights=None: {"bias": tau * prior.log_odds, "class_weights": class_weights},
+        balanced=True,
     ),
-    "cb_ce": (
+    "cb_ce": _Loss(
+        "CB-CE",
+        "class-balanced cross-entropy (CB-CE)",
         softmax_cross_entropy,
         lambda prior, tau, beta=0.9999: {"class_weights": effective_number_weights(prior.counts, beta)},
     ),
-    "cb_bce": (
+    "cb_bce": _Loss(
+        "CB-BCE",
+        "class-balanced binary cross-entropy (CB-BCE)",
         sigmoid_cross_entropy,
         lambda prior, tau, beta=0.9999: {"class_weights": effective_number_weights(prior.counts, beta)},
     ),
-    "focal": (focal, lambda prior, tau, gamma=2.0: {"gamma": gamma}),
-    "ldam": (
+    "focal": _Loss("Focal", "focal loss", focal, lambda prior, tau, gamma=2.0: {"gamma": gamma}),
+    "ldam": _Loss(
+        "LDAM",
+        "label-distribution-aware margin loss (LDAM)",
         ldam,
         lambda prior, tau, max_margin=0.5, scale=30.0, class_weights=None: {
             "margins": ldam_margins(prior.counts, max_margin),
@@ -263,13 +267,17 @@ _LOSSES: dict[str, tuple[Callable[..., Tensor], Callable[..., dict[str, Any]]]] 
             "class_weights": class_weights,
         },
     ),
-    "las": (
+    "las": _Loss(
+        "LAS",
+        "label-aware smoothing (LAS, MiSLAS)",
         label_aware_smoothing,
         lambda prior, tau, smooth_head=0.3, smooth_tail=0.0: {
             "class_smoothing": las_smoothing(prior.counts, smooth_head, smooth_tail)
         },
     ),
-    "lade": (
+    "lade": _Loss(
+        "LADE",
+        "label distribution disentangling loss (LADE)",
         lade,
         lambda prior, tau, alpha=0.1, remine_lambda=0.1: {
             "log_prior": prior.log_prior,
@@ -277,11 +285,13 @@ _LOSSES: dict[str, tuple[Callable[..., Tensor], Callable[..., dict[str, Any]]]] 
             "alpha": alpha,
             "remine_lambda": remine_lambda,
         },
+        balanced=True,
     ),
 }
 LOSS_NAMES = tuple(_LOSSES)
-# Those with a logit bias, which tau scales: their logits assume class shares in proportion to pi ** (1 - tau).
-BALANCED_LOSSES = ("bal_ce", "bal_bce", "lade")
+SHORT_NAMES = {key: loss.title for key, loss in _LOSSES.items()}
+LOSS_TITLES = {key: loss.name for key, loss in _LOSSES.items()}
+BALANCED_LOSSES = tuple(key for key, loss in _LOSSES.items() if loss.balanced)
 
 
 def check_loss_name(name: str) -> str:
@@ -295,7 +305,7 @@ def check_loss_name(name: str) -> str:
 
 def loss_options(name: str) -> dict[str, Any]:
     """The options that a loss takes, with their defaults."""
-    parameters = list(inspect.signature(_LOSSES[check_loss_name(name)][1]).parameters.values())[2:]
+    parameters = list(inspect.signature(_LOSSES[check_loss_name(name)].arguments).parameters.values())[2:]
     return {parameter.name: parameter.default for parameter in parameters}
 
 
@@ -319,7 +329,7 @@ def build_loss(
     Raises:
         ValueError: unknown name or option, unusable counts, a value out of range, weights that do not fit.
     """
-    function, arguments_of = _LOSSES[check_loss_name(name)]
+    function, arguments_of = _LOSSES[check_loss_name(name)].function, _LOSSES[name].arguments
     prior = ClassPrior(class_counts)
     num_classes = len(prior)
     if not 0.0 <= label_smoothing < 1.0:

@@ -13,8 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from livt_hf.losses import BALANCED_LOSSES
-from livt_hf.losses import LOSS_TITLES as LOSS_NAMES
+from livt_hf.losses import BALANCED_LOSSES, LOSS_TITLES
 from livt_hf.reporting.blocks import escape_markdown, markdown_table
 from livt_hf.reporting.card import PICTURES
 from livt_hf.reporting.evaluation_report import percent
@@ -99,7 +98,7 @@ def _row(name: str, results: Mapping[str, Any]) -> list[str]:
 
 
 def _loss(name: str) -> str:
-    long_name = LOSS_NAMES.get(name, name)
+    long_name = LOSS_TITLES.get(name, name)
     return escape_markdown(long_name.rpartition("(")[2].rstrip(")"))
 
 

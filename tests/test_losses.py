@@ -33,7 +33,7 @@ TARGETS = {"hard": HARD, "soft": SOFT}
 
 def in_float64(name, targets, tau=1.0, **options):
     """The loss as a function of float64 logits, without the cast of `build_loss`."""
-    function, arguments_of = losses._LOSSES[name]
+    function, arguments_of = losses._LOSSES[name].function, losses._LOSSES[name].arguments
     arguments = arguments_of(ClassPrior(COUNTS), tau, **options)
     arguments = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in arguments.items()}
     targets = targets.double() if targets.is_floating_point() else targets

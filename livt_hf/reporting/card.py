@@ -15,8 +15,7 @@ import jinja2
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..files import read_json, read_metrics, read_run, write_text
-from ..losses import BALANCED_LOSSES
-from ..losses import LOSS_TITLES as LOSS_NAMES
+from ..losses import BALANCED_LOSSES, LOSS_TITLES
 from ..prior import ClassPrior
 from .blocks import Code, Markdown, Picture, Section, Table, code_span, percent, to_markdown
 from .card_metadata import TAGS, autoencoder_metadata, classifier_metadata, example_images
@@ -191,7 +190,7 @@ def _training_values(results: Mapping[str, Any], config: Mapping[str, Any]) -> d
         "mean_pooling": config.get("use_mean_pooling", True),
         "pretrained": public_name(results["pretrained"]) if results["pretrained"] else None,
         "head_only": bool(config.get("class_balanced_batches")),
-        "loss": LOSS_NAMES.get(results["loss"], results["loss"]),
+        "loss": LOSS_TITLES.get(results["loss"], results["loss"]),
         "tau": f"{results['tau']:g}",
         "adjusted": bool(config.get("adjustment")),
         "adjustments": ", ".join(adjustments(config.get("adjustment"))) or "nothing changed",

@@ -19,8 +19,7 @@ from ..config.arguments import FinetuneArguments, PretrainArguments, parse_argum
 from ..data import load_long_tailed
 from ..evaluation.evaluate import draw_reconstructions, mistaken_images
 from ..files import write_text
-from ..losses import LOSS_TITLES as LOSS_NAMES
-from ..losses import SHORT_NAMES
+from ..losses import LOSS_TITLES, SHORT_NAMES
 from ..metrics import describe_groups
 from ..reporting.card import write_model_card
 from ..reporting.comparison_charts import plot_comparison
@@ -112,7 +111,7 @@ def _report(rows: Sequence[Mapping[str, Any]], table: str, published: Mapping[st
     counts = published["class_counts"]
     groups = "; ".join(f"{name}: {words}" for name, words in describe_groups(published["groups"]["definition"]).items())
     losses = "; ".join(
-        f"{SHORT_NAMES[loss]} is {LOSS_NAMES[loss].split(' (')[0]}"
+        f"{SHORT_NAMES[loss]} is {LOSS_TITLES[loss].split(' (')[0]}"
         for loss in dict.fromkeys(row["loss"] for row in rows)
     )
     parts = [
