@@ -60,9 +60,9 @@ def pretrain_arguments(output_dir: Path, **changed) -> PretrainArguments:
     return PretrainArguments(**{**PRETRAIN, "output_dir": str(output_dir), **changed})
 
 
-def log_lines(output_dir: Path) -> list[dict]:
+def log_lines(output_dir: Path, name: str = "metrics.jsonl") -> list[dict]:
     """The log of a run, without the speeds: they differ from run to run."""
-    lines = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (output_dir / name).read_text().splitlines()]
     for line in lines:
         line.pop("images_per_second", None)
     return lines

@@ -1,6 +1,15 @@
-"""A run in its folder: its record."""
+"""A run in its folder: its record, and continuing one that an earlier version began."""
 
-from helpers.training import finetune_arguments, pretrain_arguments
+import json
+import shutil
+
+import pytest
+
+from helpers.paths import FIXTURES
+from helpers.training import QUIET, finetune_arguments, log_lines, pretrain_arguments
+from livt_hf.config.arguments import FinetuneArguments, PretrainArguments
+from livt_hf.training.finetuning import finetune
+from livt_hf.training.pretraining import pretrain
 from livt_hf.training.run import run_record
 
 
@@ -16,3 +25,22 @@ def test_the_record_holds_the_command_that_repeats_the_run(tmp_path):
     command = run_record(args, 24, {"max_grad_norm": 1.0, "disable_tqdm": True})["command"]
     assert command.startswith("livt finetune --dataset digits --output_dir model ")
     assert command.endswith(" --pretrained mae --loss ce --drop_path 0.3 --crop_ratio 1 --max_grad_norm 1")
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_a_run_begun_with_an_earlier_version_continues(tmp_path, stage):
+    """Runs of commit e5bae23, ended by SIGTERM at step 10 of 24; uninterrupted.jsonl is the log without the signal."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(FIXTURES / "runs_e5bae23" / stage, run_dir)
+    record = json.loads((run_dir / "checkpoint-10" / ("state.json" if stage == "pretrain" else "run.json")).read_text())
+    options = {**record["arguments"], "output_dir": str(run_dir)}
+    if stage == "pretrain":
+        assert pretrain(PretrainArguments(**options)) == run_dir
+    else:
+        assert finetune(FinetuneArguments(**options), QUIET) is not None
+    found, expected = log_lines(run_dir), log_lines(run_dir, "uninterrupted.jsonl")
+    assert [line["step"] for line in found] == [line["step"] for line in expected]
+    for name in ("loss", "lr"):
+        values, expected_values = ([line[name] for line in lines if name in line] for lines in (found, expected))
+        assert values == pytest.approx(expected_values, rel=1e-6)
+    assert json.loads((run_dir / "run.json").read_text())["steps"] == 24
