@@ -129,7 +129,7 @@ def _html_table(table: Table) -> str:
         f'<table class="{table.kind}"><thead><tr>{cells("th", table.header)}</tr></thead><tbody>{body}</tbody></table>'
     )
     if table.kind == "sortable":
-        return f'<p>A click on a column sorts by it.</p><div class="scroll">{text}</div>'
+        return f'<p>Click a column header to sort.</p><div class="scroll">{text}</div>'
     return text
 
 

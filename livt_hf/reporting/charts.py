@@ -1,7 +1,7 @@
-"""Charts of a dataset's long tail, a model's accuracy along it, its calibration, and masked reconstructions.
+"""Charts of one model: class frequency, accuracy along the tail, calibration, loss curve, reconstructions.
 
-matplotlib's object API, so that no global state is touched. PNGs stand on a white card and read on light and dark
-pages; the SVGs of `as_svg` take their ink from the page. Shot groups have the same colors in every chart.
+They use matplotlib's object API, which touches no global state. PNGs have a white background; the SVGs of `as_svg`
+inherit the colors of the page, light or dark. Shot groups have the same colors in every chart.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ INK, MUTED, GRID = "#1f2933", "#6b7683", "#e6e9ee"
 OVERCONFIDENT = {"facecolor": "#f8dde1", "edgecolor": "#d6455d"}
 UNDERCONFIDENT = {"facecolor": "#f8e6bd", "edgecolor": "#e0a11b"}
 DPI = 144
-MAX_NAMED_CLASSES = 45  # more class names than this do not fit under an axis
-MAX_BARS_PER_GROUP = 60  # larger groups are drawn as bars of several neighboring classes
+MAX_NAMED_CLASSES = 45  # as many class names as fit under an axis
+MAX_BARS_PER_GROUP = 60  # in larger groups, one bar is the mean of several adjacent classes
 
 
 def class_frequency_figure(
@@ -63,7 +63,7 @@ def class_frequency_figure(
         _name_classes(bottom, prior, order)
     else:
         widest = max(len(bar) for members in members_of.values() for bar in _bars(members))
-        together = f" (a bar: mean of up to {widest} neighbors)" if widest > 1 else ""
+        together = f" (each bar: mean of up to {widest} adjacent classes)" if widest > 1 else ""
         bottom.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         bottom.set_xlabel(f"classes, largest first{together}")
     for axes in (top, bottom):
@@ -107,7 +107,7 @@ def prediction_figure(
     predicted_counts: Mapping[str, int],
     groups: Mapping[str, Any],
 ) -> Figure:
-    """How often each class is predicted (bars), occurs in the test set and in the training set (lines), largest first.
+    """Class distribution of the predictions (bars), the test set and the training set (lines), largest class first.
 
     Args:
         class_counts, test_counts, predicted_counts: images by class name.
@@ -133,9 +133,9 @@ def prediction_figure(
     axes.plot(centers, lines_of[:, 0], color=INK, linewidth=1.5, marker="o", markersize=2.5, label="training set")
     axes.plot(centers, lines_of[:, 1], color=MUTED, linewidth=1.5, linestyle=(0, (4, 3)), label="test set")
     axes.set_xlim(-0.6, len(prior) - 0.4)
-    axes.set_ylabel("share of the images (%)")
+    axes.set_ylabel("images (%)")
     axes.set_xlabel("classes, largest first")
-    axes.set_title("What is predicted, beside what was there")
+    axes.set_title("Predicted class distribution")
     figure.legend(frameon=False, ncols=5, loc="outside lower center", handlelength=1.6, handleheight=1, labelcolor=INK)
     if len(prior) <= MAX_NAMED_CLASSES:
         _name_classes(axes, prior, order)
@@ -151,12 +151,12 @@ def _places(prior: ClassPrior, order: np.ndarray, groups: Mapping[str, Any]) -> 
 
 
 def _bars(members: np.ndarray) -> list[np.ndarray]:
-    """The places that share a bar."""
+    """The places drawn as one bar, for each bar."""
     return np.array_split(members, min(len(members), MAX_BARS_PER_GROUP))
 
 
 def _draw_bars(axes: Axes, members: np.ndarray, values: np.ndarray, color: str, **look: Any) -> None:
-    """Bars of the mean of ``values`` (C,), nan left out, over neighboring classes."""
+    """Bars of the mean of ``values`` (C,), nan left out, over adjacent classes."""
     for bar in _bars(members):
         known = values[bar][~np.isnan(values[bar])]
         width = 0.82 * len(bar) if len(values) <= 100 else len(bar)
@@ -170,10 +170,10 @@ def _name_classes(axes: Axes, prior: ClassPrior, order: np.ndarray) -> None:
 
 
 def plot_thumbnails(images: Sequence[np.ndarray], titles: Sequence[str], path: str | Path, columns: int = 8) -> None:
-    """Images in rows, each under its title of up to two lines.
+    """Rows of images, each with a title of up to two lines.
 
     Args:
-        images: uint8 arrays of shape (H, W, 3), of any sizes.
+        images: uint8 (H, W, 3), of any size.
         path: PNG file to write.
     """
     rows = -(-len(images) // columns)
@@ -192,7 +192,7 @@ def plot_thumbnails(images: Sequence[np.ndarray], titles: Sequence[str], path: s
 
 
 def reliability_figure(bins: Sequence[Mapping[str, Any]], ece: float) -> Figure:
-    """Reliability diagram: accuracy per bin of confidence, the gap to perfect calibration, and how full the bins are.
+    """Reliability diagram: accuracy and calibration gap per confidence bin, above the histogram of confidences.
 
     Args:
         bins: from `livt_hf.metrics.reliability_bins`.
@@ -213,10 +213,10 @@ def reliability_figure(bins: Sequence[Mapping[str, Any]], ece: float) -> Figure:
         main.bar(bin_["low"], gap, bottom=bin_["accuracy"], linewidth=0.9, **bar, **kind)
     main.plot((0, 100), (0, 100), color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
     main.bar(0, 0, color=GROUP_COLORS["many"], label="accuracy")
-    main.bar(0, 0, label="confidence above accuracy", **OVERCONFIDENT)
-    main.bar(0, 0, label="confidence below accuracy", **UNDERCONFIDENT)
+    main.bar(0, 0, label="overconfident", **OVERCONFIDENT)
+    main.bar(0, 0, label="underconfident", **UNDERCONFIDENT)
     main.legend(frameon=False, loc="upper left", handlelength=1, handleheight=1, labelcolor=INK)
-    main.set_title(f"Reliability of {total:,} predictions, ECE {ece:.1f} %")
+    main.set_title(f"Reliability diagram, n = {total:,}, ECE {ece:.1f} %")
     main.set_ylabel("accuracy (%)")
     main.set(xlim=(0, 100), ylim=(0, 100))
     share.set_ylabel("images (%)")
@@ -233,12 +233,12 @@ def plot_reconstructions(
     path: str | Path,
     titles: Sequence[str] | None = None,
 ) -> None:
-    """Three rows of images: original, what the encoder saw, what the decoder made of it.
+    """Three rows of images: original, masked, reconstructed.
 
     Args:
         originals, masked, reconstructed: uint8 arrays of shape (B, H, W, 3).
         path: PNG file to write.
-        titles: a title for each column.
+        titles: one per column.
     """
     columns = len(originals)
     figure = Figure(
@@ -261,10 +261,10 @@ def plot_reconstructions(
 
 
 def plot_loss_curve(lines: Sequence[Mapping[str, float]], path: str | Path) -> None:
-    """The loss over the epochs and, if the run was probed, the accuracy of the k-NN probe below it.
+    """Loss over epochs and, if the run was probed, k-NN accuracy below it.
 
     Args:
-        lines: what metrics.jsonl holds: ``epoch`` with ``loss``, or with ``probe_accuracy`` in percent.
+        lines: the entries of metrics.jsonl: ``epoch`` with ``loss``, or with ``probe_accuracy`` in percent.
         path: PNG file to write.
     """
     losses = [(line["epoch"], line["loss"]) for line in lines if "loss" in line]
@@ -276,7 +276,7 @@ def plot_loss_curve(lines: Sequence[Mapping[str, float]], path: str | Path) -> N
     rows = figure.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (points, name, color) in zip(rows, curves, strict=True):
         if points:
-            marker = "o" if len(points) < 30 else None  # a single point is no line
+            marker = "o" if len(points) < 30 else None  # a single point draws no line
             axes.plot(*zip(*points, strict=True), color=color, linewidth=1.4, marker=marker, markersize=4)
         axes.set_ylabel(name)
         clean_axes(axes)
@@ -285,7 +285,7 @@ def plot_loss_curve(lines: Sequence[Mapping[str, float]], path: str | Path) -> N
 
 
 def clean_axes(axes: Axes) -> None:
-    """The common look: no box, a light grid behind the bars, muted ticks."""
+    """Common style: no frame, a light grid behind the bars, muted ticks."""
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(MUTED)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
@@ -309,7 +309,7 @@ def save_png(figure: Figure, path: str | Path, colors: int | None = 128) -> None
     write_bytes(Path(path), data.getvalue())
 
 
-# Colors of a chart that follow the page that holds it -> the page's CSS variables.
+# Chart colors -> CSS variables of the page that replace them.
 _PAGE_COLORS = {
     INK: "var(--ink)",
     MUTED: "var(--muted)",
@@ -321,7 +321,7 @@ _PAGE_COLORS = {
 
 
 def as_svg(figure: Figure) -> str:
-    """The figure as an `<svg>` element for a page: transparent, text as text, ink in the page's colors."""
+    """The figure as an inline `<svg>`: transparent background, text kept as text, colors from the page's CSS."""
     buffer = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "livt_hf", "font.family": ["DejaVu Sans", "sans-serif"]}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

@@ -1,8 +1,8 @@
-"""Report of an evaluation: results.json, report.md with its pictures, and report.html, all from one dict.
+"""Report of an evaluation: results.json, report.md with its pictures, and report.html, from one dict of results.
 
-The sections are built once and rendered twice. report.html is one page that needs no other file and no network, in
-light and dark. Everything that comes from data is escaped, and the page's own content security policy allows nothing
-but its one script (by its hash), its style, and embedded pictures.
+The sections are built once and rendered twice. report.html is self-contained (no other files, no network) and follows
+the reader's light or dark theme. Everything that comes from data is escaped, and the page's content security policy
+allows nothing but its one script (by hash), its style and embedded pictures.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ from .provenance import measurement_blocks, public_name
 TEMPLATE = Path(__file__).parent / "templates" / "report.html"
 HARDEST = "hardest.png"
 RECONSTRUCTIONS = "reconstructions.png"
-THUMBNAIL = 160  # pixels of its longer side
+THUMBNAIL = 160  # longer side in pixels
 GROUP_SENTENCE = (
-    "A group's accuracy is the mean of the accuracies of its classes, each class counting the same; a dash means that "
-    "no class of the group was tested."
+    "Group accuracy is the mean of per-class accuracies, so that every class counts equally; a dash means that the "
+    "group has no test images."
 )
 PRIOR_SENTENCE = (
-    "Accuracy in percent if the classes of the test images had these shares: forward is long-tailed as the training "
-    "images are, backward the other way round; the number is largest over smallest class (Hong et al., CVPR 2021). "
-    "Each class's accuracy counts with its share, so no image is drawn or left out. Shifted: the logits moved from the "
-    "shares that the model assumes to these, which takes that they are known."
+    "Accuracy in percent under other class priors at test time: forward follows the long tail of the training set, "
+    "backward reverses it; the number is the imbalance factor (Hong et al., CVPR 2021). Per-class accuracies are "
+    "weighted by the prior; no images are resampled. Prior-corrected: logits shifted from the prior that the model "
+    "assumes to the test prior, which is taken as known."
 )
 
 
 def write_report(results: Mapping[str, Any], output_dir: str | Path, images: Sequence[np.ndarray] = ()) -> None:
-    """Write results.json, report.md with its pictures, and report.html, a page that needs no other file.
+    """Write results.json, report.md with its pictures, and the self-contained report.html.
 
     Args:
         results: what `evaluate_model` returned.
-        output_dir: folder, made if it does not exist; its reconstructions.png is shown if ``results`` has a caption
-            under ``reconstructions``.
-        images: thumbnails of ``results["hardest_images"]``, uint8 (H, W, 3) of any sizes; without them there are none.
+        output_dir: created if needed; its reconstructions.png is shown if ``results["reconstructions"]`` holds a
+            caption.
+        images: those of ``results["hardest_images"]``, uint8 (H, W, 3) of any size; by default none are shown.
     """
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def write_report(results: Mapping[str, Any], output_dir: str | Path, images: Seq
     for name, figure in figures.items():
         save_png(figure, folder / f"{name}.png")
     if len(images):
-        titles = [f"{entry['true']}\nnot {entry['predicted']}" for entry in results["hardest_images"]]
+        titles = [f"{entry['true']}\n→ {entry['predicted']}" for entry in results["hardest_images"]]
         plot_thumbnails(images, titles, folder / HARDEST)
     elements = {name: as_svg(figure) for name, figure in figures.items()}
     if "reconstructions" in results:
@@ -112,36 +112,37 @@ def report_sections(
 
     Args:
         images: as in `write_report`.
-        elements: what shows ``class_frequency``, ``reliability``, ``predictions`` and ``reconstructions`` in HTML.
+        elements: HTML elements for ``class_frequency``, ``reliability``, ``predictions`` and ``reconstructions``.
     """
     frequency = Picture(
         "Training images and accuracy of each class", "class_frequency.png", elements.get("class_frequency", "")
     )
     reliability = Picture("Reliability diagram", "reliability.png", elements.get("reliability", ""))
     predictions = Picture(
-        "Share of each class in the predictions, the test set and the training set",
+        "Class distribution of predictions, test set and training set",
         "predictions.png",
         elements.get("predictions", ""),
     )
     sections = [
         Section("", [_accuracy_table(results), GROUP_SENTENCE + _counts_sentence(results), _metric_table(results)]),
         Section("Accuracy along the long tail", [frequency]),
-        Section("What is taken for what", _confusions(results)),
-        Section("What is predicted", [predictions, _prediction_sentence(results)]),
+        Section("Confusion between groups", _group_confusion(results)),
+        Section("Most confused classes", [_confused_pairs(results)]),
+        Section("Predicted class distribution", [predictions, _prediction_sentence(results)]),
         Section("Calibration", [reliability]),
     ]
     if len(images):
         thumbnails = Picture("Most confident mistakes", HARDEST, _thumbnails(results, images))
-        sections.append(Section("Hardest images", [_hardest_sentence(results), thumbnails]))
+        sections.append(Section("Most confident mistakes", [_mistakes_sentence(results), thumbnails]))
     if "reconstructions" in results:
         picture = Picture("Masked reconstructions", RECONSTRUCTIONS, elements.get("reconstructions", ""))
         sections.append(Section("Masked reconstructions", [picture, results["reconstructions"]]))
     if "test_prior" in results:
         rows = [(name, percent(of["accuracy"]), percent(of["shifted"])) for name, of in results["test_prior"].items()]
-        table = Table(("Test distribution", "As it is", "Shifted"), rows, "lrr")
+        table = Table(("Test distribution", "Uncorrected", "Prior-corrected"), rows, "lrr")
         sections.append(Section("Other test distributions", [PRIOR_SENTENCE, table]))
-    sections.append(Section("Every class", [_class_table(results)]))
-    return [*sections, Section("How it was measured", measurement_blocks(results))]
+    sections.append(Section("Per-class results", [_class_table(results)]))
+    return [*sections, Section("Evaluation setup", measurement_blocks(results))]
 
 
 def accuracy_table(results: Mapping[str, Any]) -> str:
@@ -157,49 +158,53 @@ def _accuracy_table(results: Mapping[str, Any]) -> Table:
 
 
 def _metric_table(results: Mapping[str, Any]) -> Table:
-    """(name, value, meaning) of the metrics beside group accuracy."""
+    """Name, value and meaning of the metrics besides group accuracy."""
     accuracies = [value for value in results["per_class"].values() if value is not None]
     zero = sum(value == 0 for value in accuracies)
     bins = len(results["reliability"])
     rows = [
-        ("ECE (%)", percent(results["ece"]), f"expected calibration error, over {bins} bins of equal width"),
-        ("MCE (%)", percent(results["mce"]), "maximum calibration error, over the same bins"),
-        ("Top-5 accuracy (%)", percent(results["top5"]), "given where there are more than five classes"),
-        ("Macro accuracy (%)", percent(results["macro_accuracy"]), "mean over the tested classes"),
-        ("Harmonic mean (%)", percent(results["harmonic_mean"]), "over the tested classes; 0 if one of them is"),
-        ("Worst class (%)", percent(results["worst_class"]), f"{zero:,} of {len(accuracies):,} classes at 0"),
+        ("ECE (%)", percent(results["ece"]), f"expected calibration error, {bins} equal-width bins"),
+        ("MCE (%)", percent(results["mce"]), "maximum calibration error, same bins"),
+        ("Top-5 accuracy (%)", percent(results["top5"]), "reported for more than five classes"),
+        ("Macro accuracy (%)", percent(results["macro_accuracy"]), "mean over tested classes"),
+        ("Harmonic mean (%)", percent(results["harmonic_mean"]), "over tested classes; 0 if any of them is"),
+        (
+            "Worst class (%)",
+            percent(results["worst_class"]),
+            f"{zero:,} of {len(accuracies):,} classes have no correct prediction",
+        ),
         (
             "PDC",
             "–" if results["pdc"] is None else f"{results['pdc']:.3f}",
-            "0: classes are predicted as often as they occur; 1: as far off as the training frequencies",
+            "0: predicted class distribution equals the test set's; 1: as far from it as the training set's",
         ),
     ]
-    return Table(("Further figures", "", ""), rows, "lrl")
+    return Table(("Other metrics", "", ""), rows, "lrl")
 
 
-def _confusions(results: Mapping[str, Any]) -> list[str | Table]:
-    """Confusion between groups, and the pairs of classes confused most."""
+def _group_confusion(results: Mapping[str, Any]) -> list[str | Table]:
     rows = []
     for true in GROUP_NAMES:
         counts = [results["group_confusion"][true][predicted] for predicted in GROUP_NAMES]
         total = sum(counts)
         shares = [Share(100 * count / total) if total else percent(None) for count in counts]
-        rows.append((f"{true}-shot class", *shares, f"{total:,}"))
-    blocks: list[str | Table] = [
-        Table(("", *(f"→ {group}" for group in GROUP_NAMES), "Images"), rows, "lrrrr", "matrix"),
-        "Test images by the group of their class (row) and of their prediction (column), in percent of the row.",
-    ]
+        rows.append((f"{true}-shot", *shares, f"{total:,}"))
+    table = Table(("True group", *(f"→ {group}" for group in GROUP_NAMES), "Images"), rows, "lrrrr", "matrix")
+    return [table, "Rows: group of the true class; columns: group of the predicted class, in percent of the row."]
+
+
+def _confused_pairs(results: Mapping[str, Any]) -> str | Table:
     if not results["confused_pairs"]:
-        return [*blocks, "No image was classified wrongly."]
-    pairs = [
+        return "No image was misclassified."
+    rows = [
         (pair["true"], pair["predicted"], f"{pair['images']:,}", percent(pair["share"]))
         for pair in results["confused_pairs"]
     ]
-    return [*blocks, Table(("Class", "Taken for", "Images", "Of its images (%)"), pairs, "llrr")]
+    return Table(("Class", "Predicted as", "Images", "Of the class (%)"), rows, "llrr")
 
 
 def _class_table(results: Mapping[str, Any]) -> Table:
-    """Every class, the one with most training images first."""
+    """Every class, largest first."""
     prior = ClassPrior(results["class_counts"])
     members = prior.groups(**results["groups"]["definition"])
     group_of = {int(label): group for group, labels in members.items() for label in labels}
@@ -224,17 +229,17 @@ def _subtitle(results: Mapping[str, Any]) -> str:
 
 
 def _training_sentence(results: Mapping[str, Any]) -> str:
-    """How the model was trained, and what was folded into it afterwards, as far as its config tells."""
+    """How the model was trained and adjusted, as far as its config records it."""
     done = adjustments(results.get("adjustment"))
-    adjusted = f" Adjusted after the training: {', '.join(done)}." if results.get("adjustment") else ""
+    adjusted = f" Adjusted post hoc: {', '.join(done)}." if results.get("adjustment") else ""
     if results["loss"] is None:
-        return f"The checkpoint does not say how it was trained.{adjusted}"
+        return f"The checkpoint does not record how it was trained.{adjusted}"
     start = f"initialized from {public_name(results['pretrained'])}" if results["pretrained"] else "from scratch"
-    return f"Trained {start} with the loss {results['loss']}, tau {results['tau']:g}.{adjusted}"
+    return f"Trained {start} with loss {results['loss']}, tau {results['tau']:g}.{adjusted}"
 
 
 def adjustments(adjustment: Mapping[str, Any] | None) -> list[str]:
-    """What `livt adjust` changed, in words; ``adjustment`` as in a config."""
+    """The changes that `livt adjust` made, in words; ``adjustment`` as in a config."""
     if not adjustment:
         return []
     target = adjustment["target_prior"]
@@ -245,7 +250,7 @@ def adjustments(adjustment: Mapping[str, Any] | None) -> list[str]:
 
 def _counts_sentence(results: Mapping[str, Any]) -> str:
     source = results.get("class_counts_from")
-    return f" The checkpoint holds no class counts; they are those of the {source}." if source else ""
+    return f" The checkpoint stores no class counts; those of the {source} are used." if source else ""
 
 
 def _prediction_sentence(results: Mapping[str, Any]) -> str:
@@ -254,11 +259,11 @@ def _prediction_sentence(results: Mapping[str, Any]) -> str:
     return f"{never:,} of {len(tested):,} tested classes were never predicted."
 
 
-def _hardest_sentence(results: Mapping[str, Any]) -> str:
+def _mistakes_sentence(results: Mapping[str, Any]) -> str:
     group = results["hardest_images"][0]["group"]
     return (
-        f"The most confident mistakes on {group}-shot classes: what rare classes are taken for, and labels that may be "
-        "wrong."
+        f"High-confidence errors on {group}-shot classes: typical confusions of rare classes, and possible label "
+        "errors."
     )
 
 
@@ -269,14 +274,14 @@ def _thumbnails(results: Mapping[str, Any], images: Sequence[np.ndarray]) -> str
         figures.append(
             f'<figure><img class="{"pixels" if small else "photo"}" alt="image {entry["index"]}" '
             f'src="{data_uri(_encode(image, small), "png" if small else "jpeg")}">'
-            f"<figcaption><b>{escape_html(entry['true'])}</b><br>taken for {escape_html(entry['predicted'])}<br>"
-            f"{entry['confidence']:.0f} % sure, image {entry['index']}</figcaption></figure>"
+            f"<figcaption><b>{escape_html(entry['true'])}</b><br>predicted as {escape_html(entry['predicted'])}<br>"
+            f"{entry['confidence']:.0f} % confidence, image {entry['index']}</figcaption></figure>"
         )
     return f'<div class="thumbnails">{"".join(figures)}</div>'
 
 
 def _encode(image: np.ndarray, small: bool) -> bytes:
-    """A PNG of a small image as it is, a JPEG of at most `THUMBNAIL` pixels a side of another."""
+    """Small images as PNG, unscaled; others as JPEG, scaled to at most `THUMBNAIL` pixels."""
     picture = PIL.Image.fromarray(image)
     buffer = io.BytesIO()
     if small:

@@ -186,7 +186,7 @@ def test_a_plain_model_takes_its_counts_from_the_train_split(processor, split, t
     assert results["groups"]["definition"] == {"many": 100, "few": 20, "by": "count"}
     assert "holds no class counts" in capsys.readouterr().out
     report = (tmp_path / "out" / "report.md").read_text()
-    assert "The checkpoint holds no class counts; they are those of the train split" in report
+    assert "The checkpoint stores no class counts; those of the train split" in report
     with pytest.raises(ValueError, match="no train split to count"):
         evaluate_checkpoint(tmp_path / "m", DatasetDict(test=split), output_dir=tmp_path / "out")
 
@@ -324,8 +324,8 @@ def test_report_tables():
         "| &#36;math&#36; &#95;it&#95; a_b | 2 | few | 1 | 1 | 100.0 |",
     ]
     assert "4 images of my&#124;images (test split)." in report
-    assert "Trained from scratch with the loss bal&#95;ce" not in report  # an underscore within a word is harmless
-    assert "Trained from scratch with the loss bal_ce, tau 1." in report
+    assert "Trained from scratch with loss bal&#95;ce" not in report  # an underscore within a word is harmless
+    assert "Trained from scratch with loss bal_ce, tau 1." in report
     assert "````bash\nlivt evaluate --model ```\n````" in report
 
 

@@ -78,11 +78,11 @@ def test_the_tables_hold_the_figures(page):
     names = [" ".join(name.split()) for name in NAUGHTY]
     expected = [
         ["Medium-shot", "25.0", "2", "5 to 20 training images"],
-        ["medium-shot class", "33.3", "66.7", "0.0", "3"],
-        ["many-shot class", "–", "–", "–", "0"],
-        ["Harmonic mean (%)", "0.0", "over the tested classes; 0 if one of them is"],
+        ["medium-shot", "33.3", "66.7", "0.0", "3"],
+        ["many-shot", "–", "–", "–", "0"],
+        ["Harmonic mean (%)", "0.0", "over tested classes; 0 if any of them is"],
         ["Worst class (%)", "0.0", "1 of 3 classes at 0"],
-        ["Top-5 accuracy (%)", "–", "given where there are more than five classes"],
+        ["Top-5 accuracy (%)", "–", "reported for more than five classes"],
         [names[1], "a|b", "1", "100.0"],
         ["forward 50", "61.2", "70.0"],
         [names[2], "10", "medium", "2", "2", "50.0"],
@@ -120,16 +120,16 @@ def test_charts_take_their_ink_from_the_page(page, written):
         assert used - {"--share"} <= set(re.findall(r"(--\w+):", colors))
 
 
-def test_the_hardest_image_is_a_small_jpeg(page, written):
+def test_a_large_mistaken_image_becomes_a_small_jpeg(page, written):
     source = next(attributes["src"] for _, attributes in page.tags if attributes.get("class") == "photo")
     with PILImage.open(io.BytesIO(base64.b64decode(source.split(",")[1]))) as picture:
         assert (picture.format, picture.size) == ("JPEG", (160, 120))
     assert (written / "hardest.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_markdown_tells_the_same(written):
+def test_markdown_shows_the_same(written):
     report = (written / "report.md").read_text()
-    assert "| medium-shot class | 33.3 | 66.7 | 0.0 | 3 |" in report
+    assert "| medium-shot | 33.3 | 66.7 | 0.0 | 3 |" in report
     assert "| PDC | 0.123 |" in report
     assert "75% &#60;hidden&#62;" in report
     assert "![Most confident mistakes](hardest.png)" in report
@@ -137,8 +137,8 @@ def test_markdown_tells_the_same(written):
     assert "hardest.png" not in report_markdown(naughty_results())
 
 
-def test_adjustments_are_told_and_a_model_needs_no_name(tmp_path):
+def test_adjustments_are_reported_and_a_model_needs_no_name(tmp_path):
     adjustment = {"target_prior": "train", "tau_norm": None, "temperature": 1.25}
     write_report(naughty_results() | {"adjustment": adjustment, "model": None}, tmp_path)
     for name in ("report.html", "report.md"):
-        assert "Adjusted after the training: target prior train, temperature 1.25." in (tmp_path / name).read_text()
+        assert "Adjusted post hoc: target prior train, temperature 1.25." in (tmp_path / name).read_text()
