@@ -1,1 +1,1 @@
-"""In: the folder of a finished or a running training. Out: one commit in a repository of the Hugging Face Hub."""
+"""In: the folder of a finished or a running training run. Out: one commit in a repository of the Hugging Face Hub."""

@@ -1,24 +1,25 @@
-"""Publishing during a training: one thread uploads, and the training neither waits for it nor sees its errors."""
+"""Publishing during training: one thread uploads, and the training neither waits for it nor sees its errors."""
 
 from __future__ import annotations
 
 import json
+import logging
 import shutil
-import sys
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub.utils import disable_progress_bars
-from tqdm.auto import tqdm
 
 from ..config.arguments import check_repo_id
 from ..files import MARKER, incompleteness, write_text
 from ..reporting.blocks import escape_markdown
 from ..reporting.card import ensure_card, plain_card
 from .upload import WAITS, WEIGHT_FILE, check_folder, first_line, push_folder
+
+logger = logging.getLogger(__name__)
 
 
 class _Snapshot(NamedTuple):
@@ -28,20 +29,19 @@ class _Snapshot(NamedTuple):
 
 
 class BackgroundPusher:
-    """Uploads of a running training: one thread, which the training never waits for and whose errors it never sees.
+    """Uploads during training: one thread, which the training never waits for and whose errors it never sees.
 
-    What is uploaded is a snapshot of hard links in ``output_dir/.push``, because checkpoints are deleted meanwhile. A
-    newer snapshot replaces one that still waits.
+    It uploads a snapshot of hard links in ``output_dir/.push``, because checkpoints are deleted meanwhile. A newer
+    snapshot replaces one that still waits.
 
     Args:
         repo_id: "org/name".
         output_dir: folder of the run.
-        processor: image processor, which checkpoints have not.
+        processor: image processor, which checkpoints lack.
         strategy: as Trainer's ``hub_strategy``: "end" uploads the final model only, "every_save" also that of each
             checkpoint, "checkpoint" also the whole newest checkpoint as ``last-checkpoint``, to resume from, and
             "all_checkpoints" each under its own name.
-        say: prints a line.
-        waits: as for `push_folder`.
+        private, revision, token, waits: as for `push_folder`.
     """
 
     def __init__(
@@ -54,13 +54,11 @@ class BackgroundPusher:
         private: bool | None = None,
         revision: str | None = None,
         token: str | None = None,
-        say: Callable[[str], object] | None = None,
         waits: Sequence[float] = WAITS,
     ):
         check_repo_id(repo_id)
         self.repo_id, self.output_dir, self.processor, self.strategy = repo_id, Path(output_dir), processor, strategy
-        self.private, self.revision, self.token, self.waits = private, revision, token, waits
-        self._say = say or (lambda line: tqdm.write(line, file=sys.stderr))
+        self._destination: dict[str, Any] = {"private": private, "revision": revision, "token": token, "waits": waits}
         self._snapshots = self.output_dir / ".push"
         self._condition = threading.Condition()
         self._ending = threading.Event()
@@ -95,22 +93,15 @@ class BackgroundPusher:
             self._thread.join()
         try:
             ensure_card(folder, self.repo_id)
-            url = push_folder(
-                folder,
-                self.repo_id,
-                private=self.private,
-                revision=self.revision,
-                commit_message=message,
-                token=self.token,
-                waits=self.waits,
-            )
+            url = push_folder(folder, self.repo_id, commit_message=message, **self._destination)
         except ValueError as error:
-            again = f"livt push --model {folder} --hub_model_id {self.repo_id}" + " --private" * bool(self.private)
-            again += f" --revision {self.revision}" * bool(self.revision)
+            private, revision = self._destination["private"], self._destination["revision"]
+            again = f"livt push --model {folder} --hub_model_id {self.repo_id}" + " --private" * bool(private)
+            again += f" --revision {revision}" * bool(revision)
             return f"{error}; the model is in {folder}, and this uploads it later: {again}"
         finally:
             shutil.rmtree(self._snapshots, ignore_errors=True)
-        self._say(f"uploaded to {url}")
+        logger.info(f"uploaded to {url}")
         return None
 
     def wait(self) -> None:
@@ -119,7 +110,7 @@ class BackgroundPusher:
             self._condition.wait_for(lambda: self._thread is None or (self._waiting is None and not self._busy))
 
     def stop(self) -> None:
-        """Upload no more. Whatever is on its way may still arrive; nobody waits for it."""
+        """Upload no more. An upload on its way may still arrive; it is not awaited."""
         with self._condition:
             self._waiting = None
             self._ending.set()
@@ -137,17 +128,8 @@ class BackgroundPusher:
                     return
                 snapshot, self._waiting, self._busy = self._waiting, None, True
             try:
-                push_folder(
-                    snapshot.folder,
-                    self.repo_id,
-                    files=snapshot.names,
-                    private=self.private,
-                    revision=self.revision,
-                    commit_message=snapshot.message,
-                    token=self.token,
-                    sleep=self._ending.wait,
-                    waits=self.waits,
-                )
+                options = {"commit_message": snapshot.message, "sleep": self._ending.wait, **self._destination}
+                push_folder(snapshot.folder, self.repo_id, files=snapshot.names, **options)
             except Exception as error:
                 if not self._ending.is_set():
                     self._note(f"{first_line(error)}; the training goes on, and the next checkpoint is tried again")
@@ -179,7 +161,7 @@ class BackgroundPusher:
 
     def _note(self, line: str) -> None:
         self.errors.append(line)
-        self._say(line)
+        logger.warning(line)
 
 
 def _link(file: Path, target: Path) -> None:

@@ -1,6 +1,6 @@
-"""Publishing: check the folder of a model and upload it to the Hub in one commit.
+"""Check the folder of a model and upload it to the Hub in one commit.
 
-One commit, because what lies between two is what everybody downloads: `huggingface_hub.upload_folder` may make several
+One commit, because everybody downloads what lies between two: `huggingface_hub.upload_folder` may make several
 (it does where hf_xet is installed), and after an interruption the repository would hold a config without its weights.
 """
 
@@ -11,6 +11,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +27,7 @@ from ..reporting.card_metadata import EXAMPLES
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PROCESSOR = "preprocessor_config.json"
-# Everything else stays at home: pickles, optimizer states, run.json and bad_images.log with their local paths.
+# Everything else is not uploaded: pickles, optimizer states, run.json and bad_images.log with their local paths.
 PUBLISHED = re.compile(
     r"README\.md|config\.json|preprocessor_config\.json|metrics\.jsonl"
     r"|(evaluation/)?([\w-]+\.(png|svg)|results\.json|report\.(md|html))"
@@ -38,9 +39,6 @@ WAITS = (2.0, 10.0, 30.0, 60.0)
 LONGEST_WAIT = 600.0  # what a Retry-After is cut to
 
 Result = TypeVar("Result")
-
-
-# Cards
 
 
 # Checking
@@ -161,33 +159,48 @@ def push_folder(
     check_repo_id(repo_id)
     if create_pr and revision not in (None, "main"):
         raise ValueError(f"revision: {revision!r} with create_pr: a pull request goes to main; leave out one of them")
-    folder, api = Path(folder), HfApi(token=token)
     names = check_folder(folder) if files is None else files
+    upload = _Upload(HfApi(token=token), Path(folder), names, repo_id, private, revision, create_pr, commit_message)
+    full_id, url = _retried(upload.prepare, repo_id, sleep, waits, _may_pass)
+    # A second pull request is worse than none: one is tried again only if the Hub has surely refused the first.
+    may_pass = _was_refused if create_pr else _may_pass
+    pr_url = _retried(lambda: upload.commit(full_id), repo_id, sleep, waits, may_pass)
+    return pr_url or url + (f"/tree/{revision}" if revision and revision != "main" else "")
 
-    def operations(full_id: str) -> tuple[list[CommitOperationAdd], list[CommitOperationDelete]]:
-        """Made anew for each try: a commit whose answer was lost is then found to be there already."""
-        there = api.list_repo_files(full_id, revision=revision)
-        stale = [name for name in there if WEIGHT_FILE.fullmatch(name) and name not in names]
-        return [CommitOperationAdd(name, folder / name) for name in names], [*map(CommitOperationDelete, stale)]
 
-    def prepare() -> tuple[str, str]:
+@dataclass(frozen=True)
+class _Upload:
+    """The two steps of an upload, each of which may be tried again."""
+
+    api: HfApi
+    folder: Path
+    names: Sequence[str]
+    repo_id: str
+    private: bool | None
+    revision: str | None
+    create_pr: bool
+    commit_message: str
+
+    def prepare(self) -> tuple[str, str]:
         """(full id, URL) of a repository that has the branch and, in its storage, all large files."""
-        repo = api.create_repo(repo_id, private=private, exist_ok=True)
-        if revision and revision != "main" and not revision.startswith("refs/"):
-            api.create_branch(repo.repo_id, branch=revision, exist_ok=True)
-        additions, _ = operations(repo.repo_id)
-        api.preupload_lfs_files(repo.repo_id, additions, revision=revision, create_pr=create_pr, free_memory=False)
+        repo = self.api.create_repo(self.repo_id, private=self.private, exist_ok=True)
+        if self.revision and self.revision != "main" and not self.revision.startswith("refs/"):
+            self.api.create_branch(repo.repo_id, branch=self.revision, exist_ok=True)
+        options: dict[str, Any] = {"revision": self.revision, "create_pr": self.create_pr, "free_memory": False}
+        self.api.preupload_lfs_files(repo.repo_id, self._additions(), **options)
         return repo.repo_id, str(repo)
 
-    def commit() -> str | None:
-        additions, deletions = operations(full_id)
-        options: dict[str, Any] = {"commit_message": commit_message, "revision": revision, "create_pr": create_pr}
-        return api.create_commit(full_id, [*additions, *deletions], **options).pr_url
+    def commit(self, full_id: str) -> str | None:
+        """One commit with all files; the URL of its pull request, if it is one."""
+        there = self.api.list_repo_files(full_id, revision=self.revision)
+        stale = [name for name in there if WEIGHT_FILE.fullmatch(name) and name not in self.names]
+        operations = [*self._additions(), *map(CommitOperationDelete, stale)]
+        options: dict[str, Any] = {"revision": self.revision, "create_pr": self.create_pr}
+        return self.api.create_commit(full_id, operations, commit_message=self.commit_message, **options).pr_url
 
-    full_id, url = _retried(prepare, repo_id, sleep, waits, _may_pass)
-    # A second pull request is worse than none: one is tried again only if the Hub has surely refused the first.
-    pr_url = _retried(commit, repo_id, sleep, waits, _was_refused if create_pr else _may_pass)
-    return pr_url or url + (f"/tree/{revision}" if revision and revision != "main" else "")
+    def _additions(self) -> list[CommitOperationAdd]:
+        """Rebuilt for each try: a commit whose answer was lost is then found to be there already."""
+        return [CommitOperationAdd(name, self.folder / name) for name in self.names]
 
 
 def _retried(

@@ -274,17 +274,15 @@ def make_checkpoint(run, step):
 
 
 def pusher(run, **options):
-    said: list[str] = []
     processor = image_processor(8, 0.875, [0.5] * 3, [0.5] * 3)
-    options = {"token": TOKEN, "say": said.append, "waits": (0.01,), **options}
-    return BackgroundPusher(REPO, run, processor, **options), said
+    return BackgroundPusher(REPO, run, processor, **{"token": TOKEN, "waits": (0.01,), **options})
 
 
-def test_checkpoints_are_uploaded_behind_the_training_even_if_deleted_meanwhile(hub, folder, tmp_path):
+def test_checkpoints_are_uploaded_behind_the_training_even_if_deleted_meanwhile(hub, folder, tmp_path, capsys):
     gate = threading.Event()
     hub.fail = lambda request, number: gate.wait(20) and None
     run = tmp_path / "run"
-    background, said = pusher(run)
+    background = pusher(run)
     weights = {}
     for step in (1, 2, 3):
         checkpoint = make_checkpoint(run, step)
@@ -301,13 +299,13 @@ def test_checkpoints_are_uploaded_behind_the_training_even_if_deleted_meanwhile(
     assert "optimizer.pt" not in repository.files()
     assert background.finish(folder) is None
     assert repository.files()["README.md"] == CARD.encode()
-    assert said == [f"uploaded to {hub.endpoint}/{REPO}"]
+    assert capsys.readouterr().out.splitlines()[-1] == f"uploaded to {hub.endpoint}/{REPO}"
     assert not (run / ".push").exists()
 
 
 @pytest.mark.parametrize("strategy", ["end", "checkpoint", "all_checkpoints"])
 def test_strategies(hub, folder, tmp_path, strategy):
-    background, said = pusher(tmp_path, strategy=strategy)
+    background = pusher(tmp_path, strategy=strategy)
     checkpoints = {step: make_checkpoint(tmp_path, step) for step in (1, 2)}
     for step, checkpoint in checkpoints.items():
         background.push(checkpoint, f"Step {step}")
@@ -321,21 +319,22 @@ def test_strategies(hub, folder, tmp_path, strategy):
             assert files[f"last-checkpoint/{file.name}"] == file.read_bytes()
 
 
-def test_a_hub_that_is_down_costs_the_training_nothing_and_gets_the_model_at_the_end(hub, folder, tmp_path):
+def test_a_hub_that_is_down_costs_the_training_nothing_and_gets_the_model_at_the_end(hub, folder, tmp_path, capsys):
     hub.fail = lambda request, number: Failure(500)
-    background, said = pusher(tmp_path)
+    background = pusher(tmp_path)
     background.push(make_checkpoint(tmp_path, 1), "Step 1")
     background.push(tmp_path / "nothing", "Step 2")
     background.wait()
-    assert len(said) == len(background.errors) == 2
-    assert all("\n" not in line for line in said)
+    assert len(background.errors) == 2
+    assert all("\n" not in line for line in background.errors)
+    assert capsys.readouterr().err.endswith("".join(f"{line}\n" for line in background.errors))
     hub.fail = lambda request, number: None
     assert background.finish(folder) is None
     assert hub.model(REPO).files()["model.safetensors"] == (folder / "model.safetensors").read_bytes()
 
 
 def test_the_last_failure_is_one_line_with_the_command_that_uploads_it_later(hub, folder, tmp_path):
-    background, _ = pusher(tmp_path, private=True, revision="v2")
+    background = pusher(tmp_path, private=True, revision="v2")
     hub.fail = lambda request, number: Failure(403)
     line = background.finish(folder)
     assert line.count("\n") == 0
@@ -347,7 +346,7 @@ def test_the_last_failure_is_one_line_with_the_command_that_uploads_it_later(hub
 def test_stopping_waits_for_nothing(hub, tmp_path):
     gate = threading.Event()
     hub.fail = lambda request, number: gate.wait(20) and None
-    background, _ = pusher(tmp_path)
+    background = pusher(tmp_path)
     background.push(make_checkpoint(tmp_path, 1), "Step 1")
     background.stop()
     gate.set()
