@@ -180,7 +180,8 @@ def test_what_waiting_cannot_mend_is_told_at_once_in_one_line(hub, folder, statu
         push_folder(folder, REPO, token=TOKEN, sleep=waited.append)
     assert "\n" not in str(error.value)
     assert waited == []
-    assert len(hub.requests) <= 2
+    # The client itself may ask for a list that it then keeps for a day.
+    assert len([request for request in hub.requests if request != "GET /api/agent-harnesses"]) <= 2
 
 
 def test_who_is_not_logged_in_is_told_so(hub, folder, monkeypatch):
