@@ -371,4 +371,4 @@ def test_evaluate_reports_them_and_the_shift_is_that_of_an_adjusted_model(tmp_pa
     assert adjusted["test_prior"]["backward 50"]["shifted"] == pytest.approx(values["shifted"])
     forward = [of["test_prior"]["forward 50"]["shifted"] for of in (results, adjusted)]
     assert forward[0] == pytest.approx(forward[1])
-    assert "Adjusted after the training: target prior from a file." in (tmp_path / "second" / "report.md").read_text()
+    assert "Adjusted post hoc: target prior from a file." in (tmp_path / "second" / "report.md").read_text()

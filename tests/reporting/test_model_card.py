@@ -175,7 +175,7 @@ def test_the_text_follows_how_the_model_was_adjusted(folder, results, loss, adju
     config |= {"adjustment": adjustment, "model_type": model_type, "architectures": ["Some"]}
     (folder / "config.json").write_text(json.dumps(config))
     text = write_model_card(folder, {**results, "loss": loss}).read_text()
-    assert f"- Adjusted after the training, with `livt adjust`: {named}.\n" in text
+    assert f"- Adjusted post hoc with `livt adjust`: {named}.\n" in text
     assert len(re.findall(rf"\n- .*{expected}", text)) == 1
     assert re.findall("livt adjust --.*", text) == ["livt adjust --model FOLDER --undo --output_dir original"]
     assert len(re.findall("equally likely|too seldom|is not known|from .* to ", text[text.index("## Limits") :])) == 1
