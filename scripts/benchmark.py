@@ -16,7 +16,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +170,7 @@ def benchmark_mae(args: argparse.Namespace) -> dict[str, Any]:
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[args.dtype]
     sizes = encoder_sizes(PretrainArguments(model_size=args.model_size))
     sizes |= {"image_size": args.image_size, "patch_size": args.patch_size}
-    models = {
+    models: dict[str, torch.nn.Module] = {
         "upstream": ViTMAEForPreTraining(ViTMAEConfig(**sizes, norm_pix_loss=True)),
         "ours": LivtMAEForPreTraining(LivtMAEConfig(**sizes)),
         "ours, R = 0.25": LivtMAEForPreTraining(LivtMAEConfig(**sizes, partial_reconstruction=0.25)),
@@ -229,7 +229,8 @@ def benchmark_finetune(args: argparse.Namespace) -> dict[str, Any]:
             patch_size=args.patch_size,
             label_smoothing=0.0,
         )
-        model = build_classifier(run, counts).to(device)
+        model: Any = build_classifier(run, counts)
+        model.to(device)
         if name == "transformers":
             model.set_attn_implementation("sdpa")
         groups = parameter_groups(model, run.weight_decay, run.layer_decay)
@@ -245,7 +246,7 @@ def benchmark_finetune(args: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
-def take_turns(steps: dict[str, Callable[[], None]], args: argparse.Namespace, device: str) -> dict[str, float]:
+def take_turns(steps: Mapping[str, Callable[[], None]], args: argparse.Namespace, device: str) -> dict[str, float]:
     """Median images per second of each."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for repeat in range(args.repeats + 1):
@@ -312,7 +313,7 @@ def print_end_to_end(step: Callable[[], None], args: argparse.Namespace, device:
                 batch_size=args.batch_size,
                 max_steps=2 * args.steps,
                 logging_steps=args.steps,
-                mixed_precision={"bf16": "bf16", "fp32": "no"}[args.dtype],
+                mixed_precision="bf16" if args.dtype == "bf16" else "no",
                 num_workers=1 if device == "cpu" else 8,
                 output_dir=str(Path(folder) / f"run-{repeat}"),
             )

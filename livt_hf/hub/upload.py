@@ -194,9 +194,9 @@ class _Upload:
         """One commit with all files; the URL of its pull request, if it is one."""
         there = self.api.list_repo_files(full_id, revision=self.revision)
         stale = [name for name in there if WEIGHT_FILE.fullmatch(name) and name not in self.names]
-        operations = [*self._additions(), *map(CommitOperationDelete, stale)]
         options: dict[str, Any] = {"revision": self.revision, "create_pr": self.create_pr}
-        return self.api.create_commit(full_id, operations, commit_message=self.commit_message, **options).pr_url
+        options["operations"] = [*self._additions(), *map(CommitOperationDelete, stale)]
+        return self.api.create_commit(full_id, commit_message=self.commit_message, **options).pr_url
 
     def _additions(self) -> list[CommitOperationAdd]:
         """Rebuilt for each try: a commit whose answer was lost is then found to be there already."""

@@ -67,7 +67,8 @@ def finetune(args: FinetuneArguments, training_arguments: dict[str, Any] | None 
     warn_of_unused_options(args, model)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.stopped_by:
-        return run.stopped(trainer.stopped_by, trainer.state.global_step)
+        run.stopped(trainer.stopped_by, trainer.state.global_step)
+        return None
     trained, results = trainer.final_model(), None
     if run.is_main:
         run.save(trained)
@@ -117,7 +118,8 @@ def build_trainer(
 ) -> BalancedTrainer:
     """The trainer that the options describe."""
     eval_split = data.splits.get(args.eval_split)
-    eval_transform = EvalTransform(model.config.image_size, args.crop_ratio)
+    config: Any = model.config
+    eval_transform = EvalTransform(config.image_size, args.crop_ratio)
     return BalancedTrainer(
         model,
         trainer_arguments(args, schedule, "no" if eval_split is None else "steps", run.training_arguments),
@@ -132,7 +134,7 @@ def build_trainer(
         classifier_only=args.stage == "classifier",
         # --max_steps shortens the schedule, and this with it
         drw_epoch=None if args.drw_epoch is None else args.drw_epoch * schedule.epochs / args.epochs,
-        mixup=build_mixup(args, model.config.num_labels) if args.mixes else None,
+        mixup=build_mixup(args, config.num_labels) if args.mixes else None,
         run=run,
     )
 

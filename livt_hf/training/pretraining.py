@@ -78,7 +78,8 @@ def pretrain(args: PretrainArguments) -> Path | None:
     data.batches.start_step, data.batches.stop_step = loop.step, schedule.steps
     stopped_by = loop.train(loader_of(data.dataset, data.batches, args.num_workers, accelerator.device.type == "cuda"))
     if stopped_by:
-        return run.stopped(stopped_by, loop.step)
+        run.stopped(stopped_by, loop.step)
+        return None
     weights = loop.whole_weights()
     if run.is_main:
         run.save(loop.unwrapped, weights)
