@@ -1,8 +1,8 @@
 """Long-tailed image data: named sources and the user's own, fast decoding and augmentation, deterministic loading."""
 
 from ..class_names import match_labels
-from .dataset import BadImageError, ImageDataset
-from .decoding import decode_image
+from .dataset import ImageDataset
+from .decoding import BadImageError, decode_image
 from .load import load_long_tailed
 from .loader import TrainingBatches, evaluation_loader, training_loader
 from .long_tail import class_counts, long_tailed_indices

@@ -16,19 +16,14 @@ import torch
 from datasets import Dataset
 from numpy.random import mtrand
 
-from .decoding import decode_image
+from .decoding import BadImageError, decode_image
+from .loader import ImageLoader, TrainingBatches, training_loader
+from .long_tail import dataset_labels
 from .table import Rows
 
 MAX_SIDE = 64
 MAX_BYTES = 2**28  # 256 MiB: 87,000 images of 32 x 32
 _NUMPY_GENERATOR = np.random.MT19937()  # stands in for numpy's global one: swapping is cheaper than copying its state
-
-
-class BadImageError(ValueError):
-    """An image that cannot be read where that cannot be helped. Its message is one line, also out of a worker."""
-
-    def __init__(self, message: str):
-        super().__init__(message.strip().splitlines()[-1].removeprefix(f"{__name__}.{type(self).__name__}: "))
 
 
 def log_bad_image(reason: str, log: Path | None) -> None:
@@ -116,6 +111,24 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def num_images(self) -> int:
+        return len(self.rows)
+
+    @property
+    def class_names(self) -> list[str]:
+        """In label order."""
+        return self.rows.dataset.features["label"].names
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) int64."""
+        return dataset_labels(self.rows.dataset)
+
+    def loader(self, batches: TrainingBatches, num_workers: int, pin_memory: bool = False) -> ImageLoader:
+        """Training micro-batches in the order of ``batches``."""
+        return training_loader(self, batches, num_workers, pin_memory)
 
     @property
     def num_bad_images(self) -> int:

@@ -28,6 +28,13 @@ from torchvision.io import ImageReadMode
 MAX_PIXELS = 2 * (PIL.Image.MAX_IMAGE_PIXELS or 89_478_485)
 
 
+class BadImageError(ValueError):
+    """An unreadable image that cannot be skipped. The message is one line, also when raised in a DataLoader worker."""
+
+    def __init__(self, message: str):
+        super().__init__(message.strip().splitlines()[-1].removeprefix(f"{__name__}.{type(self).__name__}: "))
+
+
 def decode_image(image: dict | bytes | str | Path, name: str | None = None) -> torch.Tensor:
     """Decode one image to RGB, uint8 (3, H, W).
 

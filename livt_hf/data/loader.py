@@ -13,9 +13,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Subset, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from .dataset import BadImageError, ImageDataset
+from .decoding import BadImageError
 
 ORDER_STREAM = 1  # keeps the order's draws apart from others of the same seed
 BALANCED_STREAM = 4
@@ -155,7 +155,7 @@ def usable_workers(num_workers: int) -> int:
 
 
 def training_loader(
-    dataset: ImageDataset, batches: TrainingBatches, num_workers: int, pin_memory: bool = False
+    dataset: Dataset, batches: TrainingBatches, num_workers: int, pin_memory: bool = False
 ) -> ImageLoader:
     """Micro-batches (dicts of tensors) in the order of ``batches``. Workers run one thread each, torch's default."""
     return ImageLoader(
@@ -170,9 +170,7 @@ def training_loader(
     )
 
 
-def evaluation_loader(
-    dataset: ImageDataset | Subset, batch_size: int, num_workers: int, pin_memory: bool = False
-) -> ImageLoader:
+def evaluation_loader(dataset: Dataset, batch_size: int, num_workers: int, pin_memory: bool = False) -> ImageLoader:
     """All images once, in their order; the last batch may be smaller."""
     return ImageLoader(
         dataset,

@@ -14,20 +14,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import datasets
 import pyarrow as pa
 import torch
-from datasets import Dataset, Image, IterableDataset
+from datasets import Image, IterableDataset
 from datasets.distributed import split_dataset_by_node
 from datasets.fingerprint import Hasher
 from huggingface_hub import HfApi
 
-from . import ImageDataset
 from .dataset import generators_kept, log_bad_image, sample_seed, seed_generators, stop_if_too_many
 from .decoding import decode_image
-from .loader import ImageLoader, TrainingBatches, collate, outlive_signals, training_loader, usable_workers
+from .loader import ImageLoader, TrainingBatches, collate, outlive_signals, usable_workers
 from .sources.hub import HUB_ID, SPLITS
 from .sources.parquet import find_parquet
 from .table import choose_columns
@@ -163,6 +161,8 @@ class StreamedSamples(torch.utils.data.IterableDataset):
     Bad images are left out, and in the first pass counted and logged.
     """
 
+    labels = None  # only known image by image
+
     def __init__(
         self,
         stream: ImageStream,
@@ -185,6 +185,31 @@ class StreamedSamples(torch.utils.data.IterableDataset):
         self.bad_images_log = None if bad_images_log is None else Path(bad_images_log)
         self.num_bad_images = torch.zeros((), dtype=torch.int64).share_memory_()  # of all workers
         self.label_of = {stored: label for label, stored in enumerate(stream.names)}
+
+    @property
+    def num_images(self) -> int:
+        """Images of an epoch, over all processes."""
+        return len(self.stream)
+
+    @property
+    def class_names(self) -> list[str]:
+        """In label order."""
+        return list(self.stream.class_counts)
+
+    def loader(self, batches: TrainingBatches, num_workers: int, pin_memory: bool = False) -> ImageLoader:
+        """Endless micro-batches of this process. Only the batch size and the start step of ``batches`` are used."""
+        self.start_step = batches.start_step
+        return ImageLoader(
+            self,
+            batch_size=batches.batch_size,
+            drop_last=True,
+            num_workers=min(usable_workers(num_workers), self.images().num_shards),
+            pin_memory=pin_memory,
+            prefetch_factor=4 if num_workers else None,
+            worker_init_fn=outlive_signals,
+            collate_fn=collate,
+            generator=torch.Generator(),
+        )
 
     def images(self) -> IterableDataset:
         """Shuffled rows of this process."""
@@ -219,24 +244,6 @@ class StreamedSamples(torch.utils.data.IterableDataset):
                 return
 
 
-def streaming_loader(
-    samples: StreamedSamples, batch_size: int, num_workers: int, pin_memory: bool = False, start_step: int = 0
-) -> ImageLoader:
-    """Endless micro-batches of one process, for a run that (re)starts at ``start_step``."""
-    samples.start_step = start_step
-    return ImageLoader(
-        samples,
-        batch_size=batch_size,
-        drop_last=True,
-        num_workers=min(usable_workers(num_workers), samples.images().num_shards),
-        pin_memory=pin_memory,
-        prefetch_factor=4 if num_workers else None,
-        worker_init_fn=outlive_signals,
-        collate_fn=collate,
-        generator=torch.Generator(),
-    )
-
-
 def open_stream(
     source: str | Path,
     *,
@@ -252,29 +259,3 @@ def open_stream(
         except (OSError, ValueError) as error:
             raise ValueError(f"class_counts: cannot read {str(class_counts_file)!r} as JSON: {error}") from None
     return load_stream(source, image_column=image_column, label_column=label_column, class_counts=counts)
-
-
-def training_dataset(
-    images: Dataset | ImageStream,
-    transform: Callable[..., Any],
-    world: tuple[int, int] = (1, 0),
-    **options: Any,
-) -> ImageDataset | StreamedSamples:
-    """Transformed training images, from a dataset or a stream.
-
-    Args:
-        world: number of processes, and which one this is: they share the shards of a stream.
-        options: seed, max_bad_images, bad_images_log.
-    """
-    if isinstance(images, ImageStream):
-        return StreamedSamples(images, transform, *world, **options)
-    return ImageDataset(images, transform, **options)
-
-
-def loader_of(
-    dataset: ImageDataset | StreamedSamples, batches: TrainingBatches, num_workers: int, pin_memory: bool = False
-) -> ImageLoader:
-    """Micro-batches of this process from the start step of ``batches`` on."""
-    if isinstance(dataset, StreamedSamples):
-        return streaming_loader(dataset, batches.batch_size, num_workers, pin_memory, batches.start_step)
-    return training_loader(dataset, batches, num_workers, pin_memory)

@@ -2,50 +2,70 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 
 from ..config.arguments import StageArguments
-from ..data import ImageDataset, TrainingBatches, load_long_tailed
-from ..data.streaming import ImageStream, StreamedSamples, open_stream, training_dataset
+from ..data import ImageDataset, TrainingBatches, class_counts, load_long_tailed
+from ..data.streaming import StreamedSamples, open_stream
 from ..optimization import Schedule
 
 
 @dataclass(frozen=True)
-class TrainingData:
-    """What a stage trains on.
+class LoadedImages:
+    """Images before a transform is chosen.
 
     Attributes:
-        splits: the loaded dataset; empty where the training images are streamed.
-        num_images: training images.
-        dataset: transformed training images.
-        batches: their order, of this process.
+        splits: the loaded dataset; empty if the training images are streamed.
+        class_counts: training images per class, in label order.
+        samples: ``samples(transform, seed=..., ...)`` gives the transformed training images.
     """
 
     splits: DatasetDict
-    num_images: int
+    class_counts: dict[str, int]
+    samples: Callable[..., ImageDataset | StreamedSamples]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Training images and their order.
+
+    Attributes:
+        splits: the loaded dataset; empty if the training images are streamed.
+        dataset: transformed training images.
+        batches: micro-batches of this process.
+    """
+
+    splits: DatasetDict
     dataset: ImageDataset | StreamedSamples
     batches: TrainingBatches
 
+    @property
+    def num_images(self) -> int:
+        """Number of training images."""
+        return self.dataset.num_images
 
-def load_images(args: StageArguments) -> tuple[DatasetDict, Dataset | ImageStream]:
-    """The splits of the dataset, and its training images; streamed ones come without splits."""
+
+def load_images(args: StageArguments, world: tuple[int, int]) -> LoadedImages:
+    """Load or stream the dataset; of a stream, each of ``world`` (number of processes, index) gets its shards."""
     if not args.streaming:
         splits = load_long_tailed(args.dataset, **args.data_options())
-        return splits, splits["train"]
+        return LoadedImages(splits, class_counts(splits), functools.partial(ImageDataset, splits["train"]))
     if args.imbalance_factor is not None:
         raise ValueError("imbalance_factor: a stream is taken as it is; leave out --streaming to cut a long tail")
     columns = {"image_column": args.image_column, "label_column": args.label_column}
-    return DatasetDict(), open_stream(args.dataset, **columns, class_counts_file=args.class_counts)
+    stream = open_stream(args.dataset, **columns, class_counts_file=args.class_counts)
+    samples = functools.partial(StreamedSamples, stream, num_processes=world[0], process_index=world[1])
+    return LoadedImages(DatasetDict(), stream.class_counts, samples)
 
 
 def training_data(
-    splits: DatasetDict,
-    images: Dataset | ImageStream,
+    images: LoadedImages,
     transform: Callable[..., Any],
     world: tuple[int, int],
     *,
@@ -57,9 +77,9 @@ def training_data(
 ) -> TrainingData:
     """Samples and batches of this process; unreadable images are listed in ``output_dir/bad_images.log``."""
     log = output_dir / "bad_images.log"
-    dataset = training_dataset(images, transform, world, seed=seed, max_bad_images=max_bad_images, bad_images_log=log)
-    batches = TrainingBatches(len(images), batch_size, accumulation_steps, *world, seed=seed)
-    return TrainingData(splits, len(images), dataset, batches)
+    dataset = images.samples(transform, seed=seed, max_bad_images=max_bad_images, bad_images_log=log)
+    batches = TrainingBatches(dataset.num_images, batch_size, accumulation_steps, *world, seed=seed)
+    return TrainingData(images.splits, dataset, batches)
 
 
 def plan_schedule(args: StageArguments, batches: TrainingBatches) -> Schedule:

@@ -18,8 +18,7 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel, TrainingArguments
 
 from ..config.arguments import FinetuneArguments
-from ..data import EvalTransform, FinetuneTransform, ImageDataset, Mixup, class_counts
-from ..data.streaming import ImageStream
+from ..data import EvalTransform, FinetuneTransform, ImageDataset, Mixup
 from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD, image_processor
 from ..evaluation.evaluate import evaluate_model, mistaken_images
 from ..models.configuration_livt import LivtConfig, encoder_sizes, store_class_counts, unused_sizes
@@ -30,7 +29,7 @@ from ..prior import ClassPrior
 from ..reporting.card import write_model_card
 from ..reporting.evaluation_report import write_report
 from .classifier_retraining import train_classifier_only
-from .data import TrainingData, load_images, plan_schedule, training_data
+from .data import LoadedImages, TrainingData, load_images, plan_schedule, training_data
 from .run import StageRun, check_precision
 from .trainer import BalancedTrainer
 
@@ -51,12 +50,12 @@ def finetune(args: FinetuneArguments, training_arguments: dict[str, Any] | None 
         ValueError: options or data that cannot work, or a loss that is not finite.
     """
     run = StageRun(args, training_arguments=training_arguments)
-    splits, images = load_images(args)
-    counts = images.class_counts if isinstance(images, ImageStream) else class_counts(images)
+    images = load_images(args, run.world)
+    splits, counts = images.splits, images.class_counts
     ClassPrior(counts).groups(**args.shot_groups())  # fail fast on an invalid definition of the groups
     model = build_classifier(args, counts)
     mean, std = pixel_statistics(args.pretrained, args.mean, args.std)
-    data = finetuning_data(args, splits, images, model.config.image_size, mean, run)
+    data = finetuning_data(args, images, model.config.image_size, mean, run)
     schedule = plan_schedule(args, data.batches)
     trainer = build_trainer(args, model, data, schedule, mean, std, run)
     if run.is_finished(schedule.steps, "it is only evaluated" if is_unevaluated(run, splits) else "nothing to do"):
@@ -79,8 +78,7 @@ def finetune(args: FinetuneArguments, training_arguments: dict[str, Any] | None 
 
 def finetuning_data(
     args: FinetuneArguments,
-    splits: DatasetDict,
-    images: Dataset | ImageStream,
+    images: LoadedImages,
     image_size: int,
     mean: Sequence[float],
     run: StageRun,
@@ -95,7 +93,6 @@ def finetuning_data(
         mean=tuple(mean),
     )
     return training_data(
-        splits,
         images,
         transform,
         run.world,

@@ -27,7 +27,6 @@ from transformers import AutoConfig
 
 from ..config.arguments import PretrainArguments
 from ..data import PretrainTransform, normalize
-from ..data.streaming import loader_of
 from ..data.transforms import image_processor
 from ..files import write_text
 from ..models.configuration_livt import LivtMAEConfig, check_width, encoder_sizes, unused_sizes
@@ -76,7 +75,7 @@ def pretrain(args: PretrainArguments) -> Path | None:
     processor = image_processor(size, 0.875, args.mean, args.std)
     run.start(f"{what} at {size} px", schedule, processor, accelerator, checkpoint)
     data.batches.start_step, data.batches.stop_step = loop.step, schedule.steps
-    stopped_by = loop.train(loader_of(data.dataset, data.batches, args.num_workers, accelerator.device.type == "cuda"))
+    stopped_by = loop.train(data.dataset.loader(data.batches, args.num_workers, accelerator.device.type == "cuda"))
     if stopped_by:
         run.stopped(stopped_by, loop.step)
         return None
@@ -122,7 +121,7 @@ def pretraining_data(args: PretrainArguments, image_size: int, patch_size: int, 
         horizontal_flip=args.horizontal_flip,
     )
     return training_data(
-        *load_images(args),
+        load_images(args, run.world),
         transform,
         run.world,
         batch_size=args.batch_size,

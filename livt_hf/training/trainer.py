@@ -33,7 +33,7 @@ from transformers import (
 
 from ..class_names import check_same_names
 from ..data import ImageDataset, Mixup, TrainingBatches, erase, evaluation_loader, normalize
-from ..data.streaming import StreamedSamples, loader_of
+from ..data.streaming import StreamedSamples
 from ..data.transforms import image_processor
 from ..evaluation.predictions import predict_split
 from ..files import RUN_FILE, write_text
@@ -99,7 +99,7 @@ class BalancedTrainer(Trainer):
         self.loss = training_loss(model.config)
         self.reweighted_loss = None if drw_epoch is None else training_loss(model.config, reweighted=True)
         check_labels(model.config, train_dataset)
-        if classifier_only and isinstance(train_dataset, StreamedSamples):
+        if classifier_only and train_dataset.labels is None:
             raise ValueError("stage: class-balanced batches need all labels at hand; leave out --streaming")
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func: the loss is that of the model's config; set it by store_class_counts")
@@ -141,16 +141,13 @@ class BalancedTrainer(Trainer):
     # Data
 
     def training_batches(self, start_step: int = 0, stop_step: int | None = None) -> TrainingBatches:
-        args, dataset, labels = self.args, self.train_dataset, None
+        args, dataset = self.args, self.train_dataset
         if self.mixup is not None and args.per_device_train_batch_size % 2:
             raise ValueError(
                 f"batch_size: {args.per_device_train_batch_size} is odd, and mixup mixes neighbors; use an even one"
             )
-        if self.classifier_only:
-            assert not isinstance(dataset, StreamedSamples)  # a stream was refused at the start
-            labels = np.asarray(dataset.rows.dataset["label"])
         return TrainingBatches(
-            len(dataset.stream if isinstance(dataset, StreamedSamples) else dataset),
+            dataset.num_images,
             args.per_device_train_batch_size,
             args.gradient_accumulation_steps,
             args.world_size,
@@ -158,7 +155,7 @@ class BalancedTrainer(Trainer):
             seed=args.seed,
             start_step=start_step,
             stop_step=stop_step,
-            labels=labels,
+            labels=dataset.labels if self.classifier_only else None,
         )
 
     def get_train_dataloader(self) -> _EpochLoader:  # type: ignore[override]  # Trainer takes anything it can iterate
@@ -420,11 +417,7 @@ def training_loss(config: Any, reweighted: bool = False) -> Loss:
 
 def check_labels(config: Any, dataset: ImageDataset | StreamedSamples) -> None:
     """ValueError unless label i of the training images is class i of the model."""
-    if isinstance(dataset, StreamedSamples):
-        found = list(dataset.stream.class_counts)
-    else:
-        found = dataset.rows.dataset.features["label"].names
-    expected = list(ordered_class_counts(config))
+    found, expected = dataset.class_names, list(ordered_class_counts(config))
     check_same_names(expected, found, "the model", "the training images")
     if found != expected:
         label = next(label for label, name in enumerate(found) if name != expected[label])
@@ -453,7 +446,7 @@ class _EpochLoader:
         if self.micro_batches is None:
             batches = self.trainer.training_batches(state.global_step, state.max_steps)
             pin_memory = args.device.type == "cuda"
-            self.micro_batches = iter(loader_of(self.dataset, batches, args.dataloader_num_workers, pin_memory))
+            self.micro_batches = iter(self.dataset.loader(batches, args.dataloader_num_workers, pin_memory))
         done = state.global_step * args.gradient_accumulation_steps % len(self)
         for _ in range(len(self) - done):
             batch = next(self.micro_batches, None)

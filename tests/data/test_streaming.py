@@ -15,8 +15,15 @@ import pytest
 import torch
 from datasets import ClassLabel, Features, Image
 
-from livt_hf.data import BadImageError, EvalTransform, PretrainTransform, load_long_tailed, streaming
-from livt_hf.data.streaming import StreamedSamples, load_stream, streaming_loader
+from livt_hf.data import (
+    BadImageError,
+    EvalTransform,
+    PretrainTransform,
+    TrainingBatches,
+    load_long_tailed,
+    streaming,
+)
+from livt_hf.data.streaming import StreamedSamples, load_stream
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +70,7 @@ def test_processes_and_workers_share_the_images_of_an_epoch(tmp_path, num_proces
     seen = Counter()
     for rank in range(num_processes):
         samples = StreamedSamples(stream, EvalTransform(8, 1.0), num_processes, rank, shuffle_buffer=10)
-        loader = streaming_loader(samples, batch_size=5, num_workers=num_workers)
+        loader = samples.loader(TrainingBatches(samples.num_images, batch_size=5), num_workers)
         batches = list(itertools.islice(loader, 8 // num_processes))
         seen.update(numbers(batches))
         for batch in batches:
@@ -76,7 +83,7 @@ def test_the_order_changes_with_epoch_seed_and_start(tmp_path):
 
     def order(seed, start_step=0):
         samples = StreamedSamples(stream, EvalTransform(8, 1.0), shuffle_buffer=10, seed=seed)
-        return numbers(itertools.islice(streaming_loader(samples, 40, 0, start_step=start_step), 2))
+        return numbers(itertools.islice(samples.loader(TrainingBatches(40, 40, start_step=start_step), 0), 2))
 
     whole = order(seed=1)
     assert sorted(whole[:40]) == sorted(whole[40:]) == list(range(40))
@@ -149,7 +156,7 @@ def test_labels_without_class_names(tmp_path, feature, labels, counts):
     folder = write_shards(tmp_path / "set", feature, labels, shards=1)
     stream = load_stream(folder, label_column="label", counts_folder=tmp_path)
     assert list(stream.class_counts.items()) == list(counts.items())
-    batch = next(iter(streaming_loader(StreamedSamples(stream, EvalTransform(8, 1.0)), 4, 0)))
+    batch = next(iter(StreamedSamples(stream, EvalTransform(8, 1.0)).loader(TrainingBatches(4, 4), 0)))
     names = list(counts)
     assert [names[label] for label in batch["labels"]] == [str(labels[number]).lower() for number in numbers([batch])]
 
@@ -171,7 +178,7 @@ def test_bad_images_are_left_out_counted_once_and_limited(tmp_path):
     stream = load_stream(write_shards(tmp_path / "set", NAMES, LABELS, bad=(3, 8)), counts_folder=tmp_path)
     log = tmp_path / "bad_images.log"
     samples = StreamedSamples(stream, EvalTransform(8, 1.0), bad_images_log=log)
-    seen = numbers(itertools.islice(streaming_loader(samples, 19, num_workers=1), 4))
+    seen = numbers(itertools.islice(samples.loader(TrainingBatches(40, 19), num_workers=1), 4))
     assert Counter(seen) == Counter({number: 2 for number in range(40) if number not in (3, 8)})
     assert int(samples.num_bad_images) == 2
     assert len(log.read_text().splitlines()) == 2
@@ -179,7 +186,7 @@ def test_bad_images_are_left_out_counted_once_and_limited(tmp_path):
     with pytest.raises(
         BadImageError, match="^2 training images cannot be read, more than --max_bad_images 1; the last"
     ):
-        list(itertools.islice(streaming_loader(strict, 19, num_workers=1), 4))
+        list(itertools.islice(strict.loader(TrainingBatches(40, 19), num_workers=1), 4))
 
 
 def test_what_cannot_be_streamed_is_named(tmp_path, monkeypatch):
