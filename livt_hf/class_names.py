@@ -29,8 +29,8 @@ def match_labels(data_names: Sequence[str], model_names: Sequence[str], where: s
     if unknown:
         unused = sorted(set(label_of) - set(data_names))
         raise ValueError(
-            f"{where}: the model does not know {len(unknown)} of its classes: {_some(unknown)}; the model's classes "
-            f"without counterpart: {_some(unused) or 'none'}"
+            f"{where}: the model does not know {len(unknown)} of its classes: {abbreviate(unknown)}; the model's "
+            f"classes without counterpart: {abbreviate(unused) or 'none'}"
         )
     return np.array([label_of[name] for name in data_names], dtype=np.int64)
 
@@ -41,13 +41,14 @@ def _keys(names: Sequence[str]) -> list[str]:
     return keys if len(set(keys)) == len(names) else []
 
 
-def _some(names: Sequence[str], limit: int = 20) -> str:
+def abbreviate(names: Sequence[str], limit: int = 20) -> str:
+    """The first names of a list, and how many there are beyond them."""
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def class_names(config: Any) -> list[str]:
     """The class names of any model's config, in label order."""
-    return [config.id2label[label] for label in range(config.num_labels)]
+    return [str(config.id2label[label]) for label in range(config.num_labels)]
 
 
 def set_class_names(config: Any, names: Sequence[str]) -> None:
@@ -70,7 +71,7 @@ def check_same_names(expected: Sequence[str], found: Sequence[str] | Mapping[str
     unexpected = [name for name in found if name not in wanted]
     if missing or unexpected:
         parts = [
-            f"only in {place}: {', '.join(map(repr, names[:10]))}{f' and {len(names) - 10} more' * (len(names) > 10)}"
+            f"only in {place}: {abbreviate([repr(name) for name in names], 10)}"
             for place, names in zip(where, (missing, unexpected), strict=True)
             if names
         ]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from ..class_names import abbreviate
 from ..models.configuration_livt import VIT_SIZES, check_patch_grid
 from ..models.modeling_livt import NO_KEY_BIAS
 
@@ -117,7 +118,9 @@ def to_native(weights: Mapping[str, Tensor], keys: KeyMap) -> tuple[dict[str, Te
     """
     missing, unknown = sorted(set(keys) - set(weights)), sorted(set(weights) - set(keys))
     if missing or unknown:
-        parts = [f"missing: {_some(missing)}"] * bool(missing) + [f"without a place: {_some(unknown)}"] * bool(unknown)
+        parts = [f"missing: {abbreviate(missing, 3)}"] * bool(missing) + [
+            f"without a place: {abbreviate(unknown, 3)}"
+        ] * bool(unknown)
         raise ValueError(f"its tensors are not those of such a model; {'; '.join(parts)}")
     native, dropped = {}, {}
     for name, targets in keys.items():
@@ -137,7 +140,9 @@ def to_official(native: Mapping[str, Tensor], keys: KeyMap) -> dict[str, Tensor]
     """
     expected = {target for targets in keys.values() for target in targets if target is not None}
     if expected != set(native):
-        raise ValueError(f"its tensors are not those of a plain ViT; see {_some(sorted(expected ^ set(native)))}")
+        raise ValueError(
+            f"its tensors are not those of a plain ViT; see {abbreviate(sorted(expected ^ set(native)), 3)}"
+        )
     official = {}
     for name, targets in keys.items():
         present = next(native[target] for target in targets if target is not None)
@@ -150,13 +155,6 @@ def _split(name: str, tensor: Tensor, parts: int) -> tuple[Tensor, ...]:
     if tensor.ndim and tensor.shape[0] % parts:
         raise ValueError(f"{name}: {tuple(tensor.shape)} does not split into {parts} equal parts")
     return tensor.chunk(parts) if parts > 1 else (tensor,)
-
-
-def _some(names: list[str], limit: int = 3) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
-# Reading
 
 
 def kind_of(weights: Mapping[str, Tensor]) -> str:

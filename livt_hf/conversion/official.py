@@ -15,20 +15,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    BeitForImageClassification,
-    ViTMAEConfig,
-    ViTMAEForPreTraining,
-    ViTMAEModel,
-)
+from transformers import BeitForImageClassification, ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel
 
+from ..class_names import abbreviate
 from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD, image_processor
 from ..files import check_output_dir
 from ..models.configuration_livt import LivtConfig, LivtMAEConfig
+from ..models.loading import load_config, load_model
 from ..models.modeling_livt import ViTForBalancedClassification
 from ..models.modeling_livt_mae import LivtMAEForPreTraining
-from .key_map import _some, check_plain_vit, decoder_fields, encoder_fields, key_map, kind_of, to_native, to_official
+from .key_map import check_plain_vit, decoder_fields, encoder_fields, key_map, kind_of, to_native, to_official
 from .native import _sha256, class_fields, fill, on_meta, save_native
 from .sources import DATA_SETS, SOURCES, Conversion
 
@@ -196,7 +192,7 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
             ) from None
         raise ValueError(f"{path}: is damaged, or no checkpoint of torch.save; download it again") from None
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-        found_keys = f" (it holds {_some([str(key) for key in content])})" if isinstance(content, dict) else ""
+        found_keys = f" (it holds {abbreviate([str(key) for key in content], 3)})" if isinstance(content, dict) else ""
         raise ValueError(f"{path}: has no 'model'{found_keys}; give a checkpoint as the official code saves it")
     weights = content["model"]
     for name, tensor in weights.items():
@@ -222,9 +218,7 @@ def convert_to_official(model: str | Path, output: str | Path) -> int:
     """
     if Path(output).exists():
         raise ValueError(f"{output}: exists already; give the name of a new file")
-    if not (Path(model) / "config.json").is_file():
-        raise ValueError(f"{model}: holds no config.json; give the folder that holds the trained model")
-    config = AutoConfig.from_pretrained(model)
+    config = load_config(model, "model")
     encoder_only = (config.architectures or [""])[0] == "ViTMAEModel"
     if config.model_type == "beit":
         check_plain_vit(model, config)
@@ -233,9 +227,7 @@ def convert_to_official(model: str | Path, output: str | Path) -> int:
         native_class = ViTMAEModel if encoder_only else ViTMAEForPreTraining
     else:
         raise ValueError(f"{model}: is a {config.model_type!r} model; a classifier or autoencoder of ours is needed")
-    loaded, info = native_class.from_pretrained(model, output_loading_info=True)
-    if info["missing_keys"]:
-        raise ValueError(f"{model}: lacks {len(info['missing_keys'])} weights, such as {min(info['missing_keys'])}")
+    loaded, _ = load_model(native_class, model, "model")
     weights = to_official(loaded.state_dict(), key_map(config, encoder_only))
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     torch.save({"model": weights}, output)

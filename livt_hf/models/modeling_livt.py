@@ -16,22 +16,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    BeitForImageClassification,
-    ViTMAEForPreTraining,
-    ViTMAEModel,
-)
+from transformers import BeitForImageClassification, ViTMAEForPreTraining, ViTMAEModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.models.beit.modeling_beit import BeitEmbeddings, BeitPatchEmbeddings
-from transformers.utils import logging
 
 from ..class_names import label_names
 from ..losses import Loss, build_loss
 from ..prior import ClassPrior
 from .attention import use_exact_attention
 from .configuration_livt import LivtConfig, check_not_adjusted
+from .loading import load_model
 
 # What both architectures mean by the same names.
 _SHARED_CONFIG = (
@@ -86,8 +81,9 @@ class ViTForBalancedClassification(BeitForImageClassification):
         """
         if isinstance(mae, str | Path):
             config_overrides = {"pretrained": str(mae), **config_overrides}
-            mae = _load_encoder(mae)
-        encoder = mae.vit if isinstance(mae, ViTMAEForPreTraining) else mae
+            encoder, _ = load_model(ViTMAEModel, mae, "pretrained", quiet=True)  # leaves out the decoder
+        else:
+            encoder = mae.vit if isinstance(mae, ViTMAEForPreTraining) else mae
         config = LivtConfig(
             **{
                 **{field: getattr(encoder.config, field) for field in _SHARED_CONFIG},
@@ -214,18 +210,3 @@ def _side(num_patches: int) -> int:
     side = round(num_patches**0.5)
     assert side * side == num_patches, f"{num_patches} patches do not form a square"
     return side
-
-
-def _load_encoder(path: str | Path) -> ViTMAEModel:
-    model_type = AutoConfig.from_pretrained(path).model_type
-    if model_type != "vit_mae":
-        raise ValueError(
-            f"pretrained: {str(path)!r} is a {model_type!r} model; a masked autoencoder ('vit_mae') is needed, such as "
-            "one that `livt pretrain` wrote or facebook/vit-mae-base"
-        )
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # the decoder's weights are left out on purpose
-    try:
-        return ViTMAEModel.from_pretrained(path)
-    finally:
-        logging.set_verbosity(verbosity)

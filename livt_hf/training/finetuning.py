@@ -22,8 +22,9 @@ from ..data import EvalTransform, FinetuneTransform, ImageDataset, Mixup
 from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD, image_processor
 from ..evaluation.evaluate import evaluate_model, mistaken_images
 from ..models.configuration_livt import LivtConfig, encoder_sizes, store_class_counts, unused_sizes
-from ..models.loading import has_drop_path, load_classifier, load_config, load_pretrained_classifier, saved_statistics
+from ..models.loading import load_classifier, load_config
 from ..models.modeling_livt import ViTForBalancedClassification, config_for_classes
+from ..models.transfer import has_drop_path, load_pretrained_classifier, saved_statistics
 from ..optimization import Schedule
 from ..prior import ClassPrior
 from ..reporting.card import write_model_card

@@ -18,18 +18,17 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
 from torch.distributed.fsdp import register_fsdp_forward_method
 from tqdm.auto import tqdm
-from transformers import AutoConfig
 
 from ..config.arguments import PretrainArguments
 from ..data import PretrainTransform, normalize
 from ..data.transforms import image_processor
 from ..files import write_text
 from ..models.configuration_livt import LivtMAEConfig, check_width, encoder_sizes, unused_sizes
+from ..models.loading import load_model
 from ..models.modeling_livt import interpolate_position_embeddings
 from ..models.modeling_livt_mae import LivtMAEForPreTraining
 from ..optimization import Schedule, adamw, parameter_groups
@@ -187,7 +186,15 @@ def build_autoencoder(args: PretrainArguments) -> LivtMAEForPreTraining:
     """
     if args.pretrained == "none":
         return LivtMAEForPreTraining(mae_config(args))
-    given = load_autoencoder(args.pretrained)
+    given, new = load_model(
+        LivtMAEForPreTraining,
+        args.pretrained,
+        "pretrained",
+        optional=lambda model: [name for name in model.state_dict() if name.startswith("decoder.")],
+        quiet=True,
+    )
+    if new:
+        logger.info(f"{args.pretrained}: {len(new)} weights of the decoder are missing and newly initialized")
     if args.patch_size != given.config.patch_size and args.patch_size != PretrainArguments.patch_size:
         raise ValueError(
             f"patch_size: {args.patch_size} is not the {given.config.patch_size} of {args.pretrained}; leave it out"
@@ -203,26 +210,6 @@ def build_autoencoder(args: PretrainArguments) -> LivtMAEForPreTraining:
     for name in ("vit.embeddings.position_embeddings", "decoder.decoder_pos_embed"):
         weights[name] = interpolate_position_embeddings(weights[name], num_patches)
     model.load_state_dict(weights)
-    return model
-
-
-def load_autoencoder(pretrained: str) -> LivtMAEForPreTraining:
-    """A saved masked autoencoder. A file without a decoder is taken too: its decoder starts from scratch."""
-    start = f"pretrained: {pretrained!r}"
-    advice = "give the output folder of `livt pretrain`, a Hub id such as facebook/vit-mae-base, or none"
-    try:
-        model_type = AutoConfig.from_pretrained(pretrained).model_type
-        if model_type != "vit_mae":
-            raise ValueError(f"it is a {model_type!r} model, not a masked autoencoder ('vit_mae')")
-        model, info = LivtMAEForPreTraining.from_pretrained(pretrained, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{start} cannot be loaded ({str(error).strip().splitlines()[0]}); {advice}") from None
-    missing = [name for name in info["missing_keys"] if not name.startswith("decoder.")]
-    if missing:
-        raise ValueError(f"{start} lacks {len(missing)} weights of the encoder, such as {min(missing)}; {advice}")
-    if info["missing_keys"]:
-        missing_count = len(info["missing_keys"])
-        logger.info(f"{pretrained} holds no decoder ({missing_count} weights are missing): it starts from scratch")
     return model
 
 

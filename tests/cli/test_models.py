@@ -49,13 +49,13 @@ def autoencoder(tmp_path_factory):
 @pytest.mark.parametrize("pretrained", ["/no/such/folder", "no-such-organization/no-such-model"])
 def test_a_pretrained_model_that_does_not_exist_is_named(capsys, tmp_path, data, pretrained):
     error = the_error(capsys, run_stage("finetune", data, tmp_path / "out", pretrained=pretrained))
-    assert error.startswith(f"pretrained: '{pretrained}' is neither a folder with a model nor one on the Hub (")
-    assert error.endswith("); give the output folder of `livt pretrain`, an image classifier, a Hub id, or none")
+    assert error.startswith(f"pretrained: '{pretrained}' cannot be loaded as a model: ")
+    assert error.endswith("; give the output folder of `livt pretrain` or `livt finetune`, or a Hub id")
 
 
 def test_a_folder_without_a_model_is_no_pretrained_model(capsys, tmp_path, data):
     error = the_error(capsys, run_stage("finetune", data, tmp_path / "out", pretrained=data))
-    assert error.startswith(f"pretrained: '{data}' is neither a folder with a model nor one on the Hub (")
+    assert error.startswith(f"pretrained: '{data}' cannot be loaded as a model: the folder has no config.json; give")
 
 
 def test_an_adjusted_classifier_is_no_pretrained_model(capsys, tmp_path, data, classifier):
@@ -98,11 +98,14 @@ def test_models_that_cannot_be_evaluated_are_named(capsys, tmp_path, data, autoe
     def error(**options):
         return the_error(capsys, evaluate(data, classifier, tmp_path, **options))
 
-    assert error(model="/no/such") == "model: there is no folder '/no/such'"
-    assert error(model=data).startswith(f"model: '{data}' holds no config.json; give the folder that holds")
-    assert error(model=autoencoder).startswith(f"model: '{autoencoder}' cannot be loaded as an image classifier: ")
-    assert error(mae=classifier).startswith(f"mae: '{classifier}' cannot be loaded as a masked autoencoder: ")
-    assert error(mae="/no/such") == "mae: there is no folder '/no/such'"
+    no_classifier, no_autoencoder = (
+        f"cannot be loaded as {kind}" for kind in ("an image classifier", "a masked autoencoder")
+    )
+    assert error(model="/no/such").startswith(f"model: '/no/such' {no_classifier}: there is no such folder; give")
+    assert error(model=data).startswith(f"model: '{data}' {no_classifier}: the folder has no config.json; give")
+    assert error(model=autoencoder).startswith(f"model: '{autoencoder}' {no_classifier}: it is a 'vit_mae' model; give")
+    assert error(mae=classifier).startswith(f"mae: '{classifier}' {no_autoencoder}: it is a 'beit' model; give")
+    assert error(mae="/no/such").startswith(f"mae: '/no/such' {no_autoencoder}: there is no such folder; give")
 
 
 @pytest.mark.parametrize(
@@ -148,7 +151,8 @@ def test_prediction_goes_on_after_a_bad_file_and_says_which_it_was(capsys, tmp_p
 
 def test_prediction_settings_that_cannot_be_are_named(capsys, data, classifier):
     image = data / "test" / "ant" / "0.jpg"
-    assert the_error(capsys, main(words("predict", image, model="/no/such"))) == "model: there is no folder '/no/such'"
+    error = the_error(capsys, main(words("predict", image, model="/no/such")))
+    assert error.startswith("model: '/no/such' cannot be loaded as an image classifier: there is no such folder; give")
     status = main(words("predict", image, model=classifier, top_k=0))
     assert the_error(capsys, status) == "top_k: 0; at least 1 is needed"
     status = main(words("predict", image, model=classifier, device="nonsense"))

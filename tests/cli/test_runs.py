@@ -67,8 +67,11 @@ def test_further_training_arguments_are_part_of_a_run(capsys, tmp_path, data):
 
 def test_a_masked_autoencoder_is_told_from_a_classifier(capsys, tmp_path, runs, data):
     for words, message in (
-        (["--model", str(runs / "pretrain")], "it is a masked autoencoder; fine-tune it first"),
-        (["--model", str(runs / "finetune"), "--mae", str(runs / "finetune")], "it is another model; name the output"),
+        (["--model", str(runs / "pretrain")], "it is a 'vit_mae' model; give the output folder of `livt finetune`"),
+        (
+            ["--model", str(runs / "finetune"), "--mae", str(runs / "finetune")],
+            "it is a 'beit' model; give the output folder of `livt pretrain`",
+        ),
     ):
         options = ["--dataset", str(data), "--output_dir", str(tmp_path), *words]
         assert message in the_error(capsys, main(["evaluate", *options]))

@@ -129,7 +129,9 @@ def test_what_timm_has_no_vit_for_is_named(tmp_path, capsys, classifiers):
     assert error(tmp_path / "beit") == (
         f"{tmp_path / 'beit'}: use_absolute_position_embeddings is False; this needs a plain ViT, with True"
     )
-    assert error(tmp_path / "none").startswith("model: there is no folder")
+    assert error(tmp_path / "none").startswith(
+        f"model: '{tmp_path / 'none'}' cannot be loaded as an image classifier: "
+    )
 
 
 # From timm

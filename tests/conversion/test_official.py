@@ -152,7 +152,7 @@ def test_the_way_back_takes_plain_models_only(tmp_path, capsys, classifier_dir):
         return capsys.readouterr().err
 
     assert error(classifier_dir, FINETUNED) == f"error: {FINETUNED}: exists already; give the name of a new file\n"
-    assert "holds no config.json" in error(tmp_path, tmp_path / "out.pth")
+    assert "cannot be loaded as a model: the folder has no config.json; give" in error(tmp_path, tmp_path / "out.pth")
     config = json.loads((classifier_dir / "config.json").read_text())
     for field, value, message in (
         ("model_type", "vit", "is a 'vit' model; a classifier or autoencoder of ours is needed"),
@@ -166,7 +166,9 @@ def test_the_way_back_takes_plain_models_only(tmp_path, capsys, classifier_dir):
     native.save_pretrained(
         tmp_path, state_dict={k: v for k, v in native.state_dict().items() if k != "classifier.bias"}
     )
-    assert "lacks 1 weights, such as classifier.bias" in error(tmp_path, tmp_path / "out.pth")
+    assert "cannot be loaded as an image classifier: it lacks the weights classifier.bias; give" in error(
+        tmp_path, tmp_path / "out.pth"
+    )
     assert not (tmp_path / "out.pth").exists()
 
 

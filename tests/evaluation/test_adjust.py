@@ -284,7 +284,10 @@ def test_a_mean_of_two_classifiers_is_refused(tmp_path):
         (["--undo", "--tau_norm=1"], "undo: it takes no --tau_norm"),
         (["--undo"], "model: 'MODEL' is not adjusted; there is nothing to undo"),
         (["--tau_norm=1", "--output_dir=MODEL"], "output_dir: 'MODEL' is not empty; name a new folder"),
-        (["--tau_norm=1", "--model=/no/such"], "model: there is no folder '/no/such'"),
+        (
+            ["--tau_norm=1", "--model=/no/such"],
+            "model: '/no/such' cannot be loaded as an image classifier: there is no such folder; give",
+        ),
     ],
 )
 def test_what_cannot_be_adjusted_is_one_line(tmp_path, folder, capsys, options, message):

@@ -195,11 +195,15 @@ def test_bad_arguments_are_named(folder, split, tmp_path):
     data = DatasetDict(test=split)
     with pytest.raises(ValueError, match="no split 'dev'; choose one of test"):
         evaluate_checkpoint(folder, data, split="dev", output_dir=tmp_path)
-    with pytest.raises(ValueError, match="there is no folder"):
+    with pytest.raises(
+        ValueError, match="model: .* cannot be loaded as an image classifier: there is no such folder; give"
+    ):
         evaluate_checkpoint(tmp_path / "missing", data, output_dir=tmp_path)
-    with pytest.raises(ValueError, match=r"holds no config\.json"):
+    with pytest.raises(ValueError, match=r"the folder has no config\.json; give"):
         evaluate_checkpoint(tmp_path, data, output_dir=tmp_path)
-    with pytest.raises(ValueError, match="mae: .* cannot be loaded as a masked autoencoder: it is another model"):
+    with pytest.raises(
+        ValueError, match="mae: .* cannot be loaded as a masked autoencoder: it is a 'beit' model; give"
+    ):
         evaluate_checkpoint(folder, data, mae=folder, output_dir=tmp_path)
 
 

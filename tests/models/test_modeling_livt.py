@@ -177,7 +177,7 @@ def test_from_mae_names_what_does_not_fit(tmp_path):
     with pytest.raises(ValueError, match="class 'ant' has count 0"):
         ViTForBalancedClassification.from_mae(mae, {**COUNTS, "ant": 0})
     tiny_classifier().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is a 'beit' model; a masked autoencoder"):
+    with pytest.raises(ValueError, match="cannot be loaded as a masked autoencoder: it is a 'beit' model; give"):
         ViTForBalancedClassification.from_mae(tmp_path, COUNTS)
 
 

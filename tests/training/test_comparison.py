@@ -210,7 +210,10 @@ def test_post_hoc_rows_are_the_adjusted_models_of_the_same_runs(folder, tmp_path
         (["--losses=ce", "--loss=ce"], "loss: the runs differ in it; give all of them with --losses"),
         (["--losses=ce,lade", "--mixup=0.8"], "loss: lade needs hard labels"),
         (["--losses=ce", "--model_sizes=ti,s"], "model_sizes: hidden_size 16 is given, too"),
-        (["--losses=ce", "--pretrained=/no/such"], "pretrained: '/no/such' is neither a folder with a model"),
+        (
+            ["--losses=ce", "--pretrained=/no/such"],
+            "pretrained: '/no/such' cannot be loaded as a model: there is no such folder; give",
+        ),
         (["--losses=ce", "--pretrained=a/mae,b/mae"], "pretrained: a/mae, b/mae: the runs are named by the last part"),
         (["--losses=ce", "--streaming"], "streaming: nothing could be evaluated"),
     ],

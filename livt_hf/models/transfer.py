@@ -1,0 +1,191 @@
+"""Transfer: any image classifier of transformers (ViT, DeiT, Swin, DINOv2, ConvNeXt, timm) for other classes and sizes.
+
+The classifier is kept if its classes are those of the dataset, in any order; otherwise it is reinitialized as LiVT's.
+At another image size absolute positions are interpolated, as LiVT does from 224 to 384.
+
+Legend: C classes, D width, T patch tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+
+from ..class_names import class_names, match_labels, placeholder_names, set_class_names
+from ..optimization import layer_ids
+from ..prior import ClassPrior
+from .loading import classifier_layers, load_config, load_model
+from .modeling_livt import CLASSIFIER_STD, interpolate_position_embeddings
+
+
+def load_pretrained_classifier(
+    pretrained: str,
+    class_counts: Mapping[str, int],
+    *,
+    image_size: int | None = None,
+    drop_path: float = 0.0,
+    ignore_mismatched_classifier: bool = False,
+) -> PreTrainedModel:
+    """Load an image classifier and fit it to the classes of ``class_counts`` and to ``image_size``.
+
+    Args:
+        pretrained: folder or Hub id of a model that transformers can load as an image classifier, timm's included.
+        class_counts: training images per class, by name, in label order.
+        image_size: side in pixels; None: that of the checkpoint (`saved_image_size`).
+        drop_path: drop-path rate of the last block, if the architecture supports it (see `has_drop_path`).
+        ignore_mismatched_classifier: reinitialize the classifier of a checkpoint trained on other classes.
+
+    Returns:
+        The model; its config has ``image_size``, whatever the architecture.
+
+    Raises:
+        ValueError: not an image classifier, other classes, missing weights, or weights tied to another image size.
+    """
+    config, names = load_config(pretrained), list(ClassPrior(class_counts).names)
+    image_size = image_size or saved_image_size(pretrained, config)
+    rows = classifier_rows(config, names)
+    if rows is None:
+        set_class_names(config, names)
+    model, missing = _load(pretrained, config, drop_path)
+    for name, layer in classifier_layers(model).items():
+        is_new = f"{name}.weight" in missing
+        if rows is None and not is_new and not ignore_mismatched_classifier:
+            raise ValueError(
+                f"pretrained: {pretrained!r} was trained on other classes than the {len(names)} of the dataset; give "
+                "--ignore_mismatched_classifier to reinitialize its classifier"
+            )
+        if rows is None or is_new:
+            nn.init.trunc_normal_(layer.weight, std=CLASSIFIER_STD)
+            nn.init.zeros_(layer.bias)
+        else:
+            layer.load_state_dict({field: tensor[rows] for field, tensor in layer.state_dict().items()})
+    for name, parameter in model.named_parameters():
+        if name.endswith(".mask_token"):  # used in masked pretraining only; DDP expects a gradient of every parameter
+            parameter.requires_grad_(False)
+    model = with_image_size(model, image_size)
+    set_class_names(model.config, names)
+    return model
+
+
+def classifier_rows(config: PreTrainedConfig, names: Sequence[str]) -> list[int] | None:
+    """Row of the checkpoint's classifier for each class, or None if it was trained on other classes.
+
+    Placeholder names (LABEL_0, ...) carry no information: the same number of them is taken for the same classes in the
+    same order.
+    """
+    known = class_names(config)
+    if len(known) != len(names):
+        return None
+    if known == placeholder_names(len(names)):
+        return list(range(len(names)))
+    try:
+        return match_labels(names, known).tolist()
+    except ValueError:
+        return None
+
+
+def has_drop_path(config: PreTrainedConfig) -> bool:
+    """Whether the model drops paths in training: not every kind can (a ViT of transformers does not)."""
+    timm_options = getattr(config, "model_args", None) or {}
+    return bool(getattr(config, "drop_path_rate", 0.0) or timm_options.get("drop_path_rate", 0.0))
+
+
+def saved_image_size(pretrained: str, config: PreTrainedConfig) -> int:
+    """Side of the images that a checkpoint was made for: its image processor's crop, else what its config says."""
+    processor = _image_processor(pretrained)
+    for size in (getattr(processor, "crop_size", None), getattr(processor, "size", None)):
+        if size and size.get("height") and size.get("height") == size.get("width"):
+            return int(size["height"])
+    timm_size = (getattr(config, "pretrained_cfg", None) or {}).get("input_size", [None])[-1]
+    size = (getattr(config, "model_args", None) or {}).get("img_size", timm_size)
+    size = size or getattr(config, "image_size", None) or 224
+    return int(size if isinstance(size, int) else size[-1])
+
+
+def saved_statistics(pretrained: str) -> tuple[list[float], list[float]] | None:
+    """Mean and standard deviation of the pixels in 0 .. 1 that a checkpoint was trained with, if it says so."""
+    processor = _image_processor(pretrained)
+    mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
+    if mean is None:  # timm
+        timm_config = getattr(processor, "data_config", {})
+        mean, std = timm_config.get("mean"), timm_config.get("std")
+    return None if mean is None or std is None else (list(mean), list(std))
+
+
+def with_image_size(model: PreTrainedModel, image_size: int) -> PreTrainedModel:
+    """The model for images of another side, absolute positions interpolated; its config remembers the size.
+
+    Raises:
+        ValueError: other weights depend on the size, too.
+    """
+    config: Any = model.config
+    if hasattr(model, "timm_model"):
+        timm_model: Any = model.timm_model
+        if hasattr(timm_model, "set_input_size"):
+            timm_model.set_input_size(img_size=image_size)
+            config.model_args = {**(config.model_args or {}), "img_size": image_size}
+        config.image_size = image_size
+        return model
+    if getattr(config, "image_size", None) in (None, image_size, [image_size] * 2, (image_size,) * 2):
+        config.image_size = image_size
+        return model
+    config = copy.deepcopy(config)
+    config.image_size = image_size
+    resized, weights = type(model)(config), model.state_dict()
+    for name, tensor in resized.state_dict().items():
+        if name.endswith(".position_embeddings") and tensor.shape != weights[name].shape:
+            weights[name] = _interpolate(weights[name], tensor.shape[1], image_size // config.patch_size)
+        if tensor.shape != weights[name].shape:
+            raise ValueError(
+                f"image_size: {name} of the pretrained model fits its own size alone; leave the option out"
+            )
+    resized.load_state_dict(weights)
+    return resized
+
+
+def _interpolate(positions: Tensor, num_positions: int, side: int) -> Tensor:
+    """Position embeddings (1, K + T, D) with K leading tokens (CLS, distillation) for ``side * side`` patches."""
+    before_patches = num_positions - side * side - 1  # of the K, the last one goes along and stays as it is
+    resized = interpolate_position_embeddings(positions[:, before_patches:], side * side)
+    return torch.cat([positions[:, :before_patches], resized], dim=1)
+
+
+def _load(pretrained: str, config: PreTrainedConfig, drop_path: float) -> tuple[PreTrainedModel, list[str]]:
+    """The model, and the names of the weights of its top layer that the checkpoint lacks."""
+    attempts = [config]
+    if config.model_type == "timm_wrapper":
+        attempts.insert(0, copy.deepcopy(config))
+        attempts[0].model_args = {**(config.model_args or {}), "drop_path_rate": drop_path}
+    elif getattr(config, "drop_path_rate", None) is not None:
+        config.drop_path_rate = drop_path
+    for attempt in attempts:
+        # A timm model without drop path does not know the argument.
+        with contextlib.suppress(TypeError) if attempt is not config else contextlib.nullcontext():
+            return load_model(
+                AutoModelForImageClassification,
+                pretrained,
+                "pretrained",
+                config=attempt,
+                optional=_top_layer,
+                quiet=True,
+                ignore_mismatched_sizes=True,
+            )
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _top_layer(model: PreTrainedModel) -> list[str]:
+    layers = layer_ids(model)
+    return [name for name, layer in layers.items() if layer == max(layers.values())]
+
+
+def _image_processor(pretrained: str) -> Any:
+    try:
+        return AutoImageProcessor.from_pretrained(pretrained)
+    except (OSError, ValueError):
+        return None
