@@ -1,12 +1,12 @@
 """`livt adjust`: post-hoc changes of a trained classifier, folded into its last linear layer, z = W f + b.
 
     target prior    b'_i = b_i + shift_i (`prior_shift`); uniform on a model trained with CE: post-hoc logit adjustment
-    temperature     W' = W / T, b' = b / T; a shift is not divided: it is one of the calibrated model
+    temperature     W' = W / T, b' = b / T; the shift is added after the division: it is one of the calibrated model
                     (Guo et al., ICML 2017)
     tau-norm        w'_i = w_i / |w_i|^tau, no bias (Kang et al., ICLR 2020, Sec. 4.1; the official tau_norm.py)
 
-The adjusted folder loads in plain transformers and gives the same numbers there. Its config remembers the settings
-(``adjustment``), a file of its own the layer as it was, from which `undo` restores it bit by bit.
+The adjusted folder loads in plain transformers and gives the same numbers there. Its config records the settings
+(``adjustment``), and a separate file keeps the original layer, from which `undo` restores it bit for bit.
 """
 
 from __future__ import annotations
@@ -17,25 +17,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .. import data
-from ..class_names import check_same_names
-from ..files import check_new_folder as _new_folder
-from ..files import publish_files
+from ..class_names import check_same_names, class_names
+from ..files import check_new_folder, publish_files
 from ..models.loading import classifier_layer, load_classifier
 from ..prior import ClassPrior
-from .evaluate import counts_by_model_name
+from .evaluate import counts_by_model_name, open_dataset
 from .predictions import split_logits
-from .prior_shift import assumed_log_prior, read_shares, target_prior
+from .prior_shift import assumed_log_prior, read_prior, target_prior
 
-TEMPERATURES = (0.01, 100.0)  # where the fit looks
-
-
+TEMPERATURES = (0.01, 100.0)  # range of the fit
 ORIGINAL_LAYER = "classifier_before_adjustment.safetensors"
 
 
@@ -56,75 +52,89 @@ def adjust(
     """Write an adjusted copy of a classifier into a new folder.
 
     Args:
-        model: folder or Hub id of an image classifier whose logits come from a linear layer with a bias.
-        target: target prior: "uniform", "train" or a JSON file ``{class: share}``.
-        temperature: a number, or "fit": the one that minimizes the negative log-likelihood of the adjusted model on
-            ``split``. With a target prior the images of each class together weigh as much as that prior says.
-        tau_norm: exponent of the weight norms, 0 to 1 in the paper; a method of its own, not to be combined with a
-            target prior.
-        dataset: for the fit, and for the class counts of a model that does not know them.
+        model: folder or Hub id of an image classifier whose logits are computed by a linear layer with a bias.
+        target: target prior: "uniform", "train" or a JSON file ``{class: probability or count}``.
+        temperature: a number, or "fit": the temperature that minimizes the negative log-likelihood of the adjusted
+            model on ``split``; with a target prior, images are weighted so that their classes follow it.
+        tau_norm: exponent of the weight norms, 0 to 1 in the paper; cannot be combined with a target prior.
+        dataset: for the fit, and for the class counts of a model whose config has none.
         data_options: further arguments of `load_long_tailed`.
 
     Returns:
-        What the config remembers as ``adjustment``, and for a fit ``nll``: before and after it.
+        The ``adjustment`` recorded in the config; with a fit also ``nll``, the likelihood before and after it.
 
     Raises:
-        ValueError: settings that cannot work, or a model or data that do not fit.
+        ValueError: invalid settings, or a model or dataset that does not fit them.
     """
-    if target is None and temperature is None and tau_norm is None:
-        raise ValueError("adjust: nothing to do; give --target_prior, --temperature or --tau_norm (or --undo)")
-    if target is not None and tau_norm is not None:
-        raise ValueError("tau_norm: it balances the classes in its own way; give either it or --target_prior")
-    if tau_norm is not None and not math.isfinite(tau_norm):
-        raise ValueError(f"tau_norm: {tau_norm}; give a finite number, 0 to 1 as a rule")
-    fixed = 1.0 if temperature is None or temperature == "fit" else _positive(temperature)
-    output_dir = _new_folder(output_dir)
+    divisor = _check_settings(target, temperature, tau_norm)
+    output_dir = check_new_folder(output_dir)
     classifier, image_processor = load_classifier(model)
     config: Any = classifier.config
     if getattr(config, "adjustment", None):
         raise ValueError(f"model: {str(model)!r} is adjusted already; adjust the original, or --undo this one first")
-    splits = None
-    if dataset is not None:
-        splits = dataset if isinstance(dataset, DatasetDict) else data.load_long_tailed(dataset, **data_options)
+    splits = None if dataset is None else open_dataset(dataset, **data_options)[0]
     layer_name, layer = classifier_layer(classifier, image_processor)
     original = {"weight": layer.weight.detach().clone(), "bias": layer.bias.detach().clone()}
 
-    shift, class_weights = np.zeros(config.num_labels), None
+    shift, target_pi = np.zeros(config.num_labels), None
     if target is not None:
         prior = _training_prior(config, splits, model)
-        shares = target_prior(target, prior)
-        shift, class_weights = np.log(shares) - assumed_log_prior(config, prior), shares
+        target_pi = target_prior(target, prior)
+        shift = np.log(target_pi) - assumed_log_prior(config, prior)
     if tau_norm is not None:
         fold_tau_norm(layer, tau_norm)
     nll = None
-    if temperature == "fit":
-        if splits is None:
-            raise ValueError("temperature: fit needs images with labels; name the dataset with --dataset")
-        if split not in splits or not len(splits[split]):
-            raise ValueError(f"temperature: {dataset} has no images in a split {split!r} to fit on; give --split")
-        logits, labels = split_logits(classifier, splits[split], image_processor, batch_size, num_workers, device)
-        weights = None if class_weights is None else image_weights(labels, class_weights)
-        fixed = fit_temperature(logits, labels, shift, weights)
-        nll = [negative_log_likelihood(logits, labels, beta, shift, weights)[0] for beta in (1.0, 1.0 / fixed)]
-    fold(layer, fixed, shift)
-    adjustment = {
-        "target_prior": target if target in ("uniform", "train", None) else read_shares(target),
-        "temperature": fixed,
+    if divisor is None:
+        images = _images_to_fit_on(splits, split, dataset)
+        logits, labels = split_logits(classifier, images, image_processor, batch_size, num_workers, device)
+        divisor, nll = _fit(logits, labels, shift, target_pi)
+    fold(layer, divisor, shift)
+    config.adjustment = {
+        "target_prior": target if target in ("uniform", "train", None) else read_prior(target),
+        "temperature": divisor,
         "tau_norm": tau_norm,
         "layer": layer_name,
     }
-    config.adjustment = adjustment
     _save(classifier, image_processor, output_dir, original)
-    return adjustment if nll is None else {**adjustment, "nll": nll}
+    return config.adjustment if nll is None else {**config.adjustment, "nll": nll}
+
+
+def _check_settings(target: str | None, temperature: str | float | None, tau_norm: float | None) -> float | None:
+    """Number to divide the logits by, 1 by default; None if it is to be fitted. ValueError for invalid settings."""
+    if target is None and temperature is None and tau_norm is None:
+        raise ValueError("adjust: nothing to do; give --target_prior, --temperature or --tau_norm (or --undo)")
+    if target is not None and tau_norm is not None:
+        raise ValueError("tau_norm: cannot be combined with --target_prior, since both balance the classes; give one")
+    if tau_norm is not None and not math.isfinite(tau_norm):
+        raise ValueError(f"tau_norm: {tau_norm}; give a finite number, usually 0 to 1")
+    if temperature == "fit":
+        return None
+    return 1.0 if temperature is None else _positive(temperature)
+
+
+def _images_to_fit_on(splits: DatasetDict | None, split: str, dataset: Any) -> Dataset:
+    if splits is None:
+        raise ValueError("temperature: fit needs images with labels; name the dataset with --dataset")
+    if split not in splits or not len(splits[split]):
+        raise ValueError(f"temperature: {dataset} has no images in a split {split!r} to fit on; give --split")
+    return splits[split]
+
+
+def _fit(logits: Tensor, labels: Tensor, shift: np.ndarray, target_pi: np.ndarray | None) -> tuple[float, list[float]]:
+    """The temperature, and the negative log-likelihood without and with it."""
+    weights = None if target_pi is None else image_weights(labels, target_pi)
+    temperature = fit_temperature(logits, labels, shift, weights)
+    nll = [negative_log_likelihood(logits, labels, beta, shift, weights)[0] for beta in (1.0, 1.0 / temperature)]
+    return temperature, nll
 
 
 def undo(model: str | Path, output_dir: str | Path) -> dict[str, Any]:
-    """Write a copy of an adjusted classifier with its original weights, bit by bit; what the adjustment was.
+    """Write a copy of an adjusted classifier with its original weights, bit for bit; return the former adjustment.
 
     Raises:
-        ValueError: the model is not adjusted, or not from a folder that holds its original layer.
+        ValueError: the model is not adjusted, or not from a folder that contains its original layer.
     """
-    output_dir = _new_folder(output_dir)
+    output_dir = check_new_folder(output_dir)
     classifier, image_processor = load_classifier(model)
     config: Any = classifier.config
     adjustment = getattr(config, "adjustment", None)
@@ -134,8 +144,8 @@ def undo(model: str | Path, output_dir: str | Path) -> dict[str, Any]:
         original = load_file(Path(model) / ORIGINAL_LAYER)
     except (OSError, SafetensorError):
         raise ValueError(
-            f"model: {str(model)!r} has no {ORIGINAL_LAYER} that can be read, which holds the original weights; give "
-            "the folder that `livt adjust` wrote"
+            f"model: {str(model)!r} has no readable {ORIGINAL_LAYER}, which holds the original weights; give the "
+            "folder that `livt adjust` wrote"
         ) from None
     layer: Any = classifier.get_submodule(adjustment["layer"])
     with torch.no_grad():
@@ -159,11 +169,13 @@ def fold(layer: nn.Linear, temperature: float, shift: np.ndarray) -> None:
 
 @torch.no_grad()
 def fold_tau_norm(layer: nn.Linear, tau: float) -> None:
-    """Rows of the weight over their norm ** tau; the bias is dropped, as the official code does."""
+    """Divide each row of the weight by its norm ** tau; the bias is dropped, as in the official code."""
     weight = layer.weight.double()  # (C, D)
     norms = weight.norm(dim=1, keepdim=True)
     if not (norms > 0).all():
-        raise ValueError("tau_norm: a class has the weight 0 in the classifier, which has no norm to divide by")
+        raise ValueError(
+            "tau_norm: a class has a weight vector of norm 0 in the classifier, which cannot be normalized"
+        )
     layer.weight.copy_(weight / norms**tau)
     layer.bias.zero_()
 
@@ -172,12 +184,12 @@ def fold_tau_norm(layer: nn.Linear, tau: float) -> None:
 
 
 def _training_prior(config: Any, splits: DatasetDict | None, model: str | Path) -> ClassPrior:
-    """Class counts of the config, or of the train split, which the config then remembers."""
-    names = [config.id2label[label] for label in range(config.num_labels)]
+    """Class counts of the config, or of the train split, which are then stored in the config."""
+    names = class_names(config)
     if getattr(config, "class_counts", None) is None:
         if splits is None or "train" not in splits:
             raise ValueError(
-                f"target_prior: {str(model)!r} holds no class counts; name the dataset that it was trained on with "
+                f"target_prior: the config of {str(model)!r} has no class counts; name its training dataset with "
                 "--dataset"
             )
         config.class_counts = counts_by_model_name(splits["train"], config)
@@ -208,24 +220,24 @@ def _save(
 def fit_temperature(logits: Tensor, labels: Tensor, shift: np.ndarray, weights: Tensor | None = None) -> float:
     """The T that minimizes the negative log-likelihood of ``softmax(logits / T + shift)``.
 
-    It is convex in 1 / T: bisection of its slope, to a relative precision of 1e-6.
+    The likelihood is convex in 1 / T: bisection of its slope, to a relative precision of 1e-6.
 
     Args:
         logits: float (N, C).
         labels: int64 (N,).
         shift: (C,).
-        weights: (N,), of the images; None counts each the same.
+        weights: (N,), of the images; by default all are equal.
 
     Raises:
-        ValueError: there is no minimum within `TEMPERATURES`, such as where all predictions are right.
+        ValueError: there is no minimum within `TEMPERATURES`, e.g. because all predictions are correct.
     """
     low, high = 1.0 / TEMPERATURES[1], 1.0 / TEMPERATURES[0]
     slopes = [negative_log_likelihood(logits, labels, beta, shift, weights)[1] for beta in (low, high)]
     if not slopes[0] < 0 < slopes[1]:
         bound = TEMPERATURES[0 if slopes[1] <= 0 else 1]
         raise ValueError(
-            f"temperature: the likelihood of {len(labels)} images still grows at {bound:g}: all predictions are right, "
-            "or no better than chance; give a number, or more images"
+            f"temperature: the likelihood of {len(labels)} images still grows at {bound:g}: all predictions are "
+            "correct, or no better than chance; give a number, or more images"
         )
     while high / low > 1.0 + 1e-6:
         middle = math.sqrt(low * high)
@@ -239,7 +251,7 @@ def fit_temperature(logits: Tensor, labels: Tensor, shift: np.ndarray, weights: 
 def negative_log_likelihood(
     logits: Tensor, labels: Tensor, beta: float, shift: np.ndarray, weights: Tensor | None = None
 ) -> tuple[float, float]:
-    """Mean of ``-log softmax(beta * logits + shift)[label]``, and its slope in beta; a chunk of images at a time."""
+    """Mean of ``-log softmax(beta * logits + shift)[label]``, and its slope in beta, over chunks of images."""
     total, slope = 0.0, 0.0
     weights = torch.ones(len(labels), dtype=torch.float64) if weights is None else weights
     for z, y, w in zip(logits.split(1024), labels.split(1024), weights.split(1024), strict=True):
@@ -250,7 +262,7 @@ def negative_log_likelihood(
     return total / float(weights.sum()), slope / float(weights.sum())
 
 
-def image_weights(labels: Tensor, shares: np.ndarray) -> Tensor:
-    """Weights (N,) with which the classes have the given shares (C,), those without an image left out."""
-    counts = torch.bincount(labels, minlength=len(shares))
-    return torch.from_numpy(shares)[labels] / counts[labels]
+def image_weights(labels: Tensor, target: np.ndarray) -> Tensor:
+    """Weights (N,) that give each class its probability in the prior ``target`` (C,); absent classes are left out."""
+    counts = torch.bincount(labels, minlength=len(target))
+    return torch.from_numpy(target)[labels] / counts[labels]

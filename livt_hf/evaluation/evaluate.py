@@ -10,6 +10,7 @@ Legend: B batch, C classes, H, W image size, G patches a side, T = G * G patches
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,10 @@ from ..prior import ClassPrior
 from ..reporting.charts import plot_reconstructions
 from ..reporting.evaluation_report import write_report
 from ..reporting.provenance import command_line, hardware, versions
-from .predictions import ProcessorTransform, choose_device, mean_and_std, predict_split
+from .predictions import ProcessorTransform, check_loader_options, choose_device, mean_and_std, predict_split
 from .prior_shift import assumed_log_prior, long_tailed_priors, prior_accuracies
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate_checkpoint(
@@ -57,40 +60,29 @@ def evaluate_checkpoint(
     """Evaluate a saved classifier on one split of a dataset and write the report: `livt evaluate`.
 
     Args:
-        model: folder or Hub id of an image classifier; one of ours knows its class counts and shot groups, for any
-            other one the counts of the dataset's train split are used.
-        dataset: anything that `livt_hf.data.load_long_tailed` takes, or what it returned.
-        output_dir: where results.json, report.md, report.html and the pictures go.
+        model: folder or Hub id of an image classifier. If its config has no class counts, those of the dataset's train
+            split define the shot groups.
+        dataset: source for `livt_hf.data.load_long_tailed`, or a loaded dataset.
+        output_dir: folder for results.json, report.md, report.html and the charts.
         split: split to evaluate on.
-        mae: folder or Hub id of a masked autoencoder whose reconstructions are shown in the report.
-        test_prior: also the accuracies under forward and backward long-tailed test distributions.
+        mae: folder or Hub id of a masked autoencoder whose reconstructions are added to the report.
+        test_prior: also report the accuracy under forward and backward long-tailed test distributions.
         data_options: further arguments of `load_long_tailed`, such as ``data_dir`` or ``imbalance_factor``.
 
     Returns:
-        What results.json holds.
+        The content of results.json.
 
     Raises:
         ValueError: no such model, dataset or split, or class names that differ.
     """
-    for option, value, smallest in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
-        if value < smallest:
-            raise ValueError(f"{option}: {value}; at least {smallest} is needed")
+    check_loader_options(batch_size, num_workers)
     check_folder(output_dir)
     device = choose_device(device)
     classifier, image_processor = load_classifier(model)
-    if isinstance(dataset, DatasetDict):
-        name, splits = "a DatasetDict", dataset
-    else:
-        name, splits = str(dataset), data.load_long_tailed(dataset, **data_options)
-    if split not in splits:
-        raise ValueError(f"split: {name} has no split {split!r}; choose one of {', '.join(splits)}")
+    splits, name = open_dataset(dataset, split, **data_options)
     counts_from = None
     if getattr(classifier.config, "class_counts", None) is None:
-        if "train" not in splits:
-            raise ValueError(f"model: {str(model)!r} holds no class counts, and {name} has no train split to count")
-        classifier.config.class_counts = counts_by_model_name(splits["train"], classifier.config)
-        counts_from = f"train split of {name}"
-        print(f"{model} holds no class counts: the shot groups follow the {counts_from}")
+        counts_from = _take_class_counts(classifier.config, splits, str(model), name)
     results = evaluate_model(
         classifier,
         splits[split],
@@ -104,10 +96,40 @@ def evaluate_checkpoint(
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     if mae is not None:
-        picture = output_dir / "reconstructions.png"
-        results["reconstructions"] = draw_reconstructions(mae, splits[split], results["class_counts"], picture)
+        chart = output_dir / "reconstructions.png"
+        results["reconstructions"] = draw_reconstructions(mae, splits[split], results["class_counts"], chart)
     write_report(results, output_dir, mistaken_images(results, splits[split]))
     return results
+
+
+def open_dataset(
+    dataset: str | Path | DatasetDict, split: str | None = None, **data_options: Any
+) -> tuple[DatasetDict, str]:
+    """The splits of a dataset, loaded by `load_long_tailed` unless it is loaded already, and its name for messages.
+
+    Raises:
+        ValueError: no such dataset, or it has no split ``split``.
+    """
+    if isinstance(dataset, DatasetDict):
+        splits, name = dataset, "a DatasetDict"
+    else:
+        splits, name = data.load_long_tailed(dataset, **data_options), str(dataset)
+    if split is not None and split not in splits:
+        raise ValueError(f"split: {name} has no split {split!r}; choose one of {', '.join(splits)}")
+    return splits, name
+
+
+def _take_class_counts(config: Any, splits: DatasetDict, model: str, dataset: str) -> str:
+    """Set the class counts of a config to those of the train split; return where they are from."""
+    if "train" not in splits:
+        raise ValueError(
+            f"model: the config of {model!r} has no class counts, and {dataset} has no train split to count; evaluate "
+            "on a dataset with the training images"
+        )
+    config.class_counts = counts_by_model_name(splits["train"], config)
+    source = f"train split of {dataset}"
+    logger.info(f"the config of {model} has no class counts: shot groups are defined by the {source}")
+    return source
 
 
 def counts_by_model_name(train: Dataset, config: Any) -> dict[str, int]:
@@ -135,20 +157,19 @@ def evaluate_model(
     description: Mapping[str, Any] | None = None,
     test_prior: bool = False,
 ) -> dict[str, Any]:
-    """Evaluate a classifier that knows its class counts on a split.
+    """Evaluate a classifier whose config has class counts on a split.
 
     Args:
-        model: a `ViTForBalancedClassification`, or another image classifier whose config was given ``class_counts``
-            (training images by class name).
-        split: images and labels as `livt_hf.data` has them. Its classes are matched with the model's by name.
+        model: a `ViTForBalancedClassification`, or another image classifier with ``class_counts`` (training images by
+            class name) in its config.
+        split: images and labels as loaded by `livt_hf.data`. Classes are matched with the model's by name.
         image_processor: the checkpoint's.
         device: e.g. "cuda:1"; by default the GPU if there is one.
-        description: what else results.json shall say: ``model``, ``dataset``, ``seed``, ``command``, ...
-        test_prior: also the accuracies under other test distributions, see `prior_accuracies`.
+        description: further entries of results.json: ``model``, ``dataset``, ``seed``, ``command``, ...
+        test_prior: also report the accuracy under other test distributions, see `prior_accuracies`.
 
     Returns:
-        The dict of results.json: all accuracies and calibration errors in percent. ``top5`` is None where there are at
-        most five classes.
+        The content of results.json; accuracies and calibration errors are in percent.
 
     Raises:
         ValueError: the class names of model and data differ.
@@ -156,22 +177,28 @@ def evaluate_model(
     device = choose_device(device)
     config: Any = model.config
     names = class_names(config)
-    data_names = split.features["label"].names
-    label_of = data.match_labels(data_names, names, "the dataset")
+    label_of = data.match_labels(split.features["label"].names, names, "the dataset")
     check_same_names(names, config.class_counts, "the checkpoint", "the class counts")
-    counts = {name: int(config.class_counts[name]) for name in names}
+    prior = ClassPrior({name: config.class_counts[name] for name in names})
+    test_priors = long_tailed_priors(prior) if test_prior else {}
+    shifts = np.log(list(test_priors.values())) - assumed_log_prior(config, prior) if test_prior else None  # (P, C)
 
     images = data.ImageDataset(split, ProcessorTransform(image_processor))
     loader = data.evaluation_loader(images, batch_size, num_workers)
-    priors, shifts = {}, None
-    if test_prior:
-        prior = ClassPrior(counts)
-        priors = long_tailed_priors(prior)
-        shifts = np.log(list(priors.values())) - assumed_log_prior(config, prior)  # (P, C)
     predicted = predict_split(model, loader, *mean_and_std(image_processor), device, label_of, shifts)
-    outcome = (predicted["labels"], predicted["predictions"])
-    groups = getattr(config, "shot_groups", None)
-    accuracy = long_tail_accuracy(*outcome, counts, groups)
+    return {
+        **describe(model, description or {}),
+        "images": len(split),
+        **measure(predicted, prior, getattr(config, "shot_groups", None)),
+        **({"test_prior": prior_accuracies(predicted, test_priors)} if test_prior else {}),
+        "versions": versions(),
+        "hardware": hardware(device),
+    }
+
+
+def describe(model: PreTrainedModel, description: Mapping[str, Any]) -> dict[str, Any]:
+    """The first entries of results.json: what was evaluated. ``description`` fills in what the model does not know."""
+    config: Any = model.config
     return {
         "model": None,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -182,27 +209,43 @@ def evaluate_model(
         "adjustment": getattr(config, "adjustment", None),
         "seed": None,
         "command": command_line(),
-        **(description or {}),
-        "images": len(split),
-        **{measure: accuracy[measure] for measure in ("accuracy", "many", "medium", "few")},
-        **calibration_error(*outcome, predicted["confidences"]),
-        "top5": 100.0 * float(predicted["in_top5"].mean()) if len(names) > 5 else None,
-        **{measure: accuracy[measure] for measure in ("macro_accuracy", "worst_class", "harmonic_mean")},
+        **description,
+    }
+
+
+def measure(
+    predicted: Mapping[str, np.ndarray], prior: ClassPrior, groups: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """All metrics of results.json, from the predictions of a split.
+
+    Args:
+        predicted: ``labels``, ``predictions``, ``confidences``, ``true_probabilities`` and ``in_top5``, each of shape
+            (N,), as returned by `predict_split`.
+        prior: of the training images.
+        groups: definition of the shot groups, see `ClassPrior.groups`.
+
+    Returns:
+        Accuracies and calibration errors in percent; ``top5`` is None if there are at most five classes.
+    """
+    counts = dict(zip(prior.names, prior.counts.tolist(), strict=True))
+    outcome = (predicted["labels"], predicted["predictions"])
+    confidences = predicted["confidences"]
+    accuracy = long_tail_accuracy(*outcome, counts, groups)
+    return {
+        **{name: accuracy[name] for name in ("accuracy", "many", "medium", "few")},
+        **calibration_error(*outcome, confidences),
+        "top5": 100.0 * float(predicted["in_top5"].mean()) if len(prior) > 5 else None,
+        **{name: accuracy[name] for name in ("macro_accuracy", "worst_class", "harmonic_mean")},
         "pdc": prediction_calibration(*outcome, counts),
         "groups": accuracy["groups"],
         "group_confusion": group_confusion(*outcome, counts, groups),
         "confused_pairs": confused_pairs(*outcome, counts),
-        "hardest_images": hardest_images(
-            *outcome, predicted["confidences"], predicted["true_probabilities"], counts, groups
-        ),
+        "hardest_images": hardest_images(*outcome, confidences, predicted["true_probabilities"], counts, groups),
         "per_class": accuracy["per_class"],
         "class_counts": counts,
-        "test_counts": _count(predicted["labels"], names),
-        "predicted_counts": _count(predicted["predictions"], names),
-        "reliability": reliability_bins(*outcome, predicted["confidences"]),
-        **({"test_prior": prior_accuracies(predicted, priors)} if test_prior else {}),
-        "versions": versions(),
-        "hardware": hardware(device),
+        "test_counts": _count(predicted["labels"], prior.names),
+        "predicted_counts": _count(predicted["predictions"], prior.names),
+        "reliability": reliability_bins(*outcome, confidences),
     }
 
 

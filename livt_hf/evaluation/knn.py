@@ -21,9 +21,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Subset
 
-from ..data import ImageDataset, evaluation_loader, normalize
+from ..data import ImageDataset, evaluation_loader
 from ..metrics import long_tail_accuracy
 from ..models.modeling_livt_mae import LivtMAEForPreTraining
+from .predictions import batch_outputs
 
 NEIGHBORS, TEMPERATURE = 20, 0.07
 QUERIES_AT_ONCE = 256  # rows of the similarity matrix in memory
@@ -65,7 +66,6 @@ def knn_accuracy(
     return {f"probe_{name}": round(accuracy[name], 3) for name in measures if accuracy[name] is not None}
 
 
-@torch.no_grad()
 def encode(
     accelerator: Accelerator,
     model: LivtMAEForPreTraining,
@@ -82,13 +82,14 @@ def encode(
     # Every process encodes equally many, the last ones twice where they do not go round. The keys name an epoch, as in
     # training: a bad image is then replaced instead of ending the run.
     mine = Subset(images, [(0, min(index, len(images) - 1)) for index in range(start, start + share)])  # type: ignore[misc]
-    features, labels = [], []
-    for batch in evaluation_loader(mine, batch_size, num_workers):
-        pixels = normalize(batch["pixel_values"].to(accelerator.device, non_blocking=True), mean, std)
+
+    def forward(pixel_values: Tensor) -> Tensor:
         with accelerator.autocast():
-            features.append(model.features(pixels).float())
-        labels.append(batch["labels"].to(accelerator.device))
-    gathered = accelerator.gather((torch.cat(features), torch.cat(labels)))
+            return model.features(pixel_values)
+
+    loader = evaluation_loader(mine, batch_size, num_workers)
+    features, labels = zip(*batch_outputs(forward, loader, mean, std, accelerator.device), strict=True)
+    gathered = accelerator.gather((torch.cat(features), torch.cat(labels).to(accelerator.device)))
     return gathered[0][: len(images)], gathered[1][: len(images)]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,13 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .. import data
+from ..class_names import class_names
 
 Statistics = Sequence[float]  # of the pixels in 0 .. 1, per channel
 
 
 def choose_device(device: str | None) -> str:
-    """``device``, or by default the GPU if there is one. Raises ValueError where there is no such device."""
+    """``device``, by default the GPU if there is one. Raises ValueError if this machine has no such device."""
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -26,14 +27,16 @@ def choose_device(device: str | None) -> str:
     except RuntimeError:
         raise ValueError(f"device: {device!r} is unknown; use cpu, cuda or cuda:NUMBER") from None
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device: {device!r} is not there; this machine has {torch.cuda.device_count()} usable GPUs")
+        raise ValueError(
+            f"device: {device!r} is not available; this machine has {torch.cuda.device_count()} usable GPUs"
+        )
     return device
 
 
 class ProcessorTransform:
     """Resize and crop of a saved image processor: uint8 (3, h, w) -> ``pixel_values`` uint8 (3, H, W), not normalized.
 
-    Hence evaluation, `livt predict` and a pipeline see the same pixels, whichever processor a checkpoint has.
+    Evaluation, `livt predict` and a pipeline thus see the same pixels, whichever processor a checkpoint has.
 
     Raises:
         ValueError: a processor that always normalizes, as that of timm's own checkpoints.
@@ -42,8 +45,8 @@ class ProcessorTransform:
     def __init__(self, image_processor: Any):
         if not hasattr(image_processor, "do_normalize"):
             raise ValueError(
-                f"model: its {type(image_processor).__name__} cannot leave out the normalization; evaluate what `livt "
-                "finetune --pretrained` makes of this model, which has another processor"
+                f"model: its {type(image_processor).__name__} cannot leave out the normalization; fine-tune the model "
+                "with `livt finetune --pretrained`, which saves another processor, and evaluate the result"
             )
         self.image_processor = image_processor
 
@@ -59,13 +62,62 @@ class ProcessorTransform:
 
 
 def mean_and_std(image_processor: Any) -> tuple[Statistics, Statistics]:
-    """The statistics that the processor normalizes pixels in 0 .. 1 with."""
+    """Mean and standard deviation, per channel, with which the processor normalizes pixels in 0..1."""
     if not image_processor.do_normalize:
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     return tuple(image_processor.image_mean), tuple(image_processor.image_std)
 
 
-@torch.no_grad()  # not inference_mode: a model that goes on training would keep inference tensors
+@torch.no_grad()  # not inference_mode: a model that is trained further would keep inference tensors
+def batch_outputs(
+    forward: Callable[[Tensor], Tensor],
+    loader: Iterable[Mapping[str, Tensor]],
+    mean: Statistics,
+    std: Statistics,
+    device: str | torch.device,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Run a model over a dataset: yield its outputs, float32 (B, ...), and the labels, int64 (B,), of each batch.
+
+    Args:
+        forward: maps normalized pixel values, float32 (B, 3, H, W) on ``device``, to the outputs to keep.
+        loader: yields ``pixel_values``, uint8 (B, 3, H, W), and ``labels``.
+        mean, std: of the pixels in 0..1, per channel.
+    """
+    for batch in loader:
+        pixel_values = data.normalize(batch["pixel_values"].to(device, non_blocking=True), mean, std)
+        yield forward(pixel_values).float(), batch["labels"]
+
+
+def batch_logits(
+    model: PreTrainedModel,
+    loader: Iterable[Mapping[str, Tensor]],
+    mean: Statistics,
+    std: Statistics,
+    device: str | torch.device,
+    label_of: np.ndarray | None = None,
+    description: str = "evaluate",
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits, float32 (B, C), and the model's labels, int64 (B,), of each batch, both on ``device``.
+
+    The model is moved to ``device`` and set to evaluation mode. Arguments as in `predict_split`; ``description`` labels
+    the progress bar.
+
+    Raises:
+        ValueError: a logit is not finite.
+    """
+    model.to(device).eval()  # type: ignore[arg-type]
+    mapping = None if label_of is None else torch.from_numpy(label_of)
+
+    def forward(pixel_values: Tensor) -> Tensor:
+        return model(pixel_values.to(model.dtype)).logits
+
+    batches = tqdm(loader, desc=description, unit="batch", disable=None)
+    for logits, labels in batch_outputs(forward, batches, mean, std, device):
+        if not torch.isfinite(logits).all():
+            raise ValueError("model: its logits are not finite; the checkpoint is damaged, or its training diverged")
+        yield logits, (labels if mapping is None else mapping[labels]).to(device)
+
+
 def predict_split(
     model: PreTrainedModel,
     loader: Iterable[Mapping[str, Tensor]],
@@ -75,14 +127,14 @@ def predict_split(
     label_of: np.ndarray | None = None,
     shifts: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Run the model over a split and keep a few numbers of each image.
+    """Run a classifier over a split and keep a few numbers per image.
 
     Args:
-        model: image classifier; is put on ``device`` and into evaluation mode.
+        model: image classifier; it is moved to ``device`` and set to evaluation mode.
         loader: yields ``pixel_values``, uint8 (B, 3, H, W), and ``labels``, int64 (B,).
-        mean, std: of the pixels in 0 .. 1, per channel.
-        label_of: int64 (classes of the data,), the model's label of each of the data's; by default they are the same.
-        shifts: float (P, C), added to the logits for further predictions.
+        mean, std: of the pixels in 0..1, per channel.
+        label_of: int64 (classes of the data,), the model's label of each class of the data; by default the same label.
+        shifts: float (P, C), each added to the logits for further predictions.
 
     Returns:
         The model's ``labels`` and ``predictions``, int64 (N,); ``confidences`` and ``true_probabilities``, float64
@@ -92,17 +144,10 @@ def predict_split(
     Raises:
         ValueError: a logit is not finite.
     """
-    model.to(device).eval()  # type: ignore[arg-type]
-    mapping = None if label_of is None else torch.from_numpy(label_of)
-    # Python numbers, not arrays: these would lie between the freed logits of each batch, so that the allocator could
-    # not use their space again and memory grew as if all logits were kept.
+    # Lists of Python numbers: arrays would be allocated between the freed logits of the batches, so that the allocator
+    # could not reuse that space and memory would grow as if all logits were kept.
     parts: dict[str, list[Any]] = {}
-    for batch in tqdm(loader, desc="evaluate", unit="batch", disable=None):
-        pixel_values = data.normalize(batch["pixel_values"].to(device, non_blocking=True), mean, std)
-        logits = model(pixel_values.to(model.dtype)).logits.float()  # (B, C)
-        if not torch.isfinite(logits).all():
-            raise ValueError("model: its logits are not finite; the checkpoint is damaged, or its training diverged")
-        labels = (batch["labels"] if mapping is None else mapping[batch["labels"]]).to(device)  # (B,)
+    for logits, labels in batch_logits(model, loader, mean, std, device, label_of):
         probabilities = logits.softmax(dim=-1)
         confidences, predictions = probabilities.max(dim=-1)
         best = logits.topk(min(5, logits.shape[1])).indices  # (B, 5)
@@ -114,33 +159,34 @@ def predict_split(
             "in_top5": (best == labels[:, None]).any(dim=1),
         }
         if shifts is not None:
-            moved = [(logits + torch.from_numpy(shift).to(logits)).argmax(dim=-1) for shift in shifts]
-            kept["shifted_predictions"] = torch.stack(moved, dim=1)  # (B, P)
+            shifted = [(logits + torch.from_numpy(shift).to(logits)).argmax(dim=-1) for shift in shifts]
+            kept["shifted_predictions"] = torch.stack(shifted, dim=1)  # (B, P)
         for name, values in kept.items():
             parts.setdefault(name, []).extend(values.tolist())
     return {name: np.array(values) for name, values in parts.items()}
 
 
-@torch.no_grad()
 def split_logits(
     model: PreTrainedModel, split: Dataset, image_processor: Any, batch_size: int, num_workers: int, device: str | None
 ) -> tuple[Tensor, Tensor]:
-    """Logits, float32 (N, C), and the model's labels, int64 (N,), of a split; classes are matched by name."""
+    """Logits, float32 (N, C), and the model's labels, int64 (N,), of a split, on the CPU; classes are matched by name.
+
+    The model is on the CPU afterwards.
+    """
+    check_loader_options(batch_size, num_workers)
+    device = choose_device(device)
+    label_of = data.match_labels(split.features["label"].names, class_names(model.config), "the dataset")
+    loader = data.evaluation_loader(
+        data.ImageDataset(split, ProcessorTransform(image_processor)), batch_size, num_workers
+    )
+    batches = batch_logits(model, loader, *mean_and_std(image_processor), device, label_of, "temperature")
+    logits, labels = zip(*((logits.cpu(), labels.cpu()) for logits, labels in batches), strict=True)
+    model.to("cpu")  # type: ignore[arg-type]
+    return torch.cat(logits), torch.cat(labels)
+
+
+def check_loader_options(batch_size: int, num_workers: int) -> None:
+    """ValueError if ``batch_size`` is below 1 or ``num_workers`` negative."""
     for option, value, smallest in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
         if value < smallest:
             raise ValueError(f"{option}: {value}; at least {smallest} is needed")
-    device = choose_device(device)
-    config: Any = model.config
-    names = [config.id2label[label] for label in range(config.num_labels)]
-    label_of = torch.from_numpy(data.match_labels(split.features["label"].names, names, "the dataset"))
-    mean, std = mean_and_std(image_processor)
-    images = data.ImageDataset(split, ProcessorTransform(image_processor))
-    model.to(device).eval()  # type: ignore[arg-type]
-    logits, labels = [], []
-    loader = data.evaluation_loader(images, batch_size, num_workers)
-    for batch in tqdm(loader, desc="temperature", unit="batch", disable=None):
-        pixel_values = data.normalize(batch["pixel_values"].to(device), mean, std)
-        logits.append(model(pixel_values.to(model.dtype)).logits.float().cpu())
-        labels.append(label_of[batch["labels"]])
-    model.to("cpu")  # type: ignore[arg-type]
-    return torch.cat(logits), torch.cat(labels)

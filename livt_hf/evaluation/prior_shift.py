@@ -1,9 +1,9 @@
-"""Which class shares a model's logits assume, which ones they meet, and the logit shift from the one to the other.
+"""The class prior that a model's logits assume, other test priors, and the logit shift from one to the other.
 
     shift_i = log q_i - log p_i,  q the target prior, p the assumed one: p_i ~ pi_i ^ (1 - tau) after a balanced loss
     with tau, pi_i after any other (Menon et al., ICLR 2021, Eq. 9 with q uniform; Hong et al., CVPR 2021, PC softmax)
 
-A constant added to all classes changes nothing, so the shares need not be normalized.
+A constant added to all logits changes nothing, so priors need not be normalized.
 """
 
 from __future__ import annotations
@@ -23,19 +23,21 @@ TEST_IMBALANCE_FACTORS = (50, 25, 10, 5, 2)  # Hong et al., CVPR 2021, Table 3
 
 
 def assumed_log_prior(config: Any, prior: ClassPrior) -> np.ndarray:
-    """Logarithm of the class shares that a model's logits assume, float64 (C,), up to a constant.
+    """Logarithm of the class prior that a model's logits assume, float64 (C,), up to a constant.
 
     Args:
-        config: of the model: its ``loss`` and ``tau`` (none: an unbalanced loss), its ``adjustment``, and whether it
-            met each class equally often (``class_balanced_batches``: cRT, LWS), which leaves equal shares.
+        config: of the model: its ``loss`` and ``tau`` (without a loss, an unbalanced one is assumed), ``adjustment``,
+            and ``class_balanced_batches`` (cRT, LWS: every class was sampled equally often; a uniform prior).
         prior: of its training images.
 
     Raises:
-        ValueError: the model was tau-normalized, which leaves the shares unknown.
+        ValueError: the model was tau-normalized, so its prior is unknown.
     """
     adjustment = getattr(config, "adjustment", None) or {}
     if adjustment.get("tau_norm") is not None:
-        raise ValueError("model: its classifier was tau-normalized: which class shares its logits assume is unknown")
+        raise ValueError(
+            "model: its classifier was tau-normalized, so the class prior that its logits assume is unknown"
+        )
     if adjustment.get("target_prior") is not None:
         return np.log(target_prior(adjustment["target_prior"], prior))
     if getattr(config, "class_balanced_batches", False):  # --stage classifier, without a balanced loss
@@ -45,83 +47,87 @@ def assumed_log_prior(config: Any, prior: ClassPrior) -> np.ndarray:
 
 
 def target_prior(description: str | Mapping[str, float], prior: ClassPrior) -> np.ndarray:
-    """Class shares, float64 (C,), that sum to 1.
+    """A class prior, float64 (C,), that sums to 1.
 
     Args:
-        description: "uniform", "train" (those of ``prior``), a JSON file ``{class: share}``, or such a mapping; the
-            shares may be counts.
+        description: "uniform", "train" (``prior`` itself), a JSON file ``{class: probability or count}``, or such a
+            mapping.
 
     Raises:
-        ValueError: no such file, other classes, or a share that is not above 0.
+        ValueError: no such file, other classes, or a value that is not above 0.
     """
     if description == "uniform":
         return np.full(len(prior), 1.0 / len(prior))
     if description == "train":
         return prior.pi
     if isinstance(description, str):
-        description = read_shares(description)
+        description = read_prior(description)
     check_same_names(prior.names, description, "the model", "target_prior")
-    for name, share in description.items():
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < float("inf"):
-            raise ValueError(f"target_prior: class {name!r} has the share {share!r}; it must be a number above 0")
-    shares = np.array([description[name] for name in prior.names], dtype=np.float64)
-    return shares / shares.sum()
+    for name, value in description.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise ValueError(f"target_prior: class {name!r} has the value {value!r}; it must be a number above 0")
+    values = np.array([description[name] for name in prior.names], dtype=np.float64)
+    return values / values.sum()
 
 
-def read_shares(file: str) -> dict[str, float]:
-    """A JSON file ``{class: share}``."""
+def read_prior(file: str) -> dict[str, float]:
+    """Read a JSON file ``{class: probability or count}``; ValueError if it is missing or something else."""
     try:
-        shares = json.loads(Path(file).read_text(encoding="utf-8"))
+        values = json.loads(Path(file).read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(
-            f"target_prior: {file!r} is neither uniform nor train nor a file that can be read ({error.strerror})"
+            f"target_prior: {file!r} is neither uniform nor train nor a readable file ({error.strerror})"
         ) from None
     except ValueError:
-        raise ValueError(f"target_prior: {file!r} is not valid JSON; write {{class name: share}}") from None
-    if not isinstance(shares, dict):
-        raise ValueError(f"target_prior: {file!r} must hold {{class name: share}}")
-    return shares
+        raise ValueError(
+            f"target_prior: {file!r} is not valid JSON; write {{class name: probability or count}}"
+        ) from None
+    if not isinstance(values, dict):
+        raise ValueError(f"target_prior: {file!r} must contain {{class name: probability or count}}")
+    return values
 
 
 def long_tailed_priors(prior: ClassPrior) -> dict[str, np.ndarray]:
-    """The test distributions of the long-tail literature: ``{name: shares (C,)}``, from forward 50 to backward 50.
+    """The test priors of the long-tail literature: ``{name: prior (C,)}``, from forward 50 to backward 50.
 
-    Forward: the k-th largest training class has a share in proportion to ``factor ** (-k / (C - 1))``, backward: the
-    k-th smallest (equal counts in label order).
+    Forward: the probability of the k-th largest training class is proportional to ``factor ** (-k / (C - 1))``;
+    backward: that of the k-th smallest (equal counts in label order).
     """
     rank = np.empty(len(prior), dtype=np.int64)
     rank[np.argsort(-prior.counts, kind="stable")] = np.arange(len(prior))
 
-    def shares(factor: float, ranks: np.ndarray) -> np.ndarray:
+    def exponential(factor: float, ranks: np.ndarray) -> np.ndarray:
         weights = float(factor) ** (-ranks / (len(prior) - 1))
         return weights / weights.sum()
 
-    forward = {f"forward {factor}": shares(factor, rank) for factor in TEST_IMBALANCE_FACTORS}
-    backward = {f"backward {factor}": shares(factor, len(prior) - 1 - rank) for factor in TEST_IMBALANCE_FACTORS[::-1]}
-    return {**forward, "uniform": shares(1, rank), **backward}
+    forward = {f"forward {factor}": exponential(factor, rank) for factor in TEST_IMBALANCE_FACTORS}
+    backward = {
+        f"backward {factor}": exponential(factor, len(prior) - 1 - rank) for factor in TEST_IMBALANCE_FACTORS[::-1]
+    }
+    return {**forward, "uniform": exponential(1, rank), **backward}
 
 
 def prior_accuracies(predicted: Mapping[str, np.ndarray], priors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Accuracy in percent under test distributions, with and without the logit shift to them.
+    """Accuracy in percent under several test priors, without and with the logit shift to each.
 
-    No image is drawn or left out: each class's accuracy counts with its share, which is the expectation over all test
-    sets that could be drawn with these shares. Classes without a test image are left out, the others' shares rescaled.
+    Nothing is resampled: per-class accuracies are weighted by the prior, which is the expectation over all test sets
+    with that prior. Classes without a test image are left out, and the prior of the others is rescaled.
 
     Args:
         predicted: ``labels``, ``predictions`` (N,) and ``shifted_predictions`` (N, P), of `predict_split`.
-        priors: P shares (C,), by name.
+        priors: P priors (C,), by name.
 
     Returns:
         ``{name: {"accuracy", "shifted"}}``.
     """
     labels = predicted["labels"]
     outcomes = {}
-    for place, (name, shares) in enumerate(priors.items()):
-        images = np.bincount(labels, minlength=len(shares))
-        weights = shares[labels] / images[labels] / shares[images > 0].sum()  # (N,), of sum 1
+    for index, (name, prior) in enumerate(priors.items()):
+        images = np.bincount(labels, minlength=len(prior))
+        weights = prior[labels] / images[labels] / prior[images > 0].sum()  # (N,), sums to 1
         correct = {
             "accuracy": predicted["predictions"] == labels,
-            "shifted": predicted["shifted_predictions"][:, place] == labels,
+            "shifted": predicted["shifted_predictions"][:, index] == labels,
         }
         outcomes[name] = {measure: 100.0 * float(weights[right].sum()) for measure, right in correct.items()}
     return outcomes

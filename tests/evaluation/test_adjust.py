@@ -98,7 +98,7 @@ def logits(folder):
         return model(pixel_values).logits.double().numpy()
 
 
-def test_the_shift_turns_the_assumed_shares_into_the_target():
+def test_the_assumed_prior_depends_on_loss_tau_and_adjustment():
     prior = ClassPrior(COUNTS)
     for loss, tau, power in (("ce", 1.0, 1.0), ("bal_ce", 1.0, 0.0), ("bal_bce", 0.4, 0.6), (None, None, 1.0)):
         config = type("Config", (), {"loss": loss, "tau": tau})
@@ -119,7 +119,7 @@ def test_the_shift_turns_the_assumed_shares_into_the_target():
         ("bal_ce", 0.5, "uniform", -0.5 * np.log(PI)),
     ],
 )
-def test_logits_move_by_the_log_of_the_ratio_of_the_shares(tmp_path, loss, tau, target, shift):
+def test_logits_shift_by_the_log_ratio_of_the_priors(tmp_path, loss, tau, target, shift):
     save_model(tmp_path / "before", loss, tau)
     adjust(tmp_path / "before", tmp_path / "after", target=target)
     moved = logits(tmp_path / "after") - logits(tmp_path / "before")
@@ -155,8 +155,7 @@ def test_the_fitted_temperature_is_the_minimum_of_the_likelihood():
     assert nll[1] == pytest.approx(torch.nn.functional.cross_entropy(3.0 * true / fitted, labels).item(), rel=1e-12)
 
 
-def test_weights_make_the_likelihood_that_of_other_shares():
-    """Each image of a class repeated is the same as its weight."""
+def test_weighting_images_equals_repeating_them():
     generator = torch.Generator().manual_seed(0)
     z, shift = torch.randn(6, 3, generator=generator), np.array([0.3, 0.0, -1.0])
     labels = torch.tensor([0, 0, 0, 1, 2, 2])
@@ -251,7 +250,7 @@ def test_other_models_with_a_linear_classifier_take_the_counts_of_the_data(tmp_p
         sizes = {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1]}
         model = ResNetForImageClassification(ResNetConfig(**sizes, **names))
     save(model, tmp_path / "model")
-    with pytest.raises(ValueError, match="holds no class counts; name the dataset"):
+    with pytest.raises(ValueError, match="has no class counts; name its training dataset"):
         adjust(tmp_path / "model", tmp_path / "out", target="uniform")
     adjust(tmp_path / "model", tmp_path / "out", target="uniform", dataset=images)
     moved = logits(tmp_path / "out") - logits(tmp_path / "model")
@@ -271,8 +270,8 @@ def test_a_mean_of_two_classifiers_is_refused(tmp_path):
     ("options", "message"),
     [
         ([], "adjust: nothing to do; give --target_prior"),
-        (["--target_prior=unifrom"], "target_prior: 'unifrom' is neither uniform nor train nor a file"),
-        (["--target_prior=FILE", "--tau_norm=1"], "tau_norm: it balances the classes in its own way"),
+        (["--target_prior=unifrom"], "target_prior: 'unifrom' is neither uniform nor train nor a readable file"),
+        (["--target_prior=FILE", "--tau_norm=1"], "tau_norm: cannot be combined with --target_prior"),
         (
             ["--target_prior=FILE"],
             "class names of the model and target_prior differ; only in the model: 'bee'",
@@ -304,9 +303,9 @@ def test_what_cannot_be_adjusted_is_one_line(tmp_path, folder, capsys, options, 
 
 def test_targets_adjusted_models_and_data_that_do_not_fit(tmp_path, folder, images):
     prior = ClassPrior(COUNTS)
-    with pytest.raises(ValueError, match="class 'bee' has the share 0; it must be a number above 0"):
+    with pytest.raises(ValueError, match="class 'bee' has the value 0; it must be a number above 0"):
         target_prior({"ant": 1, "bee": 0, "cat": 1}, prior)
-    for text, message in (("[1, 2]", "must hold {class name: share}"), ("{", "is not valid JSON")):
+    for text, message in (("[1, 2]", "must contain {class name: probability or count}"), ("{", "is not valid JSON")):
         (tmp_path / "file.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             target_prior(str(tmp_path / "file.json"), prior)
@@ -336,14 +335,14 @@ def test_forward_and_backward_follow_the_training_counts():
     np.testing.assert_allclose(priors["uniform"], [1 / 3] * 3)
 
 
-def test_weighting_classes_is_the_accuracy_of_a_test_set_with_these_shares():
+def test_prior_accuracies_weight_classes_by_the_prior():
     labels = np.array([0, 0, 0, 0, 1, 1, 3])
     predicted = {
         "labels": labels,
         "predictions": np.array([0, 0, 0, 1, 1, 0, 3]),  # 75 %, 50 %, -, 100 %
         "shifted_predictions": np.array([[0], [0], [0], [0], [0], [0], [3]]),  # 100 %, 0 %, -, 100 %
     }
-    # class 2 has no test image: the shares of the others become 4/8, 3/8, 1/8
+    # class 2 has no test image: the prior of the others becomes 4/8, 3/8, 1/8
     outcome = prior_accuracies(predicted, {"forward": np.array([0.4, 0.3, 0.2, 0.1])})["forward"]
     assert outcome["accuracy"] == pytest.approx(4 / 8 * 75 + 3 / 8 * 50 + 1 / 8 * 100)
     assert outcome["shifted"] == pytest.approx(4 / 8 * 100 + 1 / 8 * 100)

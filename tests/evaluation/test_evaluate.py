@@ -13,10 +13,10 @@ from transformers import BeitConfig, BeitForImageClassification, BeitImageProces
 
 from helpers.results import GROUPS, naughty_results
 from helpers.tiny_models import save_tiny
-from livt_hf import LivtConfig, LivtMAEForPreTraining, ViTForBalancedClassification
+from livt_hf import ClassPrior, LivtConfig, LivtMAEForPreTraining, ViTForBalancedClassification
 from livt_hf.class_names import label_names
 from livt_hf.data import normalize
-from livt_hf.evaluation.evaluate import counts_by_model_name, evaluate_checkpoint, evaluate_model
+from livt_hf.evaluation.evaluate import counts_by_model_name, evaluate_checkpoint, evaluate_model, measure
 from livt_hf.evaluation.predictions import predict_split
 from livt_hf.metrics import calibration_error
 from livt_hf.models.configuration_livt import LivtMAEConfig
@@ -99,23 +99,11 @@ def test_numbers_are_those_of_a_plain_pipeline(folder, split, tmp_path):
 def test_results_have_the_schema(folder, split, tmp_path):
     results = evaluate_checkpoint(folder, DatasetDict(test=split), output_dir=tmp_path)
     assert json.loads((tmp_path / "results.json").read_text()) == results
-    schema = {
-        "model",
-        "parameters",
-        "dataset",
-        "loss",
-        "tau",
-        "pretrained",
-        "seed",
-        "accuracy",
-        "many",
-        "medium",
-        "few",
-    }
-    schema |= {"top5", "macro_accuracy", "worst_class", "harmonic_mean", "pdc", "group_confusion", "confused_pairs"}
-    schema |= {"hardest_images", "test_counts", "predicted_counts"}
-    schema |= {"ece", "mce", "groups", "per_class", "command", "versions", "hardware"}
-    assert schema <= set(results)
+    assert " ".join(results) == (
+        "model parameters dataset loss tau pretrained adjustment seed command split class_counts_from images accuracy "
+        "many medium few ece mce top5 macro_accuracy worst_class harmonic_mean pdc groups group_confusion "
+        "confused_pairs hardest_images per_class class_counts test_counts predicted_counts reliability versions hardware"
+    )
     assert results["groups"] == {"definition": GROUPS, "sizes": {"many": 1, "medium": 1, "few": 1}}
     assert list(results["per_class"]) == list(results["class_counts"]) == list(COUNTS)
     assert (results["loss"], results["tau"], results["images"]) == ("bal_bce", 1.0, 7)
@@ -129,6 +117,35 @@ def test_results_have_the_schema(folder, split, tmp_path):
             assert picture.width > 600
         assert (tmp_path / name).stat().st_size < 60_000
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_metrics_of_four_predictions():
+    """Six classes, of which a is many-shot, b and c are few-shot; d, e and f have no test images."""
+    predicted = {
+        "labels": np.array([0, 0, 1, 2]),
+        "predictions": np.array([0, 1, 1, 0]),
+        "confidences": np.array([1.0, 0.5, 0.5, 0.9]),
+        "true_probabilities": np.array([1.0, 0.25, 0.5, 0.05]),
+        "in_top5": np.array([True, True, True, False]),
+    }
+    prior = ClassPrior({"a": 60, "b": 2, "c": 1, "d": 30, "e": 30, "f": 30})
+    values = measure(predicted, prior, {"many": 40, "few": 3})
+    assert {name: values[name] for name in ("accuracy", "many", "medium", "few", "top5")} == {
+        "accuracy": 50.0,
+        "many": 50.0,
+        "medium": None,
+        "few": 50.0,
+        "top5": 75.0,
+    }
+    assert values["ece"] == pytest.approx(
+        (90.0 + 0.0) / 4
+    )  # bins 0.5: two images, 50 %; 0.9: one, wrong; 1: one, right
+    assert [entry["index"] for entry in values["hardest_images"]] == [3]
+    assert values["group_confusion"]["few"] == {"many": 1, "medium": 0, "few": 1}
+    assert values["test_counts"] == {"a": 2, "b": 1, "c": 1, "d": 0, "e": 0, "f": 0}
+    assert values["predicted_counts"] == {"a": 2, "b": 2, "c": 0, "d": 0, "e": 0, "f": 0}
+    five = ClassPrior({"a": 60, "b": 2, "c": 1, "d": 30, "e": 30})
+    assert measure(predicted, five)["top5"] is None
 
 
 def test_classes_are_matched_by_name(model, processor, split):
@@ -184,7 +201,7 @@ def test_a_plain_model_takes_its_counts_from_the_train_split(processor, split, t
     assert results["loss"] is None
     assert results["many"] is None
     assert results["groups"]["definition"] == {"many": 100, "few": 20, "by": "count"}
-    assert "holds no class counts" in capsys.readouterr().out
+    assert "has no class counts" in capsys.readouterr().out
     report = (tmp_path / "out" / "report.md").read_text()
     assert "The checkpoint stores no class counts; those of the train split" in report
     with pytest.raises(ValueError, match="no train split to count"):
