@@ -3,7 +3,7 @@
 
 import sys
 
-from livt_hf.cli import run, run_convert
+from livt_hf.cli import main
 
 if __name__ == "__main__":
-    sys.exit(run(run_convert))
+    sys.exit(main(["convert", *sys.argv[1:]]))

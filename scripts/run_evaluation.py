@@ -3,7 +3,7 @@
 
 import sys
 
-from livt_hf.cli import run, run_evaluate
+from livt_hf.cli import main
 
 if __name__ == "__main__":
-    sys.exit(run(run_evaluate))
+    sys.exit(main(["evaluate", *sys.argv[1:]]))

@@ -3,7 +3,7 @@
 
 import sys
 
-from livt_hf.cli import run, run_finetune
+from livt_hf.cli import main
 
 if __name__ == "__main__":
-    sys.exit(run(run_finetune))
+    sys.exit(main(["finetune", *sys.argv[1:]]))

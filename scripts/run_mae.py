@@ -3,7 +3,7 @@
 
 import sys
 
-from livt_hf.cli import run, run_pretrain
+from livt_hf.cli import main
 
 if __name__ == "__main__":
-    sys.exit(run(run_pretrain))
+    sys.exit(main(["pretrain", *sys.argv[1:]]))

@@ -1,132 +1,349 @@
-"""Options of both stages: one dataclass a stage, filled from defaults, a recipe, a YAML file and the command line.
+"""Options of both stages, in groups that belong together, from which the arguments of each stage inherit.
 
-Later ones win: dataclass defaults < ``--recipe NAME`` < ``--config FILE.yaml`` < command line. The defaults are the
-paper's for ImageNet-LT; a recipe names the source of each of its values.
+Defaults are the paper's for ImageNet-LT (those of pretraining, where the stages differ); a recipe names the source of
+each of its values. `parsing.py` fills them from the command line. Standard library only: ``--help`` is immediate.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import math
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
-
-import yaml
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
-from transformers import HfArgumentParser, TrainingArguments
+from typing import Any, ClassVar, Literal
 
 from ..files import check_folder
-from ..losses import BALANCED_LOSSES, LOSS_NAMES, check_loss_name
+from .options import (
+    AT_LEAST_1,
+    BELOW_1,
+    FINITE,
+    FRACTION,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    Options,
+    option,
+    redefine,
+)
 
-RECIPES = Path(__file__).parent / "recipes"
-
-
-def option(default: Any, text: str) -> Any:
-    """A dataclass field with its line of help."""
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": text})
-    return field(default=default, metadata={"help": text})
+# The names of `livt_hf.losses`, which a test holds against it: importing it would load torch.
+LossName = Literal["ce", "bce", "bal_ce", "bal_bce", "cb_ce", "cb_bce", "focal", "ldam", "las", "lade"]
+BALANCED_LOSSES = ("bal_ce", "bal_bce", "lade")
 
 
 @dataclass
-class StageArguments:
-    """What both stages share, mostly with the values of pretraining."""
+class DataSource(Options):
+    """Where images come from; of every command that reads a dataset."""
 
-    recipe: str | None = option(None, "Name of a recipe in livt_hf/recipes: a dataset and all its values.")
-    config: str | None = option(None, "YAML file of options, applied after the recipe.")
-    dataset: str = option("", "Named dataset, image folder (train/CLASS/*.jpg), Parquet folder, CSV or Hub id.")
-    data_dir: str | None = option(None, "Folder that holds the images, for datasets that only list them.")
-    image_column: str | None = option(None, "Column with the images, if it cannot be told from its type.")
-    label_column: str | None = option(None, "Column with the labels, if it cannot be told from its type.")
-    train_list: str | None = option(None, "Training images, lines `path label`, for datasets that are lists.")
-    val_list: str | None = option(None, "The same for validation.")
-    test_list: str | None = option(None, "The same for testing.")
-    streaming: bool = option(False, "Read the training images from Parquet files or the Hub as they pass.")
-    many: int = option(100, "Many-shot classes have more training images (or, by rank: this many largest classes).")
-    few: int = option(20, "Few-shot classes have fewer training images (or, by rank: this many smallest classes).")
-    group_by: Literal["count", "rank"] = option("count", "What --many and --few count.")
-    class_counts: str | None = option(None, "JSON file {name: count}, so that a stream need not be counted first.")
-    imbalance_factor: float | None = option(None, "Make the training split long-tailed: largest / smallest class.")
-    imbalance_profile: Literal["exp", "step"] = option("exp", "Shape of the long tail made by --imbalance_factor.")
-    imbalance_seed: int | None = option(None, "Seed of which images that tail keeps, instead of --seed.")
-    output_dir: str = option("", "Where the model, checkpoints and logs go.")
-    seed: int = option(0, "Seed of weights, sample order and augmentation.")
+    TITLE: ClassVar[str] = "Dataset"
 
-    model_size: Literal["ti", "s", "b", "l", "h"] = option("b", "Size of the ViT, where nothing pretrained says it.")
-    hidden_size: int | None = option(None, "Width of the encoder, instead of that of --model_size.")
-    num_hidden_layers: int | None = option(None, "Blocks of the encoder, instead of those of --model_size.")
-    num_attention_heads: int | None = option(None, "Heads of the encoder, instead of those of --model_size.")
-    patch_size: int = option(16, "Side of a patch in pixels.")
-    image_size: int | None = option(None, "Side of the input image in pixels: 224, or that of --pretrained.")
-    mean: list[float] | None = option(None, "Channel means for normalization, in 0..1: of --pretrained, or ImageNet's.")
-    std: list[float] | None = option(None, "Channel standard deviations, in 0..1: of --pretrained, or ImageNet's.")
-    min_crop_scale: float = option(0.2, "Smallest share of an image's area that a random crop keeps.")
-    horizontal_flip: float = option(0.5, "Probability of a horizontal flip.")
-
-    epochs: float = option(800, "Passes over the data.")
-    warmup_epochs: float = option(40, "Epochs of linear warm-up.")
-    base_lr: float = option(1.5e-4, "Learning rate at an effective batch of 256; scaled linearly with the batch.")
-    betas: list[float] = option([0.9, 0.95], "AdamW betas.")
-    batch_size: int = option(64, "Images a process and micro-batch.")
-    gradient_accumulation_steps: int = option(1, "Micro-batches an optimizer step.")
-    min_lr: float = option(0.0, "Learning rate at the end.")
-    weight_decay: float = option(0.05, "Weight decay; 1-d parameters have none.")
-    max_steps: int | None = option(None, "Optimizer steps, also the length of the schedule, instead of --epochs.")
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
-        None, "Compute type; unless given, what accelerate launch was told."
+    dataset: str = option(
+        "",
+        "Named dataset, image folder (train/CLASS/*.jpg), Parquet folder, CSV file or Hub id.",
+        replaces={"data": ""},
     )
-    num_workers: int = option(4, "Data loading processes a process.")
-    max_bad_images: int = option(100, "Unreadable images to replace by others before the run stops.")
-
-    save_every: int = option(500, "Steps between checkpoints.")
-    save_total_limit: int = option(2, "Checkpoints to keep.")
-    logging_steps: int = option(20, "Steps between lines of metrics.jsonl.")
-    push_to_hub: bool = option(False, "Upload the model to the Hub, in the background while training.")
-    hub_model_id: str | None = option(None, "Repository to upload to, ORG/NAME; made if it does not exist.")
-    hub_private_repo: bool = option(False, "Make a new repository private.")
-    hub_revision: str | None = option(None, "Branch to upload to, instead of main.")
-    hub_strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"] = option(
-        "every_save",
-        "end: the final model; every_save: also each saved one; the others: checkpoints to resume from, too.",
+    data_dir: str | None = option(None, "Folder with the images, for datasets that only list them.")
+    image_column: str | None = option(
+        None,
+        "Image column (default: found by its type).",
+        replaces={"remove_unused_columns": " and --label_column"},
     )
-    resume: str = option("auto", "auto (newest complete checkpoint of the output folder), never, or a checkpoint.")
+    label_column: str | None = option(None, "Label column (default: found by its type).")
+    train_list: str | None = option(None, "Training list, lines `path label`, for datasets given as lists.")
+    val_list: str | None = option(None, "Validation list.")
+    test_list: str | None = option(None, "Test list.")
+
+    def source_options(self) -> dict[str, str | None]:
+        """Keyword arguments of `load_long_tailed` beside the source."""
+        names = ("data_dir", "image_column", "label_column", "train_list", "val_list", "test_list")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass
+class InferenceArguments(Options):
+    """How a trained model is run over images."""
+
+    TITLE: ClassVar[str] = "Inference"
+
+    batch_size: int = option(64, "Batch size.", AT_LEAST_1)
+    num_workers: int = option(4, "DataLoader workers.", NOT_NEGATIVE)
+    device: str | None = option(None, "Device, e.g. cpu or cuda:1 (default: the GPU if there is one).")
+
+
+@dataclass
+class ShotGroups(Options):
+    """The definition of many-, medium- and few-shot classes."""
+
+    TITLE: ClassVar[str] = "Dataset"
+
+    many: int = option(
+        100,
+        "Many-shot classes have more training images (by rank: number of largest classes).",
+        NOT_NEGATIVE,
+    )
+    few: int = option(
+        20,
+        "Few-shot classes have fewer training images (by rank: number of smallest classes).",
+        NOT_NEGATIVE,
+    )
+    group_by: Literal["count", "rank"] = option("count", "Define shot groups by image count or by rank.")
+
+    def shot_groups(self) -> dict[str, Any]:
+        """Keyword arguments of `ClassPrior.groups`."""
+        return {"many": self.many, "few": self.few, "by": self.group_by}
+
+
+@dataclass
+class LongTail(Options):
+    """The long tail that a balanced training split is cut to."""
+
+    TITLE: ClassVar[str] = "Dataset"
+
+    imbalance_factor: float | None = option(
+        None, "Subsample the training split to this ratio of largest to smallest class.", in_card=True
+    )
+    imbalance_profile: Literal["exp", "step"] = option("exp", "Profile of the subsampled class counts.")
+    imbalance_seed: int | None = option(None, "Seed of the subsampling (default: --seed).", SEED)
+
+
+@dataclass
+class DataArguments(LongTail, ShotGroups, DataSource):
+    """The dataset of a stage."""
+
+    streaming: bool = option(False, "Stream the training images from Parquet files or the Hub (no local copy).")
+    class_counts: str | None = option(None, "JSON file {name: count}, so that a stream is not counted first.")
 
     def __post_init__(self) -> None:
-        for name, (is_allowed, allowed) in _LIMITS.items():
-            value = getattr(self, name, None)
-            if value is not None and not is_allowed(value):
-                raise ValueError(f"{name}: {value} is out of range; it must be {allowed}")
-        if self.push_to_hub and not self.hub_model_id:
-            raise ValueError("push_to_hub: upload to which repository? name it with --hub_model_id ORG/NAME")
-        if self.hub_model_id:
-            check_repo_id(self.hub_model_id)
-        for name in ("mean", "std"):
-            if getattr(self, name) is not None and len(getattr(self, name)) != 3:
-                raise ValueError(f"{name}: give 3 numbers (red, green, blue), got {getattr(self, name)}")
+        super().__post_init__()
+        if self.class_counts is not None and not self.streaming:
+            raise ValueError("class_counts: only --streaming reads it; leave it out, and the images are counted")
+
+
+@dataclass
+class ModelArguments(Options):
+    """Sizes of the ViT."""
+
+    TITLE: ClassVar[str] = "Model"
+
+    pretrained: str = option("none", "Checkpoint to start from.", changes="model", replaces={"model": ""})
+    model_size: Literal["ti", "s", "b", "l", "h"] = option("b", "ViT size; ignored with --pretrained.", changes="model")
+    hidden_size: int | None = option(
+        None, "Encoder width (default: that of --model_size).", AT_LEAST_1, changes="model"
+    )
+    num_hidden_layers: int | None = option(
+        None, "Number of encoder layers (default: that of --model_size).", AT_LEAST_1, changes="model"
+    )
+    num_attention_heads: int | None = option(
+        None, "Number of encoder attention heads (default: that of --model_size).", AT_LEAST_1, changes="model"
+    )
+    patch_size: int = option(16, "Patch size in pixels.", AT_LEAST_1, changes="model")
+    image_size: int | None = option(
+        None, "Input size in pixels (default: that of --pretrained, or 224).", AT_LEAST_1, changes="model"
+    )
+
+
+@dataclass
+class OptimizerArguments(Options):
+    """AdamW, its schedule, and the batch."""
+
+    TITLE: ClassVar[str] = "Optimization"
+
+    epochs: float = option(
+        800, "Number of training epochs.", POSITIVE, in_card=True, replaces={"num_train_epochs": "", "num_epochs": ""}
+    )
+    warmup_epochs: float = option(
+        40,
+        "Epochs of linear warmup.",
+        NOT_NEGATIVE,
+        in_card=True,
+        replaces={
+            "warmup_steps": "",
+            "warmup_ratio": "",
+            "lr_scheduler_type": " and --min_lr (the schedule is the paper's)",
+            "lr_scheduler_kwargs": " and --min_lr (the schedule is the paper's)",
+        },
+    )
+    max_steps: int | None = option(
+        None,
+        "Optimizer steps, which also set the length of the schedule; overrides --epochs.",
+        AT_LEAST_1,
+        in_card=True,
+    )
+    batch_size: int = option(
+        64,
+        "Batch size per device.",
+        AT_LEAST_1,
+        in_card=True,
+        replaces={
+            "per_device_train_batch_size": "",
+            "dataloader_drop_last": " (the last incomplete batch of an epoch is dropped)",
+        },
+    )
+    gradient_accumulation_steps: int = option(1, "Gradient accumulation steps.", AT_LEAST_1, in_card=True)
+    base_lr: float = option(
+        1.5e-4,
+        "Learning rate at an effective batch size of 256; scaled linearly with the batch.",
+        POSITIVE,
+        in_card=True,
+        replaces=dict.fromkeys(("learning_rate", "lr", "blr"), " (it is scaled with the batch)"),
+    )
+    min_lr: float = option(0.0, "Learning rate at the end of the cosine schedule.", NOT_NEGATIVE, in_card=True)
+    betas: list[float] = option(
+        [0.9, 0.95],
+        "AdamW betas.",
+        in_card=True,
+        replaces={
+            "adam_beta1": "",
+            "adam_beta2": "",
+            "adam_epsilon": " (the rest of AdamW is torch's, as in the official code)",
+            "optim": " (the optimizer is AdamW)",
+            "optim_args": " (the optimizer is AdamW)",
+        },
+    )
+    weight_decay: float = option(
+        0.05, "Weight decay; 1-d parameters have none.", NOT_NEGATIVE, in_card=True, replaces={"wd": ""}
+    )
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
+        None,
+        "Mixed precision (default: as configured by `accelerate launch`).",
+        in_card=True,
+        replaces={"bf16": " bf16", "fp16": " fp16", "bf16_full_eval": " bf16", "fp16_full_eval": " fp16"},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.max_steps is None and self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"warmup_epochs: {self.warmup_epochs} of {self.epochs} epochs would never reach the learning rate; "
                 "lower --warmup_epochs too"
             )
-        if self.std is not None and not all(value > 0 for value in self.std):
-            raise ValueError(f"std: must be positive, got {self.std}")
-        if self.class_counts is not None and not self.streaming:
-            raise ValueError("class_counts: only --streaming reads it; leave it out, and the images are counted")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas: give 2 numbers, at least 0 and below 1, got {self.betas}")
 
-    def require(self, *names: str) -> None:
-        """ValueError if one of the named options was not given at all."""
-        for name in names:
-            if not getattr(self, name):
-                raise ValueError(
-                    f"{name}: none was given; name one with --{name}" + " or a --recipe" * (name == "dataset")
+
+@dataclass
+class AugmentationArguments(Options):
+    """What happens to a training image."""
+
+    TITLE: ClassVar[str] = "Augmentation"
+
+    min_crop_scale: float = option(0.2, "Smallest fraction of the image area that a random crop keeps.", in_card=True)
+    horizontal_flip: float = option(0.5, "Probability of a horizontal flip.", in_card=True)
+    mean: list[float] | None = option(
+        None, "Channel means for normalization, in 0..1 (default: those of --pretrained, or ImageNet's)."
+    )
+    std: list[float] | None = option(
+        None, "Channel standard deviations for normalization, in 0..1 (default: as --mean)."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("mean", "std"):
+            if getattr(self, name) is not None and len(getattr(self, name)) != 3:
+                raise ValueError(f"{name}: give 3 numbers (red, green, blue), got {getattr(self, name)}")
+        if self.std is not None and not all(value > 0 for value in self.std):
+            raise ValueError(f"std: must be positive, got {self.std}")
+
+
+@dataclass
+class RunArguments(Options):
+    """Where a run writes, what it saves, and how it loads its images."""
+
+    TITLE: ClassVar[str] = "Run"
+
+    recipe: str | None = option(
+        None, "Recipe in livt_hf/config/recipes: a dataset and all its values.", changes="nothing", in_command=False
+    )
+    config: str | None = option(
+        None, "YAML file of options, applied after the recipe.", changes="nothing", in_command=False
+    )
+    output_dir: str = option("", "Folder for the model, checkpoints and logs.", changes="nothing")
+    seed: int = option(
+        0, "Seed of weights, sample order and augmentation.", SEED, in_card=True, replaces={"data_seed": ""}
+    )
+    save_every: int = option(
+        500,
+        "Steps between checkpoints.",
+        AT_LEAST_1,
+        changes="nothing",
+        in_command=False,
+        replaces={"save_steps": "", "save_strategy": ""},
+    )
+    save_total_limit: int = option(2, "Number of checkpoints to keep.", AT_LEAST_1, changes="nothing", in_command=False)
+    logging_steps: int = option(
+        20, "Steps between lines of metrics.jsonl.", AT_LEAST_1, changes="nothing", in_command=False
+    )
+    resume: str = option(
+        "auto",
+        "auto (newest complete checkpoint of the output folder), never, or a checkpoint.",
+        changes="nothing",
+        in_command=False,
+        replaces={"resume_from_checkpoint": "", "ignore_data_skip": ""},
+    )
+    num_workers: int = option(
+        4,
+        "DataLoader workers per process.",
+        NOT_NEGATIVE,
+        changes="nothing",
+        in_command=False,
+        replaces={
+            "dataloader_num_workers": "",
+            "workers": "",
+            **{
+                f"dataloader_{name}": " (the rest of data loading is set by this package)"
+                for name in (
+                    "pin_memory",
+                    "prefetch_factor",
+                    "persistent_workers",
+                    "in_order",
+                    "multiprocessing_context",
                 )
+            },
+        },
+    )
+    max_bad_images: int = option(
+        100, "Unreadable images to replace before the run stops with an error.", NOT_NEGATIVE, changes="nothing"
+    )
+
+
+@dataclass
+class HubArguments(Options):
+    """Publishing."""
+
+    TITLE: ClassVar[str] = "Hub"
+
+    push_to_hub: bool = option(
+        False, "Upload the model to the Hub, in the background during training.", changes="nothing"
+    )
+    hub_model_id: str | None = option(
+        None, "Repository to upload to, ORG/NAME; created if it does not exist.", changes="nothing"
+    )
+    hub_private_repo: bool = option(False, "Make a new repository private.", changes="nothing", aliases=["private"])
+    hub_revision: str | None = option(
+        None, "Branch to upload to (default: main).", changes="nothing", aliases=["revision"]
+    )
+    hub_strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"] = option(
+        "every_save",
+        "end: the final model; every_save: also each saved one; the others: also checkpoints to resume from.",
+        changes="nothing",
+        replaces={"hub_always_push": " (the newest waiting checkpoint is uploaded next)"},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.push_to_hub and not self.hub_model_id:
+            raise ValueError("push_to_hub: upload to which repository? name it with --hub_model_id ORG/NAME")
+
+
+@dataclass
+class StageArguments(
+    HubArguments, RunArguments, AugmentationArguments, OptimizerArguments, ModelArguments, DataArguments
+):  # dataclasses collect the fields of the last base first
+    """Arguments of both stages, with the defaults of pretraining."""
+
+    REQUIRED: ClassVar[tuple[str, ...]] = ("dataset", "output_dir")
+
+    def require(self) -> None:
+        """ValueError if the dataset or the output folder is missing or cannot be used."""
+        super().require()
         check_folder(self.output_dir)
         images, output_dir = Path(self.dataset).expanduser().absolute(), Path(self.output_dir).absolute()
         inside = images in output_dir.parents and not (images / "train").is_dir()  # it would be read as a class
@@ -134,92 +351,99 @@ class StageArguments:
             raise ValueError(f"output_dir: {self.output_dir!r} lies in the folder of the images; name one outside")
 
     def data_options(self) -> dict[str, Any]:
-        """Keyword arguments of `load_long_tailed`, beside the source."""
-        names = ("data_dir", "image_column", "label_column", "train_list", "val_list", "test_list")
-        options = {name: getattr(self, name) for name in (*names, "imbalance_factor", "imbalance_profile")}
-        return {**options, "seed": self.seed if self.imbalance_seed is None else self.imbalance_seed}
-
-    def shot_groups(self) -> dict[str, Any]:
-        return {"many": self.many, "few": self.few, "by": self.group_by}
-
-
-def check_repo_id(repo_id: str) -> None:
-    """ValueError, in one line, unless it can be the name of a repository."""
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"hub_model_id: {repo_id!r} cannot name a repository ({reason}); write ORG/NAME") from None
-
-
-_Limit = tuple[Callable[[float], bool], str]
-_AT_LEAST_1: _Limit = (lambda value: value >= 1, "at least 1")
-_POSITIVE: _Limit = (lambda value: 0 < value < math.inf, "above 0")
-_NOT_NEGATIVE: _Limit = (lambda value: 0 <= value < math.inf, "at least 0")
-_SEED: _Limit = (lambda value: 0 <= value < 2**32, "at least 0 and below 2**32")
-# option -> what its value must satisfy (NaN satisfies nothing), and how an error says it
-_LIMITS: dict[str, _Limit] = {
-    "batch_size": _AT_LEAST_1,
-    "gradient_accumulation_steps": _AT_LEAST_1,
-    "max_steps": _AT_LEAST_1,
-    "save_every": _AT_LEAST_1,
-    "save_total_limit": _AT_LEAST_1,
-    "logging_steps": _AT_LEAST_1,
-    "eval_every": _AT_LEAST_1,
-    "image_size": _AT_LEAST_1,
-    "patch_size": _AT_LEAST_1,
-    "hidden_size": _AT_LEAST_1,
-    "num_hidden_layers": _AT_LEAST_1,
-    "num_attention_heads": _AT_LEAST_1,
-    "decoder_hidden_size": _AT_LEAST_1,
-    "decoder_num_hidden_layers": _AT_LEAST_1,
-    "decoder_num_attention_heads": _AT_LEAST_1,
-    "epochs": _POSITIVE,
-    "base_lr": _POSITIVE,
-    "min_lr": _NOT_NEGATIVE,
-    "warmup_epochs": _NOT_NEGATIVE,
-    "weight_decay": _NOT_NEGATIVE,
-    "num_workers": _NOT_NEGATIVE,
-    "max_bad_images": _NOT_NEGATIVE,
-    "many": _NOT_NEGATIVE,
-    "few": _NOT_NEGATIVE,
-    "seed": _SEED,
-    "imbalance_seed": _SEED,
-    "layer_decay": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
-    "drop_path": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
-    "crop_ratio": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
-    "ema": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
-    "drw_epoch": _NOT_NEGATIVE,
-    "tau": (math.isfinite, "a finite number"),
-    "picture_every": _NOT_NEGATIVE,
-    "probe_every": _NOT_NEGATIVE,
-}
+        """Keyword arguments of `load_long_tailed` beside the source."""
+        tail = {"imbalance_factor": self.imbalance_factor, "imbalance_profile": self.imbalance_profile}
+        seed = self.seed if self.imbalance_seed is None else self.imbalance_seed
+        return {**self.source_options(), **tail, "seed": seed}
 
 
 @dataclass
 class PretrainArguments(StageArguments):
     """Masked generative pretraining. Defaults: the paper's table for all its datasets."""
 
-    pretrained: str = option("none", "Masked autoencoder to go on from: a folder or Hub id (facebook/vit-mae-base).")
-    mean: list[float] = option([0.485, 0.456, 0.406], "Channel means for normalization, in 0..1.")
-    std: list[float] = option([0.229, 0.224, 0.225], "Channel standard deviations for normalization, in 0..1.")
-    mask_ratio: float = option(0.75, "Share of the patches that are hidden.")
-    norm_pix_loss: bool = option(True, "Predict pixels normalized per patch.")
-    partial_reconstruction: float = option(1.0, "Share of the hidden patches that are predicted; below 1 is faster.")
-    decoder_hidden_size: int = option(512, "Width of the decoder.")
-    decoder_num_hidden_layers: int = option(8, "Blocks of the decoder.")
-    decoder_num_attention_heads: int = option(16, "Heads of the decoder.")
+    TITLE: ClassVar[str] = "Masked pretraining"
 
-    compile: bool = option(False, "Compile the model with torch.compile.")
-    tf32: bool = option(False, "TF32 matrix products where the type is float32 (NVIDIA GPUs since Ampere).")
-    gradient_checkpointing: bool = option(False, "Compute activations twice instead of storing them: less memory.")
-    picture_every: float = option(0, "Epochs between pictures of reconstructions; 0: only at the end.")
-    probe_every: float = option(0, "Epochs between k-NN probes of the encoder on the labeled images; 0: none.")
-    log_with: list[str] = option([], "Trackers beside metrics.jsonl: tensorboard, trackio, wandb, ...")
+    pretrained: str = redefine(
+        ModelArguments,
+        "pretrained",
+        "none",
+        help="MAE checkpoint to continue pretraining from: a folder or Hub id (facebook/vit-mae-base).",
+    )
+    mean: list[float] = redefine(
+        AugmentationArguments, "mean", [0.485, 0.456, 0.406], help="Channel means for normalization, in 0..1."
+    )
+    std: list[float] = redefine(
+        AugmentationArguments,
+        "std",
+        [0.229, 0.224, 0.225],
+        help="Channel standard deviations for normalization, in 0..1.",
+    )
+    mask_ratio: float = option(0.75, "Fraction of patches masked.", in_card=True)
+    norm_pix_loss: bool = option(True, "Predict pixels normalized per patch.", in_card=True)
+    partial_reconstruction: float = option(
+        1.0, "Fraction of the masked patches that are predicted; below 1 is faster.", in_card=True
+    )
+    decoder_hidden_size: int = option(512, "Decoder width.", AT_LEAST_1, changes="model")
+    decoder_num_hidden_layers: int = option(8, "Number of decoder layers.", AT_LEAST_1, changes="model")
+    decoder_num_attention_heads: int = option(16, "Number of decoder attention heads.", AT_LEAST_1, changes="model")
+
+    compile: bool = option(False, "Compile the model with torch.compile.", aliases=["torch_compile"])
+    tf32: bool = option(False, "TF32 matrix products in float32 (NVIDIA GPUs since Ampere).")
+    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory, slower.")
+    picture_every: float = option(
+        0, "Epochs between pictures of reconstructions; 0: only at the end.", NOT_NEGATIVE, changes="nothing"
+    )
+    probe_every: float = option(
+        0, "Epochs between k-NN evaluations of the encoder on labeled images; 0: none.", NOT_NEGATIVE, changes="nothing"
+    )
+    log_with: list[str] = option(
+        [],
+        "Trackers beside metrics.jsonl: tensorboard, trackio, wandb, ...",
+        changes="nothing",
+        aliases=["report_to"],
+    )
 
 
 @dataclass
-class FinetuneArguments(StageArguments):
+class FinetuneOptimizerArguments(OptimizerArguments):
+    """Optimization of fine-tuning: other defaults, layer-wise decay and a moving average of the weights."""
+
+    base_lr: float = redefine(OptimizerArguments, "base_lr", 1e-3)
+    epochs: float = redefine(OptimizerArguments, "epochs", 100)
+    warmup_epochs: float = redefine(OptimizerArguments, "warmup_epochs", 10)
+    min_lr: float = redefine(OptimizerArguments, "min_lr", 1e-6)
+    betas: list[float] = redefine(OptimizerArguments, "betas", [0.9, 0.99])
+    layer_decay: float = option(0.75, "Layer-wise learning-rate decay.", FRACTION, changes="model", in_card=True)
+    ema: float | None = option(
+        None,
+        "Decay of an exponential moving average of the weights, which becomes the model, e.g. 0.9999.",
+        BELOW_1,
+        in_card=True,
+    )
+
+
+@dataclass
+class FinetuneAugmentationArguments(AugmentationArguments):
+    """Augmentation of fine-tuning: RandAugment, random erasing, MixUp and CutMix."""
+
+    min_crop_scale: float = redefine(AugmentationArguments, "min_crop_scale", 0.08)
+
+    rand_augment: str = option("rand-m9-mstd0.5-inc1", "RandAugment policy in timm's notation, or none.", in_card=True)
+    random_erasing: float = option(0.25, "Probability of random erasing.", in_card=True)
+    mixup: float = option(0.8, "MixUp alpha; 0 disables it.", in_card=True)
+    cutmix: float = option(1.0, "CutMix alpha; 0 disables it.", in_card=True)
+    mixup_prob: float = option(1.0, "Probability of applying MixUp or CutMix to a batch.", in_card=True)
+    mixup_switch_prob: float = option(0.5, "Probability of CutMix where both are enabled.")
+    crop_ratio: float = option(0.875, "Crop ratio of evaluation images (timm's crop_pct; 1 above 224 px).", FRACTION)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether MixUp or CutMix is enabled."""
+        return self.mixup_prob > 0 and (self.mixup > 0 or self.cutmix > 0)
+
+
+@dataclass
+class FinetuneArguments(FinetuneOptimizerArguments, FinetuneAugmentationArguments, StageArguments):
     """Balanced fine-tuning. Defaults: the paper's ImageNet-LT recipe.
 
     Differs from `transformers.TrainingArguments` in: no gradient clipping (1.0 there), half-cosine schedule per step
@@ -227,52 +451,63 @@ class FinetuneArguments(StageArguments):
     non-finite losses that stop the run (hidden there).
     """
 
-    pretrained: str = option(
-        "none", "Masked autoencoder or image classifier to start from: a folder, a Hub id, or none."
+    TITLE: ClassVar[str] = "Balanced fine-tuning"
+
+    pretrained: str = redefine(
+        ModelArguments, "pretrained", "none", help="MAE or image classifier to start from: a folder, a Hub id, or none."
+    )
+    loss: LossName = option("bal_bce", "Training loss.", in_card=True)
+    tau: float = option(1.0, "Logit-adjustment strength tau.", FINITE, in_card=True)
+    label_smoothing: float = option(
+        0.1, "Label smoothing, with and without mixup.", in_card=True, replaces={"label_smoothing_factor": ""}
+    )
+    stage: Literal["all", "classifier"] = option(
+        "all",
+        "What is trained: all weights, or only the classifier, on class-balanced batches.",
+        changes="model",
+        replaces={
+            "optim_target_modules": " (what is trained)",
+            "train_sampling_strategy": " classifier (class-balanced batches)",
+        },
+    )
+    classifier_method: Literal["crt", "lws"] = option(
+        "crt",
+        "With --stage classifier: classifier retraining (cRT) or learnable weight scaling (LWS).",
+        changes="model",
+    )
+    drw_epoch: float | None = option(
+        None, "Epoch at which ldam starts its deferred re-weighting (its paper: 160 of 200).", NOT_NEGATIVE
+    )
+    pooling: Literal["mean", "cls"] = option(
+        "mean", "Classifier input: mean of the patch tokens, or the CLS token.", changes="model"
+    )
+    drop_path: float = option(
+        0.1,
+        "Drop-path (stochastic depth) rate of the last layer.",
+        BELOW_1,
+        in_card=True,
+        replaces={"dropout": " (ViTs are regularized with stochastic depth)", "drop_path_rate": ""},
     )
     ignore_mismatched_classifier: bool = option(
-        False, "Start from a classifier of other classes, with a new last layer."
+        False,
+        "Reinitialize the classifier when the classes of --pretrained differ.",
+        replaces={"ignore_mismatched_sizes": ""},
     )
-    loss: str = option("bal_bce", f"Training loss: {', '.join(LOSS_NAMES)}.")
-    tau: float = option(1.0, "Scale of the loss's logit bias.")
-    label_smoothing: float = option(0.1, "Smoothing of the targets, with and without mixup.")
-    stage: Literal["all", "classifier"] = option("all", "What is trained: all, or the classifier on balanced batches.")
-    classifier_method: Literal["crt", "lws"] = option(
-        "crt", "What the classifier stage trains: a new layer, or scales."
+    eval_every: int = option(
+        1, "Epochs between evaluations on --eval_split.", AT_LEAST_1, replaces={"eval_steps": "", "eval_strategy": ""}
     )
-    drw_epoch: float | None = option(None, "Epoch from which ldam weights the classes (its paper: 160 of 200).")
-    ema: float | None = option(None, "Decay of a moving average of the weights, which becomes the model, e.g. 0.9999.")
-    pooling: Literal["mean", "cls"] = option("mean", "What the classifier reads: the mean patch or the CLS token.")
-    base_lr: float = option(1e-3, "Learning rate at an effective batch of 256; scaled linearly with the batch.")
-    epochs: float = option(100, "Passes over the data.")
-    warmup_epochs: float = option(10, "Epochs of linear warm-up.")
-    min_lr: float = option(1e-6, "Learning rate at the end.")
-    betas: list[float] = option([0.9, 0.99], "AdamW betas.")
-    layer_decay: float = option(0.75, "Learning rate of a block over that of the block above it.")
-    drop_path: float = option(0.1, "Largest rate of stochastic depth.")
-    min_crop_scale: float = option(0.08, "Smallest share of an image's area that a random crop keeps.")
-    rand_augment: str = option("rand-m9-mstd0.5-inc1", "RandAugment policy in timm's notation, or none.")
-    random_erasing: float = option(0.25, "Probability of random erasing.")
-    mixup: float = option(0.8, "Alpha of mixup; 0 switches it off.")
-    cutmix: float = option(1.0, "Alpha of cutmix; 0 switches it off.")
-    mixup_prob: float = option(1.0, "Probability that a step mixes at all.")
-    mixup_switch_prob: float = option(0.5, "Probability of cutmix where both are on.")
-    crop_ratio: float = option(0.875, "Evaluation crop over resized image (1 is used above 224 px).")
-    eval_every: int = option(1, "Epochs between evaluations on --eval_split.")
     eval_split: Literal["validation", "test"] = option(
-        "validation", "Split of the curve in metrics.jsonl, if it exists."
+        "validation", "Split evaluated during training, where it exists.", changes="nothing"
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_loss_name(self.loss)
         if self.loss == "lade" and self.mixes:
             raise ValueError("loss: lade needs hard labels; train it with --mixup 0 --cutmix 0")
-
         if self.stage == "classifier" and self.loss in BALANCED_LOSSES:
             raise ValueError(
-                f"loss: {self.loss} would balance the classes of --stage classifier once more, whose batches are "
-                "balanced; use --loss ce"
+                f"loss: {self.loss} would balance the class-balanced batches of --stage classifier once more; use "
+                "--loss ce"
             )
         if self.stage == "classifier" and self.pretrained == "none":
             raise ValueError("stage: classifier retrains the last layer of a trained model; name it with --pretrained")
@@ -280,176 +515,3 @@ class FinetuneArguments(StageArguments):
             raise ValueError(f"drw_epoch: deferred re-weighting belongs to ldam; leave it out with --loss {self.loss}")
         if self.drw_epoch is not None and self.drw_epoch >= self.epochs:
             raise ValueError(f"drw_epoch: {self.drw_epoch} of {self.epochs} epochs would never come; lower it")
-
-    @property
-    def mixes(self) -> bool:
-        """Whether any step mixes its images and labels."""
-        return self.mixup_prob > 0 and (self.mixup > 0 or self.cutmix > 0)
-
-
-Arguments = TypeVar("Arguments", bound=StageArguments)
-
-
-class _Parser(HfArgumentParser):
-    def __init__(self, fields: type, **options: Any):
-        super().__init__(fields, **options)  # type: ignore[arg-type]  # declared NewType(Any), which no class is
-        for action in self._actions:
-            if action.option_strings and action.option_strings[0].startswith("--no_"):
-                action.help = f"Switches --{action.dest} off."  # upstream repeats the help of what it switches off
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
-
-
-def parse_arguments(
-    stage: type[Arguments],
-    argv: Sequence[str] | None = None,
-    prog: str | None = None,
-    description: str | None = None,
-) -> tuple[Arguments, dict[str, Any]]:
-    """Arguments of a stage, and the further `TrainingArguments` that were given (fine-tuning only).
-
-    Raises:
-        ValueError: an unknown option, recipe or key (with the nearest known name), or a value of the wrong type.
-    """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    accepts_more = stage is FinetuneArguments
-    parser = _Parser(
-        stage,
-        allow_abbrev=False,
-        prog=prog,
-        usage="%(prog)s [--option value ...]",
-        description=description,
-        epilog=_epilog(accepts_more),
-    )
-    known = [entry.name for entry in dataclasses.fields(stage)]
-    chosen, _ = parser.parse_known_args(argv)
-    from_files: list[str] = []
-    if chosen.recipe is not None:
-        from_files += _as_options(recipe_path(stage, chosen.recipe), known)
-    if chosen.config is not None:
-        from_files += _as_options(Path(chosen.config), known)
-    arguments, remaining = parser.parse_args_into_dataclasses(
-        from_files + argv, return_remaining_strings=True, look_for_args_file=False
-    )
-    more = _training_arguments(remaining, known) if accepts_more else _reject(remaining, known)
-    return arguments, more
-
-
-def recipe_path(stage: type[StageArguments], name: str) -> Path:
-    """The YAML file of a recipe; ValueError with the nearest name if there is none."""
-    folder = RECIPES / ("pretrain" if stage is PretrainArguments else "finetune")
-    names = sorted(path.stem for path in folder.glob("*.yaml"))
-    if name not in names:
-        raise ValueError(f"recipe: {name!r} is unknown;{_did_you_mean(name, names)} known: {', '.join(names)}")
-    return folder / f"{name}.yaml"
-
-
-def _as_options(path: Path, known: list[str]) -> list[str]:
-    """The options of a YAML file as command-line strings, so that one parser checks names and types of all sources."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"config: cannot read {str(path)!r}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"config: {str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from None
-    if values is None:
-        return []
-    if not isinstance(values, dict):
-        raise ValueError(f"config: {str(path)!r} must hold lines of the form 'option: value'")
-    options = []
-    for name, value in values.items():
-        if name not in known:
-            near = _did_you_mean(name, known)
-            raise ValueError(f"config: {str(path)!r} has the unknown option {name!r};{near or ' see --help'}")
-        if name in ("recipe", "config"):
-            raise ValueError(f"config: {str(path)!r} holds {name!r}, which only the command line can name")
-        if name == "mixed_precision" and value is False:
-            value = "no"  # YAML reads a bare no as false
-        if value is None:
-            raise ValueError(f"config: {name!r} in {str(path)!r} has no value; give one, or leave the line out")
-        # One word, so that a negative number is not taken for an option.
-        options += [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={value}"]
-    return options
-
-
-# What TrainingArguments calls by another name, or what this package decides.
-_MANAGED = {
-    "per_device_train_batch_size": "--batch_size",
-    "num_train_epochs": "--epochs",
-    "learning_rate": "--base_lr (it is scaled with the batch)",
-    "warmup_steps": "--warmup_epochs",
-    "warmup_ratio": "--warmup_epochs",
-    "lr_scheduler_type": "--warmup_epochs and --min_lr (the schedule is the paper's)",
-    "adam_beta1": "--betas",
-    "adam_beta2": "--betas",
-    "adam_epsilon": "--betas (the rest of AdamW is torch's, as officially)",
-    "optim": "--betas (the optimizer is AdamW)",
-    "optim_args": "--betas (the optimizer is AdamW)",
-    "optim_target_modules": "--stage (what is trained)",
-    "lr_scheduler_kwargs": "--warmup_epochs and --min_lr (the schedule is the paper's)",
-    "data_seed": "--seed",
-    "train_sampling_strategy": "--stage classifier (batches that balance the classes)",
-    "label_smoothing_factor": "--label_smoothing",
-    "save_steps": "--save_every",
-    "save_strategy": "--save_every",
-    "eval_steps": "--eval_every",
-    "eval_strategy": "--eval_every",
-    "resume_from_checkpoint": "--resume",
-    "dataloader_num_workers": "--num_workers",
-    "dataloader_drop_last": "--batch_size (an epoch leaves out the images that fill no batch)",
-    "bf16": "--mixed_precision bf16",
-    "fp16": "--mixed_precision fp16",
-    "bf16_full_eval": "--mixed_precision bf16",
-    "fp16_full_eval": "--mixed_precision fp16",
-    "hub_token": "`hf auth login`, or the variable HF_TOKEN (a command is recorded in cards)",
-    "hub_always_push": "--hub_strategy (the newest checkpoint that waits is uploaded next)",
-    "ignore_data_skip": "--resume",
-    "remove_unused_columns": "--image_column and --label_column",
-    "load_best_model_at_end": "the last checkpoint (the paper reports the last epoch)",
-    **{
-        f"dataloader_{name}": "--num_workers (the rest of loading is the package's)"
-        for name in ("pin_memory", "prefetch_factor", "persistent_workers", "in_order", "multiprocessing_context")
-    },
-}
-
-
-def _training_arguments(remaining: list[str], known: list[str]) -> dict[str, Any]:
-    given = [_option_name(token) for token in remaining if token.startswith("--")]
-    accepted = {entry.name for entry in dataclasses.fields(TrainingArguments) if entry.init}
-    for name in given:
-        if name in _MANAGED:
-            raise ValueError(f"--{name}: this is set by {_MANAGED[name]}; use that")
-        if name not in accepted:
-            raise ValueError(f"--{name}: unknown option;{_did_you_mean(name, [*known, *accepted])} see --help")
-    values, rest = _Parser(TrainingArguments, allow_abbrev=False).parse_known_args(remaining)
-    if rest:
-        raise ValueError(f"{rest[0]}: unexpected value; options are written --name value")
-    return {name: getattr(values, name) for name in given}
-
-
-def _reject(remaining: list[str], known: list[str]) -> dict[str, Any]:
-    if remaining:
-        name = _option_name(remaining[0])
-        if not remaining[0].startswith("--"):
-            raise ValueError(f"{remaining[0]}: unexpected value; options are written --name value")
-        raise ValueError(f"--{name}: unknown option;{_did_you_mean(name, known)} see --help")
-    return {}
-
-
-def _option_name(token: str) -> str:
-    return token[2:].split("=")[0].replace("-", "_")
-
-
-def _did_you_mean(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(str(name), known, n=1)
-    return f" did you mean {near[0]!r}?" if near else ""
-
-
-def _epilog(accepts_more: bool) -> str | None:
-    if not accepts_more:
-        return None
-    own = {entry.name for entry in dataclasses.fields(FinetuneArguments)}
-    more = sorted(entry.name for entry in dataclasses.fields(TrainingArguments) if entry.init)
-    names = ", ".join(name for name in more if name not in own and name not in _MANAGED)
-    return f"Also accepted, with the meaning that transformers.TrainingArguments gives them: {names}."

@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 
 from huggingface_hub.utils import disable_progress_bars
 
-from ..config.arguments import check_repo_id
 from ..files import MARKER, incompleteness, write_text
 from ..reporting.blocks import escape_markdown
 from ..reporting.card import ensure_card, plain_card
-from .upload import WAITS, WEIGHT_FILE, check_folder, first_line, push_folder
+from .upload import WAITS, WEIGHT_FILE, check_folder, check_repo_id, first_line, push_folder
 
 logger = logging.getLogger(__name__)
 

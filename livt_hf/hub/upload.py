@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 import torch
 import transformers
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
-from ..config.arguments import check_repo_id
 from ..files import read_json
 from ..reporting.card_metadata import EXAMPLES
 
@@ -37,6 +37,16 @@ WEIGHT_FILE = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.
 # Seconds before the next try of a whole upload. The client itself repeats most single requests up to 5 times.
 WAITS = (2.0, 10.0, 30.0, 60.0)
 LONGEST_WAIT = 600.0  # what a Retry-After is cut to
+
+
+def check_repo_id(repo_id: str) -> None:
+    """ValueError, in one line, unless it is a valid name of a repository."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"hub_model_id: {repo_id!r} cannot name a repository ({reason}); write ORG/NAME") from None
+
 
 Result = TypeVar("Result")
 

@@ -14,6 +14,8 @@ from typing import Any
 import jinja2
 from huggingface_hub import ModelCard, ModelCardData
 
+from ..config.arguments import FinetuneArguments, PretrainArguments
+from ..config.options import options_that
 from ..files import read_json, read_metrics, read_run, write_text
 from ..losses import BALANCED_LOSSES, LOSS_TITLES
 from ..prior import ClassPrior
@@ -30,38 +32,6 @@ PICTURES = {  # those that `write_report` draws
 }
 LOSS_CURVE, RECONSTRUCTIONS = "loss_curve.png", "reconstructions.png"
 ENDS_SHOWN = 5  # largest and smallest classes in the card
-# Options that say how to train, in the order of the table; those of the other stage are not in a record.
-HYPERPARAMETERS = (
-    "epochs",
-    "warmup_epochs",
-    "max_steps",
-    "batch_size",
-    "gradient_accumulation_steps",
-    "base_lr",
-    "min_lr",
-    "betas",
-    "weight_decay",
-    "layer_decay",
-    "drop_path",
-    "mask_ratio",
-    "norm_pix_loss",
-    "partial_reconstruction",
-    "min_crop_scale",
-    "horizontal_flip",
-    "rand_augment",
-    "random_erasing",
-    "mixup",
-    "cutmix",
-    "mixup_prob",
-    "label_smoothing",
-    "loss",
-    "tau",
-    "ema",
-    "imbalance_factor",
-    "mixed_precision",
-    "seed",
-)
-
 # Values are blocks, rendered like those of a report: text is escaped unless it is `Markdown`.
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -311,11 +281,12 @@ def _training_run(run: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def hyperparameters(run: Mapping[str, Any]) -> Table:
-    """The options that say how the model was trained."""
+    """The options that say how the model was trained, those of the other stage left out."""
     arguments = run["arguments"]
+    stage = PretrainArguments if "mask_ratio" in arguments else FinetuneArguments
     rows = [
         (Markdown(f"`{name}`"), _word(arguments[name]))
-        for name in HYPERPARAMETERS
+        for name in options_that(stage, in_card=True)
         if arguments.get(name) is not None and not (name == "epochs" and arguments.get("max_steps"))
     ]
     return Table(("Option", "Value"), [*rows, ("steps", f"{run['steps']:,}")], "lr")

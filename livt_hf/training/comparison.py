@@ -17,7 +17,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ..config.arguments import FinetuneArguments, parse_arguments
+from ..config.arguments import FinetuneArguments
+from ..config.parsing import parse_arguments
 from ..data import load_long_tailed
 from ..evaluation.adjust import adjust
 from ..evaluation.evaluate import evaluate_checkpoint
@@ -157,7 +158,7 @@ def plan_runs(
 
 def _split_to_watch(args: FinetuneArguments) -> Any:
     """The split of the convergence curve: validation, or test where there is none."""
-    args.require("dataset", "output_dir")
+    args.require()
     if args.streaming:
         raise ValueError("streaming: nothing could be evaluated; compare on a dataset that is loaded")
     splits = load_long_tailed(args.dataset, **args.data_options())

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from ..config.arguments import FinetuneArguments, PretrainArguments, parse_arguments
+from ..config.arguments import FinetuneArguments, PretrainArguments
+from ..config.parsing import parse_arguments
 from ..data import load_long_tailed
 from ..evaluation.evaluate import draw_reconstructions, mistaken_images
 from ..files import write_text

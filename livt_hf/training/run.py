@@ -35,8 +35,10 @@ from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..config.arguments import StageArguments
+from ..config.options import options_that
 from ..files import METRICS_FILE, RUN_FILE, explain_failed_write, publish, publish_files, write_text
 from ..hub.background import BackgroundPusher
+from ..hub.upload import check_repo_id
 from ..optimization import Schedule
 from ..reporting.provenance import public_name
 from .checkpoint import STATE_FILE, archive_later_checkpoints, find_resume_checkpoint, remove_old_checkpoints
@@ -49,7 +51,9 @@ logger = logging.getLogger(__name__)
 def run_record(args: StageArguments, steps: int, training_arguments: dict[str, Any] | None = None) -> dict[str, Any]:
     """What is kept of a run beside its model; of further `TrainingArguments`, those that may change the result."""
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    training_arguments = {name: value for name, value in (training_arguments or {}).items() if name not in _FREE}
+    training_arguments = {
+        name: value for name, value in (training_arguments or {}).items() if name not in _WITHOUT_EFFECT
+    }
     return {
         "steps": steps,
         "command": training_command(args, training_arguments),
@@ -59,18 +63,14 @@ def run_record(args: StageArguments, steps: int, training_arguments: dict[str, A
     }
 
 
-# They change no result.
-_NOT_IN_COMMAND = {"recipe", "config", "resume", "save_every", "save_total_limit", "logging_steps", "num_workers"}
-
-
 def training_command(args: StageArguments, training_arguments: dict[str, Any]) -> str:
     """The command that repeats a run: every option that differs from its default, local paths by their last part."""
     options, defaults = dataclasses.asdict(args), dataclasses.asdict(type(args)())
-    words = ["livt", stage_of(options)]
+    words, repeated = ["livt", stage_of(options)], options_that(type(args), in_command=True)
     given = {
         name: value
         for name, value in options.items()
-        if value is not None and value != defaults[name] and name not in _NOT_IN_COMMAND
+        if value is not None and value != defaults[name] and name in repeated
     }
     for name, value in (given | training_arguments).items():
         values = value if isinstance(value, list) else [value]
@@ -83,26 +83,8 @@ def stage_of(arguments: Mapping[str, Any]) -> str:
     return "pretrain" if "mask_ratio" in arguments else "finetune"
 
 
-_FREE = {
-    "resume",
-    "output_dir",
-    "recipe",
-    "config",
-    "num_workers",
-    "max_bad_images",
-    "save_every",
-    "save_total_limit",
-    "logging_steps",
-    "push_to_hub",
-    "hub_model_id",
-    "hub_private_repo",
-    "hub_revision",
-    "hub_strategy",
-    "eval_split",
-    "picture_every",
-    "probe_every",
-    "log_with",
-    # and of TrainingArguments
+# Of `TrainingArguments`, those that change no result.
+_WITHOUT_EFFECT = {
     "disable_tqdm",
     "log_level",
     "log_level_replica",
@@ -127,26 +109,9 @@ def changed_arguments(
     given_before = record.get("training_arguments", given)
     before = {**dataclasses.asdict(type(args)()), **record["arguments"], **given_before}
     now = {**dataclasses.asdict(args), **given}
+    free = {*options_that(type(args), changes="nothing"), *_WITHOUT_EFFECT}
     pairs = {name: (before.get(name, "its default"), now.get(name, "its default")) for name in {**now, **given_before}}
-    return [f"{name}: {old} -> {new}" for name, (old, new) in pairs.items() if name not in _FREE and old != new]
-
-
-_SHAPE = {
-    "model_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "image_size",
-    "patch_size",
-    "pretrained",
-    "pooling",
-    "stage",
-    "classifier_method",
-    "layer_decay",
-    "decoder_hidden_size",
-    "decoder_num_hidden_layers",
-    "decoder_num_attention_heads",
-}
+    return [f"{name}: {old} -> {new}" for name, (old, new) in pairs.items() if name not in free and old != new]
 
 
 def read_record(checkpoint: Path, file: str) -> dict[str, Any]:
@@ -173,7 +138,8 @@ def check_resume(
         ValueError: the options make another model, or there is nothing left to train with the changed ones.
     """
     changed = changed_arguments(record, args, training_arguments)
-    fixed = [line for line in changed if line.split(":")[0] in _SHAPE]
+    model_options = options_that(type(args), changes="model")
+    fixed = [line for line in changed if line.split(":")[0] in model_options]
     advice = "choose another output_dir, delete it, or keep the options"
     if fixed:
         raise ValueError(f"output_dir: {args.output_dir!r} holds a run with another {'; '.join(fixed)}; {advice}")
@@ -325,7 +291,9 @@ class StageRun(Run):
         world: tuple[int, int] | None = None,
         training_arguments: dict[str, Any] | None = None,
     ):
-        args.require("dataset", "output_dir")
+        args.require()
+        if args.hub_model_id:
+            check_repo_id(args.hub_model_id)
         self.args, self.training_arguments = args, training_arguments or {}
         self.world = world or (int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0)))
         super().__init__(args.output_dir, is_main=self.world[1] == 0, save_total_limit=args.save_total_limit)

@@ -31,6 +31,8 @@ def test_without_a_command_all_are_listed(capsys):
     [
         ("pretian", "livt: unknown command 'pretian'; did you mean 'pretrain'?"),
         ("fine-tune", "livt: unknown command 'fine-tune'; did you mean 'finetune'?"),
+        ("inspect", "livt: unknown command 'inspect'; it is `livt dataset inspect`"),
+        ("train", "livt: unknown command 'train'; it is `livt finetune`"),
         ("zzz", "livt: unknown command 'zzz'; known: " + ", ".join(COMMANDS)),
     ],
 )
@@ -67,8 +69,12 @@ def test_every_command_suggests_the_nearest_option(capsys, command):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["quickstart"], "the following arguments are required: --output_dir (see `livt quickstart --help`)"),
-        (["evaluate", "--dataset", "d"], "the following arguments are required: --model (see `livt evaluate --help`)"),
+        (["quickstart"], "output_dir: none was given; name one with --output_dir"),
+        (["evaluate", "--dataset", "d"], "model: none was given; name one with --model"),
+        (["predict", "m", "a.jpg"], "model: none was given; did you mean `livt predict --model m a.jpg`?"),
+        (["predict", "a.jpg"], "model: none was given; did you mean `livt predict --model a.jpg IMAGE`?"),
+        (["dataset", "prepare", "--dataset", "d"], "output_dir: none was given; name one with --output_dir"),
+        (["convert", "in.pth", "out"], "source: give either --source (the format of IN) or --to official"),
         (["predict", "--model", "m"], "the following arguments are required: IMAGE (see `livt predict --help`)"),
         (["pretrain", "--output_dir", "o"], "dataset: none was given; name one with --dataset or a --recipe"),
         (["finetune", "--dataset", "digits"], "output_dir: none was given; name one with --output_dir"),
@@ -216,10 +222,10 @@ def test_a_reporter_that_is_not_installed_is_named(capsys, tmp_path, data, monke
 
 def test_an_error_from_inside_a_library_keeps_its_traceback(monkeypatch):
     """Only what the package says on purpose is one line: a bug must stay findable."""
-    monkeypatch.setitem(COMMANDS, "pretrain", lambda argv: int("not a number"))
+    monkeypatch.setattr("livt_hf.cli.pretrain.run", lambda argv: int("not a number"))
     with pytest.raises(ValueError, match="invalid literal"):
         main(["pretrain"])
-    monkeypatch.setitem(COMMANDS, "pretrain", lambda argv: json.loads("{"))
+    monkeypatch.setattr("livt_hf.cli.pretrain.run", lambda argv: json.loads("{"))
     with pytest.raises(json.JSONDecodeError):
         main(["pretrain"])
 
@@ -228,7 +234,7 @@ def test_an_interrupted_run_says_how_to_go_on(capsys, monkeypatch):
     def interrupted(argv):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(COMMANDS, "pretrain", interrupted)
+    monkeypatch.setattr("livt_hf.cli.pretrain.run", interrupted)
     assert main(["pretrain"]) == 130
     assert capsys.readouterr().err == "interrupted; the same command continues from the last checkpoint\n"
 

@@ -1,14 +1,18 @@
 """Options of both stages: which source wins, and what is refused in which words."""
 
 import dataclasses
+import json
+from typing import get_args
 
 import pytest
 import yaml
-from transformers import TrainingArguments
 
-from livt_hf.cli import main
-from livt_hf.config import arguments
-from livt_hf.config.arguments import RECIPES, FinetuneArguments, PretrainArguments, parse_arguments, recipe_path
+from helpers.paths import FIXTURES
+from livt_hf import losses
+from livt_hf.config import parsing
+from livt_hf.config.arguments import BALANCED_LOSSES, FinetuneArguments, LossName, PretrainArguments
+from livt_hf.config.options import choices, options_that
+from livt_hf.config.parsing import RECIPES, parse_arguments, recipe_path, replaced_names
 from livt_hf.training.run import changed_arguments
 
 STAGES = {"pretrain": PretrainArguments, "finetune": FinetuneArguments}
@@ -41,7 +45,7 @@ def test_later_sources_win(tmp_path, monkeypatch, config):
     """Defaults < recipe < config < command line, wherever the options stand on it."""
     (tmp_path / "finetune").mkdir()
     (tmp_path / "finetune" / "mine.yaml").write_text("tau: 2\nloss: ce\nbatch_size: 2\n")
-    monkeypatch.setattr(arguments, "RECIPES", tmp_path)
+    monkeypatch.setattr(parsing, "RECIPES", tmp_path)
     path = config("loss: bce\nbatch_size: 4\n")
     assert (parse().tau, parse().loss, parse().batch_size, parse().seed) == (1.0, "bal_bce", 64, 0)
     args = parse("--batch_size", "6", "--recipe", "mine", "--config", path)
@@ -202,7 +206,7 @@ def test_a_file_cannot_name_another_file(config, key):
         (["--batch_size", "two"], "invalid int value: 'two'"),
         (["--batch_size", "2.5"], "invalid int value: '2.5'"),
         (["--tau", "abc"], "argument --tau: invalid float value: 'abc'"),
-        (["--model_size", "xl"], "invalid choice: 'xl' (choose from"),
+        (["--model_size", "xl"], "model_size: 'xl' is unknown; did you mean 'l'? known: ti, s, b, l, h"),
         (["--config"], "argument --config: expected one argument"),
         (["--mean", "0.5"], "mean: give 3 numbers (red, green, blue), got [0.5]"),
         (["--std", "0", "1", "1"], "std: must be positive, got [0.0, 1.0, 1.0]"),
@@ -322,40 +326,71 @@ def test_pretraining_takes_no_training_arguments():
     assert refused("--max_grad_norm", "1", stage=PretrainArguments).startswith("--max_grad_norm: unknown option")
 
 
-def test_every_managed_option_exists_upstream_and_is_not_ours():
-    upstream = {entry.name for entry in dataclasses.fields(TrainingArguments)}
+def test_names_that_are_replaced_are_not_ours():
     own = {entry.name for entry in dataclasses.fields(FinetuneArguments)}
-    assert set(arguments._MANAGED) - {"warmup_ratio"} <= upstream
-    assert not set(arguments._MANAGED) & own
+    assert not set(replaced_names(FinetuneArguments)) & own
+
+
+@pytest.mark.parametrize(
+    ("option", "ours"), [("--lr", "--base_lr"), ("--dropout", "--drop_path"), ("--workers", "--num_workers")]
+)
+def test_names_of_other_libraries_are_answered(option, ours):
+    assert refused(option, "1").startswith(f"{option}: this is set by {ours}")
+
+
+def test_one_thing_has_one_option_and_the_name_of_the_other_stage_is_understood():
+    pretraining = parse("--torch_compile", "--report_to", "tensorboard", stage=PretrainArguments)
+    assert (pretraining.compile, pretraining.log_with) == (True, ["tensorboard"])
+    _, given = parse_arguments(FinetuneArguments, ["--compile", "--log-with=none"])
+    assert given == {"torch_compile": True, "report_to": "none"}
+    args = parse("--private", "--revision", "dev")
+    assert (args.hub_private_repo, args.hub_revision) == (True, "dev")
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        (["--norm_pix_loss"], True),
+        (["--no_norm_pix_loss"], False),
+        (["--no-norm-pix-loss"], False),
+        (["--norm_pix_loss", "false"], False),
+        (["--norm-pix-loss=True"], True),
+    ],
+)
+def test_switches(words, value):
+    assert parse(*words, stage=PretrainArguments).norm_pix_loss is value
+
+
+def test_bad_switches_are_named():
+    assert "norm_pix_loss: 'maybe' is neither true nor false" in refused(
+        "--norm_pix_loss=maybe", stage=PretrainArguments
+    )
+    assert "--no_norm_pix_loss takes no value" in refused("--no_norm_pix_loss=true", stage=PretrainArguments)
+
+
+def test_the_names_of_the_losses_are_those_of_the_losses():
+    assert get_args(LossName) == losses.LOSS_NAMES
+    assert losses.BALANCED_LOSSES == BALANCED_LOSSES
+    assert choices(FinetuneArguments)["loss"] == losses.LOSS_NAMES
+
+
+OPTIONS = FIXTURES / "options.json"
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_help_lists_our_options_and_the_others_apart(stage, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        main([stage, "--help"])
-    assert exit_.value.code == 0
-    text = " ".join(capsys.readouterr().out.split())
-    assert text.startswith(f"usage: livt {stage} [--option value ...]")
-    ours, _, others = text.partition("Also accepted, with the meaning that transformers.TrainingArguments gives them:")
-    fields = dataclasses.fields(STAGES[stage])
-    for entry in fields:
-        assert f"--{entry.name}" in ours
-        assert " ".join(entry.metadata["help"].split()) in ours
-    listed = [name.strip(" .") for name in others.split(",")] if others else []
-    if stage == "pretrain":
-        assert listed == []
-    else:
-        upstream = {entry.name for entry in dataclasses.fields(TrainingArguments) if entry.init}
-        assert set(listed) == upstream - {entry.name for entry in fields} - set(arguments._MANAGED)
-        assert "max_grad_norm" in listed
-    assert "--max_grad_norm" not in ours
+def test_names_defaults_and_facts_of_the_options_stay(stage):
+    """Scripts, recipes and run.json name them. A new option is added to the fixture."""
+    frozen = json.loads(OPTIONS.read_text())[stage]
+    assert dataclasses.asdict(STAGES[stage]()) == frozen["defaults"]
+    for about in ("model", "nothing"):
+        assert sorted(options_that(STAGES[stage], changes=about)) == frozen[f"changes {about}"]
 
 
 def test_what_a_stage_cannot_do_without_is_asked_for():
     with pytest.raises(ValueError, match="^dataset: none was given; name one with --dataset or a --recipe$"):
-        PretrainArguments(output_dir="out").require("dataset", "output_dir")
+        PretrainArguments(output_dir="out").require()
     with pytest.raises(ValueError, match="^output_dir: none was given; name one with --output_dir$"):
-        PretrainArguments(dataset="digits").require("dataset", "output_dir")
+        PretrainArguments(dataset="digits").require()
 
 
 def test_a_run_from_before_an_option_existed_is_the_same_run_with_its_default():
@@ -377,10 +412,10 @@ def test_the_output_does_not_go_among_the_images(tmp_path):
     for folder in (tmp_path, tmp_path / "runs" / "first"):
         args = parse("--dataset", tmp_path, "--output_dir", folder)
         with pytest.raises(ValueError, match=r"output_dir: '.*' lies in the folder of the images; name one outside"):
-            args.require("dataset", "output_dir")
-    parse("--dataset", tmp_path / "cat", "--output_dir", tmp_path / "cat-runs").require("dataset", "output_dir")
+            args.require()
+    parse("--dataset", tmp_path / "cat", "--output_dir", tmp_path / "cat-runs").require()
     (tmp_path / "train").mkdir()  # then nothing but the splits is read
-    parse("--dataset", tmp_path, "--output_dir", tmp_path / "runs").require("dataset", "output_dir")
+    parse("--dataset", tmp_path, "--output_dir", tmp_path / "runs").require()
 
 
 def test_reweighting_that_would_never_begin_is_refused():

@@ -13,7 +13,8 @@ from transformers import TrainingArguments
 from helpers.hub_server import Failure, Hub, is_whole, serve
 from livt_hf import BalancedTrainer, LivtMAEForPreTraining, ViTForBalancedClassification
 from livt_hf.cli import main
-from livt_hf.config.arguments import FinetuneArguments, PretrainArguments, parse_arguments
+from livt_hf.config.arguments import FinetuneArguments, PretrainArguments
+from livt_hf.config.parsing import parse_arguments
 from livt_hf.data import FinetuneTransform, ImageDataset, class_counts, load_long_tailed
 from livt_hf.training.finetuning import build_classifier, finetune
 from livt_hf.training.pretraining import pretrain

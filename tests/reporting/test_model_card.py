@@ -8,7 +8,8 @@ import yaml
 from huggingface_hub import ModelCard
 
 from helpers.paths import FIXTURES
-from livt_hf.config.arguments import FinetuneArguments, parse_arguments
+from livt_hf.config.arguments import FinetuneArguments
+from livt_hf.config.parsing import parse_arguments
 from livt_hf.reporting.card import ensure_card, write_model_card
 from livt_hf.training.run import run_record
 

@@ -7,7 +7,8 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from helpers.paths import FIXTURES
-from livt_hf.config.arguments import PretrainArguments, parse_arguments
+from livt_hf.config.arguments import PretrainArguments
+from livt_hf.config.parsing import parse_arguments
 from livt_hf.models.configuration_livt import LivtMAEConfig
 from livt_hf.reporting.blocks import to_markdown
 from livt_hf.reporting.card import hyperparameters, write_autoencoder_card

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from livt_hf import LivtMAEForPreTraining
 from livt_hf.cli import main
-from livt_hf.config.arguments import FinetuneArguments, parse_arguments
+from livt_hf.config.arguments import FinetuneArguments
+from livt_hf.config.parsing import parse_arguments
 from livt_hf.data import load_long_tailed
 from livt_hf.models.configuration_livt import LivtMAEConfig
 from livt_hf.reporting.comparison_report import comparison_table, latex_table, summarize
@@ -207,7 +208,7 @@ def test_post_hoc_rows_are_the_adjusted_models_of_the_same_runs(folder, tmp_path
         (["--losses=ce,ce"], "losses: 'ce,ce'; give different values"),
         (["--losses=ce", "--seeds=0,,1"], "seeds: '0,,1'; give different values"),
         (["--losses=ce", "--seeds=x"], "argument --seed: invalid int value: 'x'"),
-        (["--losses=ce", "--loss=ce"], "loss: the runs differ in it; give all of them with --losses"),
+        (["--losses=ce", "--loss=ce"], "loss: the runs differ in it; list the values with --losses"),
         (["--losses=ce,lade", "--mixup=0.8"], "loss: lade needs hard labels"),
         (["--losses=ce", "--model_sizes=ti,s"], "model_sizes: hidden_size 16 is given, too"),
         (

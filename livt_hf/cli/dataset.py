@@ -1,0 +1,121 @@
+"""Inspect, check or prepare a dataset before training on it."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from ..config.arguments import DataSource, LongTail, ShotGroups
+from ..config.options import AT_LEAST_1, NOT_NEGATIVE, SEED, option, redefine
+from .console import read_options
+
+EXAMPLES = (
+    "livt dataset inspect --dataset photos",
+    "livt dataset prepare --dataset photos --output_dir prepared",
+)
+
+
+@dataclass
+class DatasetArguments(LongTail, DataSource):
+    """Options of all three actions."""
+
+    REQUIRED: ClassVar[tuple[str, ...]] = ("dataset",)
+
+    imbalance_seed: int = redefine(
+        LongTail, "imbalance_seed", 0, help="Seed of the subsampling.", limit=SEED, aliases=("seed",)
+    )
+    output_dir: str = option(".", "Folder for the files that are written.", aliases=["output"])
+    num_workers: int | None = option(None, "Processes (default: one per core).", NOT_NEGATIVE)
+
+
+@dataclass
+class InspectArguments(ShotGroups, DatasetArguments):
+    """Options of `livt dataset inspect`."""
+
+
+@dataclass
+class PrepareArguments(DatasetArguments):
+    """Options of `livt dataset prepare`."""
+
+    REQUIRED: ClassVar[tuple[str, ...]] = ("dataset", "output_dir")
+
+    output_dir: str = redefine(DatasetArguments, "output_dir", "", help="Folder for the new copy.")
+    shorter_side: int = option(256, "Shorter side of the images in pixels.", AT_LEAST_1)
+    quality: int = option(85, "JPEG quality.")
+    max_bad_images: int = option(100, "Unreadable images to leave out before it stops with an error.", NOT_NEGATIVE)
+
+
+def run(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print("\n".join(EXAMPLES), f"\n{__doc__}\n\nactions:", sep="\n")
+        for name, (action, _) in ACTIONS.items():
+            print(f"  {name:<9}{action.__doc__}")
+        print("\nlivt dataset ACTION --help lists the options of an action.")
+        return 0
+    # An option may come before the action.
+    name = next((word for word in argv if word in ACTIONS), argv[0])
+    if name not in ACTIONS:
+        near = difflib.get_close_matches(name, ACTIONS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(ACTIONS)}"
+        raise ValueError(f"action: {name!r} is unknown; {hint} (see `livt dataset --help`)")
+    action, options = ACTIONS[name]
+    argv.remove(name)
+    examples = [f"livt dataset {name} --dataset photos" + " --output_dir prepared" * (name == "prepare")]
+    return action(read_options(options, argv, f"livt dataset {name}", action.__doc__, examples))
+
+
+def inspect(args: InspectArguments) -> int:
+    """Print class counts, splits and image sizes; draw them."""
+    from ..data.tools.inspect import inspect_dataset
+
+    picture = _folder(args) / "dataset.png"
+    print(inspect_dataset(_load(args), picture, args.shot_groups()))
+    print(f"picture: {picture}")
+    return 0
+
+
+def check(args: DatasetArguments) -> int:
+    """Decode every image; report unreadable ones and images shared between splits."""
+    from ..data.tools.check import check_dataset
+
+    checked = check_dataset(_load(args), args.num_workers, _folder(args) / "bad_images.log")
+    print(checked)
+    return int(any(checked.bad_images.values()) or bool(checked.shared))
+
+
+def prepare(args: PrepareArguments) -> int:
+    """Write a resized copy as Parquet files, which load faster."""
+    from ..data.tools.prepare import prepare_dataset
+
+    prepared = prepare_dataset(
+        _load(args),
+        args.output_dir,
+        shorter_side=args.shorter_side,
+        quality=args.quality,
+        num_workers=args.num_workers,
+        max_bad_images=args.max_bad_images,
+    )
+    print(prepared)
+    return 0
+
+
+ACTIONS = {
+    "inspect": (inspect, InspectArguments),
+    "check": (check, DatasetArguments),
+    "prepare": (prepare, PrepareArguments),
+}
+
+
+def _load(args: DatasetArguments):
+    from ..data import load_long_tailed
+
+    tail = {"imbalance_factor": args.imbalance_factor, "imbalance_profile": args.imbalance_profile}
+    return load_long_tailed(args.dataset, **args.source_options(), **tail, seed=args.imbalance_seed)
+
+
+def _folder(args: DatasetArguments) -> Path:
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

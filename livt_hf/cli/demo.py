@@ -1,0 +1,47 @@
+"""Try a trained classifier in the browser, or write the demo as a Space."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..config.arguments import DataSource
+from ..config.options import option
+from .console import read_options
+
+EXAMPLES = (
+    "livt demo --model classifier --dataset photos",
+    "livt demo --model org/livt-vit-b --dataset photos --export_space space",
+)
+
+
+@dataclass
+class DemoArguments(DataSource):
+    """Options of `livt demo`."""
+
+    TITLE: ClassVar[str] = "Demo"
+    REQUIRED: ClassVar[tuple[str, ...]] = ("model",)
+
+    model: str = option("", "Folder or Hub id of the classifier.")
+    mae: str | None = option(None, "Pretrained autoencoder that reconstructs masked patches.")
+    split: str = option("test", "Split of the examples, from the largest and smallest classes of --dataset.")
+    port: int = option(7860, "Port, on this machine only.")
+    export_space: str | None = option(None, "New folder to write a Space for the Hub to, instead of serving.")
+
+
+def run(argv: list[str]) -> int:
+    args = read_options(DemoArguments, argv, "livt demo", __doc__, EXAMPLES)
+    from ..demo.serve import demo
+
+    demo(
+        args.model,
+        mae=args.mae,
+        dataset=args.dataset or None,
+        split=args.split,
+        port=args.port,
+        export_space=args.export_space,
+        **args.source_options(),
+    )
+    if args.export_space:
+        print(f"{args.export_space} contains the Space; it shows the examples: look at them before you publish it")
+    return 0

@@ -1,0 +1,58 @@
+"""Evaluate a classifier: many-, medium- and few-shot accuracy, calibration, report and pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from ..config.arguments import DataSource, InferenceArguments
+from ..config.options import option
+from .console import read_options
+
+EXAMPLES = (
+    "livt evaluate --model classifier --dataset photos",
+    "livt evaluate --model org/livt-vit-b --dataset photos --split validation --output_dir report",
+)
+
+
+@dataclass
+class EvaluateArguments(InferenceArguments, DataSource):
+    """Options of `livt evaluate`."""
+
+    TITLE: ClassVar[str] = "Evaluation"
+    REQUIRED: ClassVar[tuple[str, ...]] = ("model", "dataset")
+
+    model: str = option("", "Folder or Hub id of the classifier.")
+    split: str = option("test", "Split to evaluate on.")
+    output_dir: str | None = option(None, "Folder for the report (default: MODEL/evaluation, or ./evaluation).")
+    mae: str | None = option(None, "Pretrained autoencoder whose reconstructions the report shows.")
+    test_prior: bool = option(
+        False,
+        "Also report accuracy under long-tailed test distributions, forward and backward, with factors 2 to 50.",
+    )
+
+
+def run(argv: list[str]) -> int:
+    args = read_options(EvaluateArguments, argv, "livt evaluate", __doc__, EXAMPLES)
+    from ..evaluation.evaluate import evaluate_checkpoint
+    from ..reporting.evaluation_report import accuracy_table, percent
+
+    output_dir = args.output_dir or (Path(args.model) if Path(args.model).is_dir() else Path()) / "evaluation"
+    results = evaluate_checkpoint(
+        args.model,
+        args.dataset,
+        output_dir=output_dir,
+        split=args.split,
+        mae=args.mae,
+        test_prior=args.test_prior,
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+        device=args.device,
+        **args.source_options(),
+    )
+    print(accuracy_table(results))
+    for name, values in results.get("test_prior", {}).items():
+        print(f"{name + ':':<14}{percent(values['accuracy']):>6} %, prior-corrected {percent(values['shifted']):>5} %")
+    print(f"ECE {percent(results['ece'])} %, MCE {percent(results['mce'])} %; report: {output_dir}/report.html")
+    return 0

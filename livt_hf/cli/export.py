@@ -1,0 +1,50 @@
+"""Export a trained classifier to timm or ONNX and compare it with the original."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from ..config.arguments import DataSource
+from ..config.options import AT_LEAST_1, option, redefine
+from .console import read_options
+
+EXAMPLES = (
+    "livt export --model classifier --format timm --output_dir classifier-timm",
+    "livt export --model classifier --format onnx --dataset photos --output_dir classifier-onnx",
+)
+
+
+@dataclass
+class ExportArguments(DataSource):
+    """Options of `livt export`."""
+
+    TITLE: ClassVar[str] = "Export"
+    REQUIRED: ClassVar[tuple[str, ...]] = ("model", "format", "output_dir")
+
+    model: str = option("", "Folder or Hub id of the classifier.")
+    format: Literal["timm", "onnx"] | None = option(None, "Format to write.")
+    output_dir: str = option("", "New folder.", aliases=["output"])
+    dataset: str = redefine(DataSource, "dataset", "digits", help="onnx: images to compare on, as for `livt finetune`.")
+    split: str = option("test", "onnx: its split.")
+    num_images: int = option(64, "onnx: number of images.", AT_LEAST_1)
+
+
+def run(argv: list[str]) -> int:
+    args = read_options(ExportArguments, argv, "livt export", __doc__, EXAMPLES)
+    from ..conversion.onnx_format import export_onnx
+    from ..conversion.timm_format import export_timm
+
+    if args.format == "timm":
+        difference = export_timm(args.model, args.output_dir)
+        print(f"logits differ by at most {difference:.1e} after loading with timm")
+        print(f'timm.create_model("local-dir:{args.output_dir}", pretrained=True)')
+        return 0
+    options = args.source_options()
+    result = export_onnx(args.model, args.output_dir, args.dataset, args.split, args.num_images, **options)
+    print(
+        f"{result['images']} images of {args.dataset}: logits differ by at most {result['largest_difference']:.1e}, "
+        f"{result['top1_agreement']:.1f} % the same prediction; onnxruntime {result['speed_ratio']:.2f} times as fast "
+        f"as torch on {result['threads']} threads; {args.output_dir}/check.json"
+    )
+    return 0

@@ -1,0 +1,51 @@
+"""Predict the most probable classes of image files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..config.options import AT_LEAST_1, Options, option
+from .console import read_options
+
+EXAMPLES = (
+    "livt predict --model classifier photo.jpg",
+    "livt predict --model classifier 'new/**/*.jpg' --output predictions.csv",
+)
+
+
+@dataclass
+class PredictArguments(Options):
+    """Options of `livt predict`."""
+
+    TITLE: ClassVar[str] = "Prediction"
+    REQUIRED: ClassVar[tuple[str, ...]] = ("model",)
+
+    images: list[str] = option([], "Files, folders, 'patterns/**/*.jpg'.", positional="IMAGE")
+    model: str = option("", "Folder or Hub id of the classifier.")
+    output: str | None = option(
+        None, "FILE.jsonl or FILE.csv (default: lines on the terminal).", aliases=["output_dir"]
+    )
+    top_k: int = option(5, "Number of classes per image.")
+    batch_size: int = option(16, "Batch size.", AT_LEAST_1)
+    device: str | None = option(None, "Device, e.g. cpu or cuda:1 (default: the GPU if there is one).")
+
+    def require(self) -> None:
+        if not self.model:
+            images = " ".join(self.images[1:]) or "IMAGE"
+            raise ValueError(f"model: none was given; did you mean `livt predict --model {self.images[0]} {images}`?")
+
+
+def run(argv: list[str]) -> int:
+    args = read_options(PredictArguments, argv, "livt predict", __doc__, EXAMPLES)
+    from tqdm.auto import tqdm
+
+    from ..evaluation.predict import find_images, predict_images, print_predictions, write_predictions
+
+    files = find_images(args.images)
+    results = predict_images(args.model, files, args.top_k, args.batch_size, args.device)
+    if args.output is None:
+        return print_predictions(results)
+    errors = write_predictions(tqdm(results, "predict", len(files), unit="image", disable=None), args.output)
+    print(f"{len(files) - errors:,} of {len(files):,} images predicted: {args.output}")
+    return int(errors > 0)
