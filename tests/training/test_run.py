@@ -23,8 +23,10 @@ def test_the_record_holds_the_command_that_repeats_the_run(tmp_path):
     )
     args = finetune_arguments(tmp_path / "model", pretrained=str(tmp_path / "mae"), loss="ce")
     command = run_record(args, 24, {"max_grad_norm": 1.0, "disable_tqdm": True})["command"]
-    assert command.startswith("livt finetune --dataset digits --output_dir model ")
-    assert command.endswith(" --pretrained mae --loss ce --drop_path 0.3 --crop_ratio 1 --max_grad_norm 1")
+    assert command.startswith("livt finetune --dataset digits --pretrained mae --hidden_size 32 ")
+    assert " --output_dir model " in command
+    assert " --loss ce " in command
+    assert command.endswith(" --max_grad_norm 1")
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
