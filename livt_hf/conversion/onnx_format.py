@@ -13,14 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import PIL.Image
 import torch
-from datasets import DatasetDict
+from datasets import Dataset
 from torch import Tensor, nn
 
 from .. import data
-from ..evaluation.predictions import ProcessorTransform, mean_and_std
+from ..evaluation.evaluate import open_dataset
+from ..evaluation.examples import evenly_spaced, processed_images
+from ..evaluation.predictions import mean_and_std
 from ..files import check_output_dir, publish_files
 from ..models.loading import load_classifier
 from ..reporting.provenance import hardware, versions
@@ -81,7 +82,8 @@ def export_onnx(
         raise ValueError(f"num_images: {num_images}; at least {TIMED_IMAGES} are needed")
     classifier, processor = load_classifier(model)
     logits = _Logits(classifier).eval()
-    pixels = _real_images(processor, data.load_long_tailed(dataset, **data_options), split, num_images)  # (N, 3, S, S)
+    images = open_dataset(dataset, split, **data_options)[0][split]
+    pixels = _evenly_spaced_images(images, processor, num_images)  # (N, 3, S, S)
     with publish_files(Path(output_dir)) as folder:
         program: Any = torch.onnx.export(
             logits,
@@ -156,11 +158,7 @@ def compare_with_onnx(model: Callable[[Tensor], Tensor], path: Path, pixels: Ten
     }
 
 
-def _real_images(processor: Any, splits: DatasetDict, split: str, num_images: int) -> Tensor:
-    """(N, 3, S, S) float32: images spread evenly over a split, prepared as the processor says."""
-    if split not in splits:
-        raise ValueError(f"split: the dataset has no split {split!r}; choose one of {', '.join(splits)}")
-    images = data.ImageDataset(splits[split], ProcessorTransform(processor))
-    chosen = np.unique(np.linspace(0, len(images) - 1, num_images).round().astype(int)).tolist()
-    pixel_values = torch.stack([torch.as_tensor(images[index]["pixel_values"]) for index in chosen])
+def _evenly_spaced_images(images: Dataset, processor: Any, num_images: int) -> Tensor:
+    """(N, 3, S, S) float32: images spread evenly over a split, preprocessed as by the processor."""
+    pixel_values = processed_images(images, processor, evenly_spaced(len(images), num_images))
     return data.normalize(pixel_values, *mean_and_std(processor))

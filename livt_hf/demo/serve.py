@@ -20,7 +20,9 @@ import yaml
 from datasets import Dataset, DatasetDict
 
 from .. import data
-from ..evaluation.evaluate import counts_by_model_name
+from ..class_names import class_names
+from ..evaluation.evaluate import counts_by_model_name, open_dataset
+from ..evaluation.examples import first_image_of_each_class
 from ..evaluation.predictions import ProcessorTransform, mean_and_std
 from ..files import publish_files
 from ..models.loading import load_autoencoder, load_classifier
@@ -79,9 +81,7 @@ def demo(
     classifier, image_processor = load_classifier(model)
     examples: list[Example] = []
     if dataset is not None:
-        splits = dataset if isinstance(dataset, DatasetDict) else data.load_long_tailed(dataset, **data_options)
-        if split not in splits:
-            raise ValueError(f"split: {dataset} has no split {split!r}; choose one of {', '.join(splits)}")
+        splits, _ = open_dataset(dataset, split, **data_options)
         if getattr(classifier.config, "class_counts", None) is None and "train" in splits:
             classifier.config.class_counts = counts_by_model_name(splits["train"], classifier.config)
         examples = head_and_tail(splits[split], classifier.config)
@@ -111,18 +111,15 @@ def _import_app() -> ModuleType:
 
 
 def head_and_tail(split: Dataset, config: Any, number: int = 8) -> list[Example]:
-    """One image each of half as many of the largest and of the smallest training classes, with captions.
+    """One image, with a caption, of each of the ``number / 2`` largest and of the ``number / 2`` smallest classes.
 
     Raises:
         ValueError: the class names of model and data differ.
     """
-    names = [config.id2label[label] for label in range(config.num_labels)]
-    label_of = data.match_labels(split.features["label"].names, names, "the dataset")
-    first: dict[str, int] = {}
-    for index, label in enumerate(split["label"]):
-        first.setdefault(names[label_of[label]], index)
-    counts = getattr(config, "class_counts", None) or dict.fromkeys(names, 0)
-    by_size = sorted(first, key=lambda name: -counts[name])
+    counts = getattr(config, "class_counts", None) or {}
+    counts = {name: counts.get(name, 0) for name in class_names(config)}
+    first = first_image_of_each_class(split, counts)
+    by_size = list(first)
     if len(by_size) > number:
         by_size = by_size[: number // 2] + by_size[-(number - number // 2) :]
     images = data.ImageDataset(split, lambda image: {"pixel_values": image})

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel
 
@@ -38,6 +37,7 @@ from ..prior import ClassPrior
 from ..reporting.charts import plot_reconstructions
 from ..reporting.evaluation_report import write_report
 from ..reporting.provenance import command_line, hardware, versions
+from .examples import evenly_spaced, first_image_of_each_class, processed_images
 from .predictions import ProcessorTransform, check_loader_options, choose_device, mean_and_std, predict_split
 from .prior_shift import assumed_log_prior, long_tailed_priors, prior_accuracies
 
@@ -263,27 +263,22 @@ def _count(labels: np.ndarray, names: Sequence[str]) -> dict[str, int]:
 def draw_reconstructions(
     mae: str | Path, split: Dataset, class_counts: Mapping[str, int], path: str | Path, columns: int = 8
 ) -> str:
-    """Draw what a saved masked autoencoder makes of one image each of classes from head to tail.
+    """Draw a masked autoencoder's reconstructions of one image per class, of classes from head to tail.
 
     Args:
         class_counts: ``{name: count}`` of a classifier's classes, with which those of the split are matched by name.
 
     Returns:
-        A caption that says how the pixels of the masked patches were made.
+        A caption that explains the reconstructed pixels.
 
     Raises:
-        ValueError: ``mae`` is no masked autoencoder, or the split has classes that the classifier does not have.
+        ValueError: ``mae`` is not a masked autoencoder, or the split has classes that the classifier does not have.
     """
     model, image_processor = load_autoencoder(mae)
-    names = list(class_counts)
-    label_of = data.match_labels(split.features["label"].names, names, "the dataset")
-    first_image: dict[str, int] = {}
-    for index, label in enumerate(split["label"]):
-        first_image.setdefault(names[label_of[label]], index)
-    by_size = sorted(first_image, key=lambda name: -class_counts[name])
-    chosen = [by_size[place] for place in np.unique(np.linspace(0, len(by_size) - 1, columns).round().astype(int))]
-    images = data.ImageDataset(split, ProcessorTransform(image_processor))
-    pixel_values = torch.stack([torch.as_tensor(images[first_image[name]]["pixel_values"]) for name in chosen])
+    first_image = first_image_of_each_class(split, class_counts)
+    names = list(first_image)
+    chosen = [names[place] for place in evenly_spaced(len(names), columns)]
+    pixel_values = processed_images(split, image_processor, [first_image[name] for name in chosen])
     rows = reconstruct_images(model, pixel_values, *mean_and_std(image_processor))
     plot_reconstructions(*rows, path, titles=chosen)
     caption = f"{model.config.mask_ratio:.0%} of the patches are hidden; classes from the largest to the smallest."

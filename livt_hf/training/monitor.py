@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import DatasetDict
 from torch import Tensor
 
 from ..data import EvalTransform, ImageDataset, class_counts
+from ..evaluation.examples import evenly_spaced
 from ..evaluation.knn import knn_accuracy
 from ..files import read_metrics
 from ..models.modeling_livt_mae import LivtMAEForPreTraining, reconstruct_images
@@ -115,5 +115,5 @@ class Monitor:
     def _fixed_images(self) -> Tensor:
         """uint8 (8, 3, S, S): images spread evenly over the validation split, or else over the training split."""
         images = self._images("validation" if "validation" in self.splits else "train")
-        indices = np.linspace(0, len(images) - 1, min(NUM_PICTURES, len(images))).round().astype(int)
-        return torch.stack([torch.as_tensor(images[(0, int(index))]["pixel_values"]) for index in indices])
+        indices = evenly_spaced(len(images), NUM_PICTURES)
+        return torch.stack([torch.as_tensor(images[(0, index)]["pixel_values"]) for index in indices])

@@ -291,7 +291,7 @@ def test_weights_too_large_for_one_onnx_file_lie_beside_it(tmp_path, monkeypatch
     ("options", "message"),
     [
         (["--num_images", "2"], "num_images: 2; at least 8 are needed"),
-        (["--split", "dev"], "split: the dataset has no split 'dev'; choose one of train, validation, test"),
+        (["--split", "dev"], "split: digits has no split 'dev'; choose one of train, validation, test"),
         (["--dataset", "nowhere"], "--dataset nowhere: "),
     ],
 )

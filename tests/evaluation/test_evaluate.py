@@ -102,7 +102,8 @@ def test_results_have_the_schema(folder, split, tmp_path):
     assert " ".join(results) == (
         "model parameters dataset loss tau pretrained adjustment seed command split class_counts_from images accuracy "
         "many medium few ece mce top5 macro_accuracy worst_class harmonic_mean pdc groups group_confusion "
-        "confused_pairs hardest_images per_class class_counts test_counts predicted_counts reliability versions hardware"
+        "confused_pairs hardest_images per_class class_counts test_counts predicted_counts reliability versions "
+        "hardware"
     )
     assert results["groups"] == {"definition": GROUPS, "sizes": {"many": 1, "medium": 1, "few": 1}}
     assert list(results["per_class"]) == list(results["class_counts"]) == list(COUNTS)
