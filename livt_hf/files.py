@@ -147,18 +147,12 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
-def check_new_folder(output_dir: str | Path) -> Path:
-    folder = Path(output_dir)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"output_dir: {str(folder)!r} is not empty; name a new folder, the model itself is kept")
-    return folder
-
-
-def check_output_dir(output_dir: str | Path) -> None:
-    """ValueError unless the folder is new or empty."""
-    folder = Path(output_dir)
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise ValueError(f"{output_dir}: exists and is not empty; give a new folder")
+def check_new_folder(folder: str | Path, option: str = "output_dir") -> Path:
+    """The folder of an option as a path; ValueError unless it is new or empty."""
+    path = Path(folder)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"{option}: {str(folder)!r} is not empty; name a new folder")
+    return path
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""In: a checkpoint of the official code, MAE, timm or this package.
+"""In: a checkpoint of the official LiVT or MAE code, of timm, or of this package.
 
-Out: the same weights in another of these formats, or as ONNX, checked tensor by tensor.
+Out: the same weights as a native folder, an official checkpoint, a timm folder or an ONNX file, verified.
 """

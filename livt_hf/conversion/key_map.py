@@ -1,10 +1,8 @@
-"""Checkpoints of the official code (LiVT and MAE, both on timm's ViT): reading them safely, and one two-way key map.
+"""Two-way key map between the official layout (LiVT and MAE, both on timm's ViT) and transformers' models.
 
-An official file is a dict with `model` (the weights), and, as training saves it, `optimizer`, `epoch`, `scaler` and
-`args` (an `argparse.Namespace`). Names of tensors: `models_vit.py` and `models_mae.py` of MAE; timm's own ViT has those
-of the former.
+Official tensor names are those of MAE's `models_vit.py`, which timm's own ViT shares, and `models_mae.py`.
 
-Legend: B batch, D width, G patches a side, T = G * G patches, P = patch size.
+Legend: D width, P patch size.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from ..models.configuration_livt import VIT_SIZES, check_patch_grid
 from ..models.modeling_livt import NO_KEY_BIAS
 
 LAYER_NORM_EPS = 1e-6  # of both official codes and of timm's ViT
-# What a BEiT must be to be a plain ViT, the only architecture that the official code and timm's ViT share with it.
+# Settings with which a BEiT is a plain ViT, the architecture of the official code and of timm's ViT
 _PLAIN_VIT = {
     "use_absolute_position_embeddings": True,
     "use_relative_position_bias": False,
@@ -33,11 +31,11 @@ _PLAIN_VIT = {
     "hidden_act": "gelu",
     "layer_norm_eps": LAYER_NORM_EPS,
 }
-# Weights do not tell the number of heads; the width does for the known sizes (VIT_SIZES, MAE's decoder).
+# The number of heads cannot be inferred from the weights, but from the width of the known sizes.
 HEADS_OF_WIDTH = {size["hidden_size"]: size["num_attention_heads"] for size in VIT_SIZES.values()}
 HEADS_OF_DECODER_WIDTH = {512: 16}
 
-# Official module or parameter -> native one. A fused layer goes to three.
+# Official module or parameter -> native one; a fused layer is split in three
 _QKV = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
 _BLOCK = {
     "norm1": ("layernorm_before",),
@@ -60,14 +58,14 @@ KeyMap = dict[str, tuple[str | None, ...]]
 
 
 def key_map(config: PreTrainedConfig, encoder_only: bool = False) -> KeyMap:
-    """Every official tensor of a model -> the native tensors that its equal parts along dimension 0 go to.
+    """Map every official tensor of a model to the native tensors that it is split into, equally along dimension 0.
 
-    None stands for a part that the native model does not have: the key third of a classifier's `attn.qkv.bias`
+    None is a part that the native model does not have: the key third of a classifier's `attn.qkv.bias`
     (`NO_KEY_BIAS`).
 
     Args:
         config: of a `BeitForImageClassification` that is a plain ViT, or of a `ViTMAEForPreTraining`.
-        encoder_only: for a `vit_mae` config: a `ViTMAEModel`, without decoder.
+        encoder_only: the model of a `vit_mae` config is a `ViTMAEModel`, without a decoder.
     """
     if config.model_type == "beit":
         keys = _encoder_keys("beit.", config.num_hidden_layers)
@@ -111,17 +109,16 @@ def _parameters(modules: Mapping[str, tuple[str, ...]]) -> KeyMap:
 
 
 def to_native(weights: Mapping[str, Tensor], keys: KeyMap) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Native tensors (views of the official ones), and why each part that is not used is dropped.
+    """Native tensors (views of the official ones), and the reason for each part that is dropped.
 
     Raises:
-        ValueError: tensors that are missing, or that have no place in such a model.
+        ValueError: missing or unexpected tensors.
     """
-    missing, unknown = sorted(set(keys) - set(weights)), sorted(set(weights) - set(keys))
-    if missing or unknown:
-        parts = [f"missing: {abbreviate(missing, 3)}"] * bool(missing) + [
-            f"without a place: {abbreviate(unknown, 3)}"
-        ] * bool(unknown)
-        raise ValueError(f"its tensors are not those of such a model; {'; '.join(parts)}")
+    missing, unexpected = sorted(set(keys) - set(weights)), sorted(set(weights) - set(keys))
+    if missing or unexpected:
+        differences = {"missing": missing, "unexpected": unexpected}
+        listed = (f"{what}: {abbreviate(names, 3)}" for what, names in differences.items() if names)
+        raise ValueError(f"its tensors do not match this architecture; {'; '.join(listed)}")
     native, dropped = {}, {}
     for name, targets in keys.items():
         for part, target, tensor in zip("qkv", targets, _split(name, weights[name], len(targets)), strict=False):
@@ -133,16 +130,14 @@ def to_native(weights: Mapping[str, Tensor], keys: KeyMap) -> tuple[dict[str, Te
 
 
 def to_official(native: Mapping[str, Tensor], keys: KeyMap) -> dict[str, Tensor]:
-    """The official `model` dict: the inverse of `to_native`, a part that was dropped being zero.
+    """The official `model` dict: the inverse of `to_native`, with zeros for the dropped parts.
 
     Raises:
-        ValueError: native tensors that are missing or have no place.
+        ValueError: missing or unexpected native tensors.
     """
     expected = {target for targets in keys.values() for target in targets if target is not None}
     if expected != set(native):
-        raise ValueError(
-            f"its tensors are not those of a plain ViT; see {abbreviate(sorted(expected ^ set(native)), 3)}"
-        )
+        raise ValueError(f"its tensors do not match a plain ViT: {abbreviate(sorted(expected ^ set(native)), 3)}")
     official = {}
     for name, targets in keys.items():
         present = next(native[target] for target in targets if target is not None)
@@ -153,12 +148,12 @@ def to_official(native: Mapping[str, Tensor], keys: KeyMap) -> dict[str, Tensor]
 
 def _split(name: str, tensor: Tensor, parts: int) -> tuple[Tensor, ...]:
     if tensor.ndim and tensor.shape[0] % parts:
-        raise ValueError(f"{name}: {tuple(tensor.shape)} does not split into {parts} equal parts")
+        raise ValueError(f"{name}: shape {tuple(tensor.shape)} does not split into {parts} equal parts")
     return tensor.chunk(parts) if parts > 1 else (tensor,)
 
 
 def kind_of(weights: Mapping[str, Tensor]) -> str:
-    """What the weights are, told by their names: "classifier", "autoencoder", "encoder" or "unknown"."""
+    """Kind of a model, inferred from its tensor names: "classifier", "autoencoder", "encoder" or "unknown"."""
     if not {"cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"} <= set(weights):
         return "unknown"
     if "head.weight" in weights:
@@ -167,18 +162,18 @@ def kind_of(weights: Mapping[str, Tensor]) -> str:
 
 
 def encoder_fields(weights: Mapping[str, Tensor], num_attention_heads: int | None = None) -> dict[str, Any]:
-    """Config fields of the encoder, from the shapes of its tensors.
+    """Config fields of the encoder, inferred from the shapes of its tensors.
 
     Raises:
-        ValueError: the number of heads cannot be told, or a shape is not that of a plain ViT.
+        ValueError: the number of heads is needed, or a shape is not that of a plain ViT.
     """
     projection, positions = weights["patch_embed.proj.weight"], weights["pos_embed"]
     if projection.ndim != 4 or projection.shape[1] != 3 or projection.shape[2] != projection.shape[3]:
-        raise ValueError(f"patch_embed.proj.weight: {tuple(projection.shape)}; (D, 3, P, P) is needed")
+        raise ValueError(f"patch_embed.proj.weight: shape {tuple(projection.shape)} instead of (D, 3, P, P)")
     width, patch_size = projection.shape[0], projection.shape[3]
     grid = round((positions.shape[1] - 1) ** 0.5) if positions.ndim == 3 else 0
     if positions.shape != (1, grid * grid + 1, width):
-        raise ValueError(f"pos_embed: {tuple(positions.shape)} is no square grid and CLS of width {width}")
+        raise ValueError(f"pos_embed: shape {tuple(positions.shape)} is not CLS and a square grid of width {width}")
     check_patch_grid(grid * patch_size, patch_size)
     return {
         "hidden_size": width,
@@ -192,7 +187,7 @@ def encoder_fields(weights: Mapping[str, Tensor], num_attention_heads: int | Non
 
 
 def decoder_fields(weights: Mapping[str, Tensor], num_attention_heads: int | None = None) -> dict[str, Any]:
-    """Config fields of a masked autoencoder's decoder."""
+    """Config fields of a masked autoencoder's decoder, inferred as in `encoder_fields`."""
     width = weights["decoder_embed.weight"].shape[0]
     option = "decoder_num_attention_heads"
     return {
@@ -211,7 +206,7 @@ def _depth(weights: Mapping[str, Tensor], blocks: str) -> int:
 def _heads(width: int, given: int | None, known: Mapping[int, int], option: str) -> int:
     heads = known.get(width) if given is None else given
     if heads is None:
-        raise ValueError(f"{option}: weights of width {width} do not tell it; give --{option}")
+        raise ValueError(f"{option}: cannot be inferred from the width {width}; give --{option}")
     if heads < 1 or width % heads:
         raise ValueError(f"{option}: {heads} does not divide the width {width}; give the number used in training")
     return heads
@@ -221,4 +216,4 @@ def check_plain_vit(model: str | Path, config: Any) -> None:
     """ValueError unless a BEiT is a plain ViT, as LiVT's classifier is."""
     for name, value in _PLAIN_VIT.items():
         if getattr(config, name) != value:
-            raise ValueError(f"{model}: {name} is {getattr(config, name)!r}; this needs a plain ViT, with {value!r}")
+            raise ValueError(f"{model}: is not a plain ViT: {name} is {getattr(config, name)!r} instead of {value!r}")

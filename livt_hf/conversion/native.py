@@ -1,8 +1,7 @@
-"""Class names and training counts for a converted classifier, from the user's files or from the checkpoint itself."""
+"""Native side of a conversion: class names and counts; assigning weights; saving and verifying a folder."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -25,12 +24,10 @@ NATIVE_CLASSES: dict[type[PreTrainedModel], type[PreTrainedModel]] = {
     LivtMAEForPreTraining: ViTMAEForPreTraining,
     ViTMAEModel: ViTMAEModel,
 }
-
-
 LABEL_ORDER = (
-    "The class counts are the list cls_num of the file itself. Where the dataset is a folder, label i is the i-th "
-    'class folder in the order of strings, in which "10" stands before "2": with folders named by category numbers, as '
-    "for iNaturalist 2018, label i is not category i."
+    "The class counts are the list cls_num of the file itself. For a dataset in folders, label i is the i-th class "
+    'folder in string order, in which "10" comes before "2": with folders named by category numbers, as for '
+    "iNaturalist 2018, label i is not category i."
 )
 
 
@@ -42,7 +39,15 @@ def class_fields(
     own_counts: Any = None,
     own_names: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Config fields for the classes, from the user's files, else from what the checkpoint itself has, else LABEL_i.
+    """Config fields of the classes, from the user's files, else from the checkpoint, else LABEL_i without counts.
+
+    Args:
+        num_classes: number of classes of the classifier.
+        labels: file of class names, as for `convert_checkpoint`.
+        class_counts: file of training images per class, as for `convert_checkpoint`.
+        notes: assumptions are appended here.
+        own_counts: class counts in the checkpoint, in label order.
+        own_names: class names in the checkpoint, in label order.
 
     Raises:
         ValueError: a file that cannot be read, another number of classes, names that differ or repeat.
@@ -53,14 +58,14 @@ def class_fields(
         raise ValueError(f"{where}: {len(names)} names, but the classifier has {num_classes} classes")
     if len(set(names)) != num_classes:
         repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{where}: {repeated!r} stands there twice; give every class a name of its own with --labels")
+        raise ValueError(f"{where}: {repeated!r} is repeated; give every class a unique name with --labels")
     if class_counts is not None:
         return config_for_classes(_read_counts(class_counts, names))
     if own_counts is not None:
         if isinstance(own_counts, Sequence) and len(own_counts) == num_classes:
             notes.append(LABEL_ORDER)
             return config_for_classes(dict(zip(names, own_counts, strict=True)))
-        notes.append("The list cls_num of the file does not have one count for each class; it is not used.")
+        notes.append("The list cls_num of the file does not have one count per class and is not used.")
     return label_names(names)
 
 
@@ -74,9 +79,9 @@ def _read_labels(path: str | Path) -> list[str]:
         try:
             content = [content[str(label)] for label in range(len(content))]
         except KeyError as error:
-            raise ValueError(f"labels: {path}: label {error} is missing; give {{label: name}} from 0 on") from None
+            raise ValueError(f"labels: {path}: label {error} is missing; give {{label: name}} starting at 0") from None
     if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
-        raise ValueError(f"labels: {path}: give a list of names, {{label: name}}, or one name a line")
+        raise ValueError(f"labels: {path}: give a list of names, {{label: name}}, or one name per line")
     return content
 
 
@@ -91,7 +96,7 @@ def _read_counts(path: str | Path, names: Sequence[str]) -> dict[str, int]:
         return dict(zip(names, content, strict=True))
     if not isinstance(content, dict):
         raise ValueError(f"class_counts: {path}: give {{name: count}}, or a list of counts in label order")
-    check_same_names(names, content, "the classes (--labels tells their names and order)", f"class_counts {path}")
+    check_same_names(names, content, "the classes (see --labels)", f"class_counts {path}")
     return {name: content[name] for name in names}
 
 
@@ -99,33 +104,33 @@ def _read_text(option: str, path: str | Path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ValueError(f"{option}: {path}: cannot be read: {reason}") from None
 
 
 @torch.inference_mode()
 def largest_difference(model: Callable[[Tensor], Tensor], other: Callable[[Tensor], Tensor], image_size: int) -> float:
-    """Between the logits of two models for two images of noise, relative to the largest logit if that is above 1."""
+    """Largest difference of two models' logits on two noise images, relative to the largest logit if above 1."""
     pixels = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     expected = model(pixels)
     return ((expected - other(pixels)).abs().max() / expected.abs().max().clamp(min=1.0)).item()
 
 
 def on_meta(model_class: Any, config: Any) -> Any:
-    """A model without memory for its weights, in evaluation mode."""
+    """Build a model without memory for its weights, in evaluation mode."""
     with torch.device("meta"):
         return model_class(config).eval()
 
 
 def fill(model: PreTrainedModel, native: Mapping[str, Tensor]) -> None:
-    """Give a model its weights, without a copy.
+    """Assign weights to a model without copying them.
 
     Raises:
-        ValueError: a tensor of another shape.
+        ValueError: a tensor has another shape.
     """
     for name, tensor in model.state_dict().items():
         if tensor.shape != native[name].shape:
-            raise ValueError(f"{name} would be {tuple(native[name].shape)}, the rest needs {tuple(tensor.shape)}")
+            raise ValueError(f"{name}: shape {tuple(native[name].shape)} instead of {tuple(tensor.shape)}")
     model.load_state_dict(native, assign=True)
 
 
@@ -134,7 +139,7 @@ def save_native(
 ) -> None:
     """Save model, image processor and card, then load the model natively and compare every weight.
 
-    Empties ``native`` and the model on the way, so that source and result are never in memory together.
+    Frees ``native`` and the model's weights before loading, so that source and result are never both in memory.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
     card = conversion_card(conversion, model.config, parameters, output_dir.resolve().name)
@@ -153,11 +158,3 @@ def save_native(
 
 def _checksum(tensor: Tensor) -> int:
     return zlib.crc32(tensor.detach().reshape(-1).view(torch.uint8).numpy().data)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Out of transformers: to timm and ONNX (`livt export`), and to the official layout (`livt convert --to official`).
+"""Native classifier -> ONNX, compared with torch on real images (`livt export --format onnx`).
 
 Legend: B batch, C classes, S image size.
 """
@@ -19,26 +19,21 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 from .. import data
+from ..class_names import class_names
 from ..evaluation.evaluate import open_dataset
 from ..evaluation.examples import evenly_spaced, processed_images
 from ..evaluation.predictions import mean_and_std
-from ..files import check_output_dir, publish_files
+from ..files import check_new_folder, publish_files
 from ..models.loading import load_classifier
 from ..reporting.provenance import hardware, versions
 
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
-ONE_FILE_LIMIT = 1 << 30  # bytes of weights; a protobuf file ends at 2 GB, so larger ones go to model.onnx.data
+ONE_FILE_LIMIT = 1 << 30  # bytes of weights; larger ones go to model.onnx.data, as protobuf files are limited to 2 GB
 TIMED_IMAGES, TIMED_RUNS = 8, 5
 
 
-# timm
-
-
-# ONNX
-
-
 class _Logits(nn.Module):
-    """A classifier that gives a tensor: (B, 3, S, S) -> (B, C)."""
+    """Classifier that returns a tensor: (B, 3, S, S) -> (B, C)."""
 
     def __init__(self, classifier: nn.Module):
         super().__init__()
@@ -56,10 +51,10 @@ def export_onnx(
     num_images: int = 64,
     **data_options: Any,
 ) -> dict[str, Any]:
-    """Make a folder with model.onnx (any batch size), and compare it with torch on real images.
+    """Export a classifier to model.onnx, with a dynamic batch size, and compare it with torch on real images.
 
-    Beside it lie config.json and preprocessor_config.json; how images are prepared, and the class names in label order,
-    are in the file's own metadata too (`preprocessing`, `labels`). check.json is what this returns.
+    The folder also gets config.json, preprocessor_config.json and check.json (the returned dict). Image preprocessing
+    and class names in label order are in the metadata of model.onnx, too (`preprocessing`, `labels`).
 
     Args:
         model: folder or Hub id of an image classifier.
@@ -68,13 +63,13 @@ def export_onnx(
         data_options: further arguments of `load_long_tailed`, such as ``data_dir``.
 
     Returns:
-        The largest difference of the logits, the share of images with the same prediction in percent, and the time of
-        both, measured by turns in this process on as many threads.
+        Largest difference of the logits, top-1 agreement in percent, and milliseconds per image of both, timed
+        alternately on the same number of threads.
 
     Raises:
         ValueError: no such model or dataset, or the packages of the extra `export` are not installed.
     """
-    check_output_dir(output_dir)
+    output_dir = check_new_folder(output_dir)
     missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"format: onnx needs {', '.join(missing)}; install them with pip install 'livt-hf[export]'")
@@ -84,7 +79,7 @@ def export_onnx(
     logits = _Logits(classifier).eval()
     images = open_dataset(dataset, split, **data_options)[0][split]
     pixels = _evenly_spaced_images(images, processor, num_images)  # (N, 3, S, S)
-    with publish_files(Path(output_dir)) as folder:
+    with publish_files(output_dir) as folder:
         program: Any = torch.onnx.export(
             logits,
             (pixels[:2],),
@@ -106,7 +101,7 @@ def export_onnx(
 
 
 def onnx_metadata(config: Any, processor: Any) -> dict[str, str]:
-    """How pixels are prepared and what the logits stand for, each as JSON."""
+    """Image preprocessing and class names in label order, each as JSON."""
     mean, std = mean_and_std(processor)
     preprocessing = {
         "convert": "RGB",
@@ -118,13 +113,13 @@ def onnx_metadata(config: Any, processor: Any) -> dict[str, str]:
         "std": list(std),
         "layout": "NCHW",
     }
-    names = [config.id2label[label] for label in range(config.num_labels)]
-    return {"preprocessing": json.dumps(preprocessing), "labels": json.dumps(names, ensure_ascii=False)}
+    labels = json.dumps(class_names(config), ensure_ascii=False)
+    return {"preprocessing": json.dumps(preprocessing), "labels": labels}
 
 
 @torch.inference_mode()
 def compare_with_onnx(model: Callable[[Tensor], Tensor], path: Path, pixels: Tensor) -> dict[str, Any]:
-    """Logits, predictions and speed of a torch model and its ONNX form on the CPU; (N, 3, S, S) images."""
+    """Compare a torch model with its ONNX export on the CPU for images (N, 3, S, S): logits, predictions, speed."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -134,7 +129,7 @@ def compare_with_onnx(model: Callable[[Tensor], Tensor], path: Path, pixels: Ten
     def run(batch: Tensor) -> Tensor:
         return torch.from_numpy(session.run(["logits"], {"pixel_values": batch.numpy()})[0])
 
-    batches = pixels.split(TIMED_IMAGES)  # the last one may be smaller: the batch size is free
+    batches = pixels.split(TIMED_IMAGES)  # the last one may be smaller, which also tests the dynamic batch size
     expected, found = torch.cat([model(batch) for batch in batches]), torch.cat([run(batch) for batch in batches])
     seconds: dict[str, list[float]] = {"torch": [], "onnxruntime": []}
     for _ in range(TIMED_RUNS):
@@ -159,6 +154,6 @@ def compare_with_onnx(model: Callable[[Tensor], Tensor], path: Path, pixels: Ten
 
 
 def _evenly_spaced_images(images: Dataset, processor: Any, num_images: int) -> Tensor:
-    """(N, 3, S, S) float32: images spread evenly over a split, preprocessed as by the processor."""
+    """Preprocessed images spread evenly over a split, float32 (N, 3, S, S)."""
     pixel_values = processed_images(images, processor, evenly_spaced(len(images), num_images))
     return data.normalize(pixel_values, *mean_and_std(processor))

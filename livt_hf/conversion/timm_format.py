@@ -1,4 +1,4 @@
-"""timm's format, in and out."""
+"""timm's ViT classifiers -> native folders (`livt convert --source timm`), and back (`livt export --format timm`)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import timm.data
 from safetensors.torch import save_file
 from timm.data.transforms import str_to_pil_interp
 
+from ..class_names import class_names
 from ..data.transforms import image_processor
 from ..evaluation.predictions import mean_and_std
-from ..files import check_output_dir, publish_files
+from ..files import check_new_folder, publish_files
 from ..models.configuration_livt import LivtConfig
 from ..models.loading import load_classifier
 from ..models.modeling_livt import ViTForBalancedClassification
@@ -27,21 +28,21 @@ from .sources import Conversion
 def convert_timm(
     model: str, output_dir: str | Path, *, labels: str | Path | None = None, class_counts: str | Path | None = None
 ) -> Conversion:
-    """Make a folder with model, image processor and card of a classifier of timm.
+    """Convert a classifier of timm to a native folder with model, image processor and card.
 
     Args:
         model: a plain `VisionTransformer` that pools the mean of the patches before its norm (`fc_norm`), or the CLS
-            token after it: a folder, "hf-hub:ORG/NAME", or a name that `timm.create_model` knows.
+            token after it: a folder, "hf-hub:ORG/NAME", or a model name of timm.
         output_dir, labels, class_counts: as for `convert_checkpoint`.
 
     Raises:
-        ValueError: timm cannot load it, or it is another architecture; the message says what does not fit.
+        ValueError: timm cannot load it, or it is another architecture; the message names the difference.
     """
-    check_output_dir(output_dir)
+    output_dir = check_new_folder(output_dir)
     vit: Any = _load_timm(model)
     name = Path(model).resolve().name if Path(model).is_dir() else model
     weights, cfg, images = vit.state_dict(), vit.pretrained_cfg, timm.data.resolve_model_data_config(vit)
-    notes = ["timm does not tell the training loss; cross-entropy is assumed."]
+    notes = ["timm does not record the training loss; cross-entropy is assumed."]
     if type(vit).__name__ != "VisionTransformer" or kind_of(weights) != "classifier":
         raise ValueError(f"{model}: is a {type(vit).__name__}; a plain VisionTransformer with a classifier is needed")
     if images["crop_mode"] != "center":
@@ -58,48 +59,50 @@ def convert_timm(
     except ValueError as error:
         raise ValueError(f"{model}: {error}") from None
     difference = largest_difference(vit, lambda pixels: converted(pixels).logits, config.image_size)
-    if difference > TOLERANCE:  # what the names of tensors do not tell: pooling, activation, epsilon
-        raise ValueError(f"{model}: is no plain ViT: converted, its logits would differ by {difference:.1g}")
+    if difference > TOLERANCE:  # settings that tensor names do not show: pooling, activation, epsilon
+        raise ValueError(f"{model}: is not a plain ViT: after conversion its logits differ by {difference:.1g}")
     processor = image_processor(config.image_size, 0.875, images["mean"], images["std"])
     processor.size = {"shortest_edge": math.floor(config.image_size / images["crop_pct"])}
     processor.resample = str_to_pil_interp(images["interpolation"])
     conversion = Conversion("timm", "classifier", name, len(weights), dropped, notes, license=cfg.get("license"))
-    save_native(converted, native, processor, conversion, Path(output_dir))
+    save_native(converted, native, processor, conversion, output_dir)
     return conversion
 
 
 def _load_timm(model: str) -> Any:
-    """A model of timm with its weights, in evaluation mode. timm unpickles with `weights_only=True`."""
+    """Load a pretrained timm model in evaluation mode. timm unpickles with `weights_only=True`."""
     name = f"local-dir:{model}" if Path(model).is_dir() else model
     try:
         return timm.create_model(name, pretrained=True).eval()
-    except Exception as error:  # of timm, the Hub's client, torch or safetensors
+    except Exception as error:  # from timm, the Hub's client, torch or safetensors
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{model}: timm cannot load it: {reason}") from None
 
 
 def export_timm(model: str | Path, output_dir: str | Path) -> float:
-    """Make a folder that `timm.create_model("local-dir:DIR", pretrained=True)` loads, and "hf-hub:ID" once uploaded.
+    """Write a folder that `timm.create_model("local-dir:DIR", pretrained=True)` loads, or "hf-hub:ID" after uploading.
 
     Args:
         model: folder or Hub id of a classifier that is a plain ViT.
         output_dir: new or empty folder.
 
     Returns:
-        The largest difference of the logits, for two images of noise, after loading it with timm.
+        Largest difference of the logits on two noise images, with the folder loaded by timm.
 
     Raises:
-        ValueError: no such model, or one that timm's ViT does not have.
+        ValueError: no such model, or not a plain ViT.
     """
-    check_output_dir(output_dir)
+    output_dir = check_new_folder(output_dir)
     classifier: Any
     classifier, processor = load_classifier(model)
     config = classifier.config
     if config.model_type != "beit":
-        raise ValueError(f"{model}: is a {config.model_type!r} model; a classifier of this package is needed")
+        raise ValueError(
+            f"{model}: is a {config.model_type!r} model; only classifiers of this package ('beit') can be exported"
+        )
     check_plain_vit(model, config)
     weights = to_official(classifier.state_dict(), key_map(config))
-    with publish_files(Path(output_dir)) as folder:
+    with publish_files(output_dir) as folder:
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         description = json.dumps(timm_config(config, processor), indent=2, ensure_ascii=False)
         (folder / "config.json").write_text(description + "\n", encoding="utf-8")
@@ -110,11 +113,11 @@ def export_timm(model: str | Path, output_dir: str | Path) -> float:
 
 
 def timm_config(config: Any, processor: Any) -> dict[str, Any]:
-    """What config.json says to timm: architecture and sizes, classes, and how images are prepared."""
+    """timm's config.json: architecture and sizes, classes, image preprocessing."""
     pooling = "avg" if config.use_mean_pooling else "token"
     mean, std = mean_and_std(processor)
     return {
-        "architecture": "vit_base_patch16_224",  # any of timm's plain ViTs; model_args set every size
+        "architecture": "vit_base_patch16_224",  # any plain ViT of timm: model_args set every size
         "num_classes": config.num_labels,
         "num_features": config.hidden_size,
         "global_pool": pooling,
@@ -128,7 +131,7 @@ def timm_config(config: Any, processor: Any) -> dict[str, Any]:
             "num_classes": config.num_labels,
             "global_pool": pooling,
         },
-        "label_names": [config.id2label[label] for label in range(config.num_labels)],
+        "label_names": class_names(config),
         "pretrained_cfg": {
             "tag": "livt",
             "input_size": [3, config.image_size, config.image_size],
@@ -146,7 +149,7 @@ def timm_config(config: Any, processor: Any) -> dict[str, Any]:
 
 
 def crop_ratio(processor: Any) -> float:
-    """Crop size / shorter side, such that timm's floor(crop size / ratio) is the processor's shorter side again."""
+    """Crop size / shortest edge, chosen so that timm's floor(crop size / ratio) is the processor's shortest edge."""
     if not processor.do_center_crop or not processor.size.get("shortest_edge"):
         raise ValueError("preprocessor_config.json: a resize of the shortest edge and a center crop are needed")
     crop, edge = processor.crop_size["height"], processor.size["shortest_edge"]

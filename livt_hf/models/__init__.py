@@ -1,4 +1,4 @@
-"""In: class counts, and a checkpoint or a size.
+"""In: class counts, and sizes or a checkpoint of this package, transformers or timm.
 
-Out: the masked autoencoder and the classifier, each a native transformers checkpoint.
+Out: a masked autoencoder or an image classifier, which saves as a native transformers checkpoint.
 """

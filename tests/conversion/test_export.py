@@ -1,4 +1,4 @@
-"""To timm and back, and to ONNX: the same logits, the same preparation of images."""
+"""To timm and back, and to ONNX: the same logits, the same preprocessing of images."""
 
 import importlib.util
 import json
@@ -62,7 +62,7 @@ def photo():
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_timm_gives_the_same_logits_for_images_that_it_prepares_itself(tmp_path, outputs, photo, classifiers, pooling):
+def test_timm_gives_the_same_logits_with_its_own_preprocessing(tmp_path, outputs, photo, classifiers, pooling):
     assert export_timm(classifiers[pooling], tmp_path / "timm") <= 1e-5
     vit = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
     assert type(vit).__name__ == "VisionTransformer"
@@ -80,7 +80,7 @@ def test_timm_gives_the_same_logits_for_images_that_it_prepares_itself(tmp_path,
     torch.testing.assert_close(preparation(photo), expected, rtol=0, atol=2 / 255 / 0.192 + 1e-4)
 
 
-def test_config_json_says_to_timm_what_it_needs(tmp_path, classifiers):
+def test_config_json_has_what_timm_needs(tmp_path, classifiers):
     export_timm(classifiers["global_pool"], tmp_path / "timm")
     assert sorted(file.name for file in (tmp_path / "timm").iterdir()) == ["config.json", "model.safetensors"]
     config = json.loads((tmp_path / "timm" / "config.json").read_text())
@@ -117,7 +117,7 @@ def test_timm_resizes_to_the_same_shorter_side_at_every_size():
     assert crop_ratio(image_processor(384, 0.875, (0.5,) * 3, (0.5,) * 3)) == 1.0
 
 
-def test_what_timm_has_no_vit_for_is_named(tmp_path, capsys, classifiers):
+def test_models_that_timm_cannot_express_are_named(tmp_path, capsys, classifiers):
     def error(model):
         assert main(["export", "--format", "timm", "--model", str(model), "--output_dir", str(tmp_path / "out")]) == 2
         assert not (tmp_path / "out").exists()
@@ -127,7 +127,7 @@ def test_what_timm_has_no_vit_for_is_named(tmp_path, capsys, classifiers):
     BeitForImageClassification(config).save_pretrained(tmp_path / "beit")
     image_processor(8, 0.875, (0.5,) * 3, (0.5,) * 3).save_pretrained(tmp_path / "beit")
     assert error(tmp_path / "beit") == (
-        f"{tmp_path / 'beit'}: use_absolute_position_embeddings is False; this needs a plain ViT, with True"
+        f"{tmp_path / 'beit'}: is not a plain ViT: use_absolute_position_embeddings is False instead of True"
     )
     assert error(tmp_path / "none").startswith(
         f"model: '{tmp_path / 'none'}' cannot be loaded as an image classifier: "
@@ -167,7 +167,7 @@ def test_a_vit_of_timm_becomes_a_native_classifier(tmp_path, capsys, photo, pool
     vit = timm_folder(tmp_path / "vit", global_pool=pooling)
     argv = ["convert", "--source", "timm", str(tmp_path / "vit"), str(tmp_path / "model")]
     assert main(argv) == 0
-    assert "left out: blocks.0.attn.qkv.bias (k) and the like (2)" in capsys.readouterr().out
+    assert "dropped: 2, such as blocks.0.attn.qkv.bias (k)" in capsys.readouterr().out
     model, info = AutoModelForImageClassification.from_pretrained(tmp_path / "model", output_loading_info=True)
     assert not any(info.values())
     pixels = torch.randn(3, 3, 16, 16)
@@ -201,16 +201,16 @@ def test_to_timm_and_back_gives_the_same_model(tmp_path, classifiers, pooling):
 @pytest.mark.parametrize(
     ("model_args", "message"),
     [
-        ({"init_values": 0.1}, "without a place: blocks.0.ls1.gamma, blocks.0.ls2.gamma"),
-        ({"reg_tokens": 2}, "pos_embed: (1, 19, 48) is no square grid and CLS of width 48"),
-        ({"qk_norm": True}, "without a place: blocks.0.attn.k_norm.bias"),
+        ({"init_values": 0.1}, "unexpected: blocks.0.ls1.gamma, blocks.0.ls2.gamma"),
+        ({"reg_tokens": 2}, "pos_embed: shape (1, 19, 48) is not CLS and a square grid of width 48"),
+        ({"qk_norm": True}, "unexpected: blocks.0.attn.k_norm.bias"),
         ({"qkv_bias": False}, "missing: blocks.0.attn.qkv.bias, blocks.1.attn.qkv.bias"),
         ({"class_token": False, "global_pool": "avg"}, "a plain VisionTransformer with a classifier is needed"),
         ({"num_classes": 0}, "is a VisionTransformer; a plain VisionTransformer with a classifier is needed"),
-        # What the names of the tensors do not tell
-        ({"global_pool": "avg", "fc_norm": False}, "is no plain ViT: converted, its logits would differ by"),
-        ({"global_pool": "max"}, "is no plain ViT: converted, its logits would differ by"),
-        ({"act_layer": "quick_gelu"}, "is no plain ViT: converted, its logits would differ by"),
+        # Settings that tensor names do not show
+        ({"global_pool": "avg", "fc_norm": False}, "is not a plain ViT: after conversion its logits differ by"),
+        ({"global_pool": "max"}, "is not a plain ViT: after conversion its logits differ by"),
+        ({"act_layer": "quick_gelu"}, "is not a plain ViT: after conversion its logits differ by"),
     ],
 )
 def test_other_vits_of_timm_are_refused(tmp_path, capsys, model_args, message):
@@ -280,7 +280,7 @@ def _open(content):
 
 
 @needs_onnx
-def test_weights_too_large_for_one_onnx_file_lie_beside_it(tmp_path, monkeypatch, classifiers):
+def test_weights_too_large_for_one_onnx_file_are_saved_beside_it(tmp_path, monkeypatch, classifiers):
     monkeypatch.setattr("livt_hf.conversion.onnx_format.ONE_FILE_LIMIT", 0)
     check = export_onnx(classifiers["cls_token"], tmp_path / "onnx", num_images=8)
     assert (tmp_path / "onnx" / "model.onnx.data").stat().st_size > 300_000
@@ -311,7 +311,7 @@ def test_what_cannot_be_compared_is_named(tmp_path, capsys, classifiers, options
     assert not (tmp_path / "out").exists()
 
 
-def test_without_its_packages_onnx_says_how_to_install_them(tmp_path, monkeypatch, classifiers):
+def test_without_its_packages_onnx_explains_how_to_install_them(tmp_path, monkeypatch, classifiers):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else object())
     with pytest.raises(
         ValueError, match=r"^format: onnx needs onnxscript; install .* pip install 'livt-hf\[export\]'$"

@@ -1,4 +1,4 @@
-"""What a conversion goes by: sizes, the checkpoint's own arguments, the user's files; one line for what is wrong."""
+"""Inputs of a conversion: sizes, the checkpoint's own arguments, the user's files; one line for each error."""
 
 import json
 import pickle
@@ -13,7 +13,7 @@ from livt_hf.cli import main
 from livt_hf.conversion.key_map import decoder_fields, encoder_fields, kind_of
 from livt_hf.conversion.native import LABEL_ORDER
 from livt_hf.conversion.official import OFFICIAL_LOSSES, convert_checkpoint, read_checkpoint
-from livt_hf.conversion.sources import DATA_SETS, SOURCES
+from livt_hf.conversion.sources import DATASETS, SOURCES
 from livt_hf.losses import LOSS_NAMES
 from livt_hf.models.modeling_livt import NO_KEY_BIAS
 
@@ -57,11 +57,15 @@ def test_sizes_of_the_vit_family_come_from_the_weights(width, depth, heads, patc
     }
 
 
-def test_heads_that_the_width_does_not_tell_are_asked_for():
+def test_heads_that_cannot_be_inferred_are_required():
     weights, _ = read_checkpoint(PRETRAINED)
-    with pytest.raises(ValueError, match="num_attention_heads: weights of width 48 .* give --num_attention_heads"):
+    with pytest.raises(
+        ValueError, match="num_attention_heads: cannot be inferred from the width 48; give --num_attention_heads"
+    ):
         encoder_fields(weights)
-    with pytest.raises(ValueError, match="decoder_num_attention_heads: weights of width 32 .* give --decoder"):
+    with pytest.raises(
+        ValueError, match="decoder_num_attention_heads: cannot be inferred from the width 32; give --decoder"
+    ):
         decoder_fields(weights)
     with pytest.raises(ValueError, match="num_attention_heads: 5 does not divide the width 48"):
         encoder_fields(weights, num_attention_heads=5)
@@ -69,7 +73,7 @@ def test_heads_that_the_width_does_not_tell_are_asked_for():
         encoder_fields(weights, num_attention_heads=0)
 
 
-# What the checkpoint's own arguments say
+# The checkpoint's own arguments
 
 
 def test_class_counts_and_loss_come_from_the_arguments_of_the_checkpoint(tmp_path):
@@ -99,15 +103,14 @@ def test_arguments_that_do_not_fit_are_noted_and_not_used(tmp_path):
     path = changed(tmp_path, args={"cls_num": [3, 2, 1], "dataset": "pets", "loss": "mine"})
     conversion = convert_checkpoint(path, tmp_path / "model", "livt-finetune", **HEADS)
     assert conversion.notes == [
-        "The list cls_num of the file does not have one count for each class; it is not used.",
-        "The file does not tell its training loss; that of the source's method is assumed, bal_bce.",
-        "The official code does not know the dataset pets; images are normalized with the statistics of ImageNet "
-        "(see --dataset).",
+        "The list cls_num of the file does not have one count per class and is not used.",
+        "The file does not record its training loss; that of the source's method, bal_bce, is assumed.",
+        "The dataset pets is unknown; images are normalized with the statistics of ImageNet (see --dataset).",
     ]
     assert LivtConfig.from_pretrained(tmp_path / "model").class_counts is None
 
 
-def test_the_option_goes_before_the_argument(tmp_path):
+def test_the_option_overrides_the_argument(tmp_path):
     path = changed(tmp_path, args={"dataset": "iNat18"})
     convert_classifier(path, tmp_path / "model", dataset="cifar10-lt")
     assert tuple(AutoImageProcessor.from_pretrained(tmp_path / "model").image_mean) == (0.4914, 0.4822, 0.4465)
@@ -125,7 +128,7 @@ def test_the_pixel_target_is_that_of_the_arguments_or_is_assumed(tmp_path):
     assert (config.norm_pix_loss, config.mask_ratio) == (False, 0.5)
     path = changed(tmp_path, PRETRAINED, args={"dataset": "ImageNet"})
     (note,) = convert_checkpoint(path, tmp_path / "b", "mae", **options).notes
-    assert note.startswith("The file does not tell whether it predicts pixels normalized per patch; it is assumed")
+    assert note.startswith("The file does not record whether it predicts pixels normalized per patch; this is assumed")
     assert LivtMAEForPreTraining.from_pretrained(tmp_path / "b").config.norm_pix_loss is True
 
 
@@ -143,7 +146,7 @@ def test_labels_and_counts_from_files(tmp_path, text, form):
     labels, counts = tmp_path / "labels", tmp_path / "counts.json"
     labels.write_text(text)
     expected = {name: 10 * (label + 1) for label, name in enumerate(NAMES)}
-    by_name = dict(sorted(expected.items()))  # the order of a JSON object says nothing
+    by_name = dict(sorted(expected.items()))  # the order of a JSON object is ignored
     counts.write_text(json.dumps(by_name if form == "by name" else list(expected.values())))
     config = convert_classifier(FINETUNED, tmp_path / "model", labels=labels, class_counts=counts)
     assert [config.id2label[label] for label in range(12)] == NAMES
@@ -154,16 +157,20 @@ def test_labels_and_counts_from_files(tmp_path, text, form):
     ("option", "text", "message"),
     [
         ("labels", "a\nb", "labels: {file}: 2 names, but the classifier has 12 classes"),
-        ("labels", "\n".join(["x"] * 12), "labels: {file}: 'x' stands there twice; give every class a name of its own"),
-        ("labels", '{"0": "a", "2": "b"}', "labels: {file}: label '1' is missing; give {{label: name}} from 0 on"),
-        ("labels", "[1, 2]", "labels: {file}: give a list of names, {{label: name}}, or one name a line"),
+        (
+            "labels",
+            "\n".join(["x"] * 12),
+            "labels: {file}: 'x' is repeated; give every class a unique name with --labels",
+        ),
+        ("labels", '{"0": "a", "2": "b"}', "labels: {file}: label '1' is missing; give {{label: name}} starting at 0"),
+        ("labels", "[1, 2]", "labels: {file}: give a list of names, {{label: name}}, or one name per line"),
         ("class_counts", "[1, 2]", "class_counts: {file}: 2 counts for a classifier of 12 classes"),
         ("class_counts", "{", "class_counts: {file}: cannot be read as JSON"),
         ("class_counts", "3", "class_counts: {file}: give {{name: count}}, or a list of counts in label order"),
         (
             "class_counts",
             '{"ant": 3}',
-            "class names of the classes (--labels tells their names and order) and ",
+            "class names of the classes (see --labels) and ",
         ),
         ("class_counts", "[0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]", "class_counts: class 'LABEL_0' has count 0; every"),
     ],
@@ -179,16 +186,16 @@ def test_wrong_files_are_named(tmp_path, capsys, option, text, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_labels_are_no_option_of_an_autoencoder(tmp_path):
+def test_labels_are_refused_for_an_autoencoder(tmp_path):
     options = {**HEADS, **DECODER_HEADS, "labels": tmp_path / "names"}
-    with pytest.raises(ValueError, match="^labels: .*livt_pretrain.pth holds no classifier; leave the option out"):
+    with pytest.raises(ValueError, match="^labels: .*livt_pretrain.pth has no classifier; leave the option out"):
         convert_checkpoint(PRETRAINED, tmp_path / "out", "livt-pretrain", **options)
 
 
-# Files that are no checkpoints
+# Files that are not checkpoints
 
 
-DAMAGED = "is damaged, or no checkpoint of torch.save; download it again"
+DAMAGED = "is damaged or not a torch.save checkpoint; download it again"
 
 
 def _write(path, content):
@@ -202,25 +209,25 @@ def _write(path, content):
         (FINETUNED.read_bytes()[:200_000], DAMAGED),
         (b"<!DOCTYPE html> quota exceeded", DAMAGED),
         (pickle.dumps({"model": {}}, protocol=2), DAMAGED),
-        ([1, 2], "has no 'model'; give a checkpoint as the official code saves it"),
+        ([1, 2], "has no 'model'; give a checkpoint saved by the official code"),
         (
             {"state_dict": {}, "epoch": 3},
-            "has no 'model' (it holds state_dict, epoch); give a checkpoint as the official",
+            "has no 'model' (only state_dict, epoch); give a checkpoint saved by the official",
         ),
-        ({"model": {"a": 3}}, "'a' in 'model' is no tensor of floating-point numbers"),
-        ({"model": {"a": torch.ones(2, dtype=torch.int64)}}, "'a' in 'model' is no tensor of floating-point numbers"),
-        ({"model": {"a": torch.tensor([1.0, float("nan")])}}, "tensor a holds values that are not finite"),
+        ({"model": {"a": 3}}, "'a' in 'model' is not a floating-point tensor"),
+        ({"model": {"a": torch.ones(2, dtype=torch.int64)}}, "'a' in 'model' is not a floating-point tensor"),
+        ({"model": {"a": torch.tensor([1.0, float("nan")])}}, "tensor a has non-finite values"),
         (
             {"model": {"a": torch.ones(2), "b": torch.ones(2).half()}},
-            "its tensors are of several types, torch.float16, torch.float32; make them the same",
+            "its tensors have several dtypes, torch.float16, torch.float32; cast them to one",
         ),
         (
             {"model": {"layer.weight": torch.ones(2)}},
-            "--source livt-finetune: its 'model' is no ViT of the official code",
+            "--source livt-finetune: its 'model' is not a ViT of the official code",
         ),
     ],
 )
-def test_files_that_are_no_checkpoints_get_one_line(tmp_path, capsys, content, message):
+def test_files_that_are_not_checkpoints_get_one_line(tmp_path, capsys, content, message):
     path = tmp_path / "in.pth"
     _write(path, content)
     assert main(["convert", "--source", "livt-finetune", str(path), str(tmp_path / "out")]) == 2
@@ -239,13 +246,13 @@ def test_missing_files_folders_and_wrong_kinds_are_named(tmp_path, capsys):
     assert error("mae", missing) == f"{missing}: there is no such file; give an official checkpoint (.pth)"
     assert error("mae", tmp_path) == f"{tmp_path}: there is no such file; give an official checkpoint (.pth)"
     assert error("livt-finetune", PRETRAINED) == (
-        f"{PRETRAINED}: --source livt-finetune needs the weights of a whole classifier, this is an autoencoder; use "
-        "--source livt-pretrain or mae"
+        f"{PRETRAINED}: --source livt-finetune needs the weights of a complete classifier, but this is an autoencoder; "
+        "use --source livt-pretrain or mae"
     )
     assert error("livt-pretrain", FINETUNED).endswith("this is a classifier; use --source livt-finetune or mae")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "photo.jpg").write_text("mine")
-    assert error("mae", FINETUNED, "full") == f"{tmp_path / 'full'}: exists and is not empty; give a new folder"
+    assert error("mae", FINETUNED, "full") == f"output_dir: '{tmp_path / 'full'}' is not empty; name a new folder"
     assert [file.name for file in (tmp_path / "full").iterdir()] == ["photo.jpg"]
     assert kind_of({}) == "unknown"
 
@@ -253,12 +260,12 @@ def test_missing_files_folders_and_wrong_kinds_are_named(tmp_path, capsys):
 # Command
 
 
-def test_the_command_says_what_became_of_every_tensor(tmp_path, capsys):
+def test_the_command_accounts_for_every_tensor(tmp_path, capsys):
     argv = ["convert", "--source", "mae", "--num_attention_heads", "3", "--decoder_num_attention_heads", "4"]
     assert main([*argv, "--norm_pix_loss", "false", str(PRETRAINED), str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "autoencoder: 74 tensors, each of them has its place",
-        "note: The file does not tell its dataset; images are normalized with the statistics of ImageNet (see "
+        "autoencoder: all 74 tensors were mapped",
+        "note: The file does not record its dataset; images are normalized with the statistics of ImageNet (see "
         "--dataset).",
         f"{tmp_path / 'out'} holds the autoencoder, its image processor and a card",
     ]
@@ -269,11 +276,11 @@ def test_the_command_says_what_became_of_every_tensor(tmp_path, capsys):
         )
         == 0
     )
-    assert f"left out: blocks.0.attn.qkv.bias (k) and the like (3): {NO_KEY_BIAS}" in capsys.readouterr().out
+    assert f"dropped: 3, such as blocks.0.attn.qkv.bias (k): {NO_KEY_BIAS}" in capsys.readouterr().out
 
 
 def test_the_choices_of_the_command_are_those_of_the_package(capsys):
-    for option, known in (("--source", [*SOURCES, "timm"]), ("--dataset", list(DATA_SETS))):
+    for option, known in (("--source", [*SOURCES, "timm"]), ("--dataset", list(DATASETS))):
         assert main(["convert", "--source", "mae", option, "no", "in", "out"]) == 2
         choices = capsys.readouterr().err.split("choose from ")[1].split(")")[0]
         assert choices.replace("'", "").split(", ") == known

@@ -1,4 +1,4 @@
-"""Official checkpoints: equal outputs, the way back, every tensor accounted for, nothing run."""
+"""Official checkpoints: equal outputs, the way back, every tensor accounted for, nothing executed."""
 
 import argparse
 import json
@@ -25,7 +25,7 @@ from livt_hf.models.modeling_livt import NO_KEY_BIAS
 
 @pytest.fixture(scope="module")
 def outputs():
-    """What the official code computes for one batch."""
+    """Outputs of the official code for one batch."""
     return load_file(FIXTURES / "official_outputs.safetensors")
 
 
@@ -151,13 +151,17 @@ def test_the_way_back_takes_plain_models_only(tmp_path, capsys, classifier_dir):
         assert main(["convert", "--to", "official", *map(str, argv)]) == 2
         return capsys.readouterr().err
 
-    assert error(classifier_dir, FINETUNED) == f"error: {FINETUNED}: exists already; give the name of a new file\n"
+    assert error(classifier_dir, FINETUNED) == f"error: {FINETUNED}: already exists; give the name of a new file\n"
     assert "cannot be loaded as a model: the folder has no config.json; give" in error(tmp_path, tmp_path / "out.pth")
     config = json.loads((classifier_dir / "config.json").read_text())
     for field, value, message in (
-        ("model_type", "vit", "is a 'vit' model; a classifier or autoencoder of ours is needed"),
-        ("use_relative_position_bias", True, "use_relative_position_bias is True; this needs a plain ViT, with False"),
-        ("layer_norm_eps", 1e-12, "layer_norm_eps is 1e-12; this needs a plain ViT, with 1e-06"),
+        (
+            "model_type",
+            "vit",
+            "is a 'vit' model; only a classifier ('beit') or an autoencoder ('vit_mae') can be converted",
+        ),
+        ("use_relative_position_bias", True, "is not a plain ViT: use_relative_position_bias is True instead of False"),
+        ("layer_norm_eps", 1e-12, "is not a plain ViT: layer_norm_eps is 1e-12 instead of 1e-06"),
     ):
         (tmp_path / "config.json").write_text(json.dumps({**config, field: value}))
         assert message in error(tmp_path, tmp_path / "out.pth")
@@ -193,28 +197,30 @@ def test_the_key_map_names_every_tensor_of_both_sides_once():
         assert all(torch.equal(again[name], tensor) for name, tensor in state.items())
 
 
-def test_tensors_without_a_place_missing_ones_and_other_shapes_are_named(tmp_path):
+def test_unexpected_and_missing_tensors_and_other_shapes_are_named(tmp_path):
     def error(**change):
-        with pytest.raises(ValueError) as caught:  # noqa: PT011  the text is what each caller looks at
+        with pytest.raises(ValueError) as caught:  # noqa: PT011  each caller checks the text
             convert_classifier(changed(tmp_path, **change), tmp_path / "out")
         assert str(caught.value).startswith(f"{tmp_path / 'changed.pth'}: ")
         assert not (tmp_path / "out").exists()
         return str(caught.value)
 
     ls = {f"blocks.{block}.ls1.gamma": torch.ones(48) for block in range(3)}
-    assert error(**ls).endswith("without a place: blocks.0.ls1.gamma, blocks.1.ls1.gamma, blocks.2.ls1.gamma")
+    assert error(**ls).endswith("unexpected: blocks.0.ls1.gamma, blocks.1.ls1.gamma, blocks.2.ls1.gamma")
     assert error(drop=["head.bias"]).endswith("; missing: head.bias")
-    assert "missing: blocks.1.attn.proj.bias; without a place: other" in error(
+    assert "missing: blocks.1.attn.proj.bias; unexpected: other" in error(
         drop=["blocks.1.attn.proj.bias"], other=torch.ones(1)
     )
-    assert "beit.layers.0.mlp.fc1.bias would be (5,), the rest needs (192,)" in error(
+    assert "beit.layers.0.mlp.fc1.bias: shape (5,) instead of (192,)" in error(
         **{"blocks.0.mlp.fc1.bias": torch.ones(5)}
     )
-    assert "blocks.2.attn.qkv.bias: (145,) does not split into 3 equal parts" in error(
+    assert "blocks.2.attn.qkv.bias: shape (145,) does not split into 3 equal parts" in error(
         **{"blocks.2.attn.qkv.bias": torch.ones(145)}
     )
-    assert "pos_embed: (1, 66, 48) is no square grid and CLS of width 48" in error(pos_embed=torch.ones(1, 66, 48))
-    assert "patch_embed.proj.weight: (48, 3, 4, 2); (D, 3, P, P) is needed" in error(
+    assert "pos_embed: shape (1, 66, 48) is not CLS and a square grid of width 48" in error(
+        pos_embed=torch.ones(1, 66, 48)
+    )
+    assert "patch_embed.proj.weight: shape (48, 3, 4, 2) instead of (D, 3, P, P)" in error(
         **{"patch_embed.proj.weight": torch.ones(48, 3, 4, 2)}
     )
 
@@ -247,11 +253,11 @@ def test_a_malicious_pickle_neither_runs_nor_loads(tmp_path, form):
         torch.save({"model": weights, "args": argparse.Namespace(dataset=attack)}, path)
     else:
         torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
-    with pytest.raises(ValueError, match=r"refused, nothing in it was run: it holds (posix|nt)\.mkdir; only tensors"):
+    with pytest.raises(ValueError, match=r"refused without executing it: it contains (posix|nt)\.mkdir; only tensors"):
         convert_checkpoint(path, tmp_path / "out", "livt-finetune", **HEADS)
     assert not (tmp_path / "attacked").exists()
     assert not (tmp_path / "out").exists()
-    with path.open("rb") as file:  # the attack is a real one
+    with path.open("rb") as file:  # the attack is real
         torch.load(file, weights_only=False) if form != "pickle" else pickle.load(file)
     assert (tmp_path / "attacked").exists()
 
@@ -259,7 +265,7 @@ def test_a_malicious_pickle_neither_runs_nor_loads(tmp_path, form):
 def test_any_other_class_is_refused_by_name(tmp_path):
     torch.save({"model": {}, "args": Harmless()}, tmp_path / "in.pth")
     name = re.escape(f"{Harmless.__module__}.Harmless")
-    with pytest.raises(ValueError, match=f"it holds {name}; only tensors, plain values and argparse"):
+    with pytest.raises(ValueError, match=f"it contains {name}; only tensors, plain values and argparse"):
         read_checkpoint(tmp_path / "in.pth")
 
 
@@ -267,7 +273,7 @@ def test_any_other_class_is_refused_by_name(tmp_path):
 
 
 def test_a_conversion_needs_less_than_twice_the_file_in_memory(tmp_path):
-    """In a process of its own, after a small conversion that imports everything; 4 blocks of ViT-B's width, 116 MB."""
+    """In a separate process, after a small conversion that imports everything; 4 blocks of ViT-B's width, 116 MB."""
     code = """
 import resource, sys, torch
 from pathlib import Path
@@ -287,4 +293,4 @@ print((peak() - before) / (folder / "large.pth").stat().st_size)
     argv = [sys.executable, "-c", code, str(FINETUNED), str(tmp_path)]
     run = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    assert float(run.stdout.splitlines()[-1]) < 1.7  # 1.3 for ViT-B and ViT-L, whose fixed share is smaller
+    assert float(run.stdout.splitlines()[-1]) < 1.7  # 1.3 for ViT-B and ViT-L, whose fixed overhead is smaller
