@@ -5,15 +5,15 @@ import sys
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 
-from livt_hf.cli import run, run_finetune
+from livt_hf.cli import main
 
 start = PartialState.__init__
 
 
-def start_as_gpus(self, *args, **kwargs):  # TrainingArguments starts it anew
+def start_as_gpus(self, *args, **kwargs):  # TrainingArguments initializes it again
     start(self, *args, **kwargs)
     self.distributed_type = DistributedType.MULTI_GPU
 
 
 PartialState.__init__ = start_as_gpus
-sys.exit(run(run_finetune))
+sys.exit(main(["finetune", *sys.argv[1:]]))

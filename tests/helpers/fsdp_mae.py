@@ -5,7 +5,7 @@ import sys
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 
-from livt_hf.cli import run, run_pretrain
+from livt_hf.cli import main
 
 PartialState(cpu=True).distributed_type = DistributedType.MULTI_GPU
-sys.exit(run(run_pretrain))
+sys.exit(main(["pretrain", *sys.argv[1:]]))

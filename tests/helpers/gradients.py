@@ -10,7 +10,7 @@ from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClass
 
 from helpers.training import SIZES
 from livt_hf import BalancedTrainer, LivtConfig, ViTForBalancedClassification
-from livt_hf.cli import run
+from livt_hf.cli import guarded
 from livt_hf.data import EvalTransform, FinetuneTransform, ImageDataset, Mixup, class_counts, load_long_tailed
 from livt_hf.losses import build_loss, compute_loss_func
 from livt_hf.models.modeling_livt import config_for_classes
@@ -141,4 +141,4 @@ def save_gradients(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(save_gradients))
+    sys.exit(guarded(save_gradients, sys.argv[1:]))
