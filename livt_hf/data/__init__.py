@@ -1,4 +1,7 @@
-"""Long-tailed image data: named sources and the user's own, fast decoding and augmentation, deterministic loading."""
+"""In: the name of a benchmark, a path or a Hub id.
+
+Out: long-tailed splits, and batches of augmented images in a reproducible order.
+"""
 
 from ..class_names import match_labels
 from .dataset import ImageDataset

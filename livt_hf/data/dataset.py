@@ -1,6 +1,6 @@
-"""Images ready for training: decoding, transforming, and what becomes of an image that cannot be read.
+"""`ImageDataset`: decoded and transformed samples, seeded one by one, with unreadable images replaced.
 
-Sets of small images (CIFAR, digits) are decoded once and kept as uint8, since decoding would cost the most.
+Datasets of small images (CIFAR, digits) are decoded once and kept as uint8, because decoding would dominate the cost.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from .table import Rows
 
 MAX_SIDE = 64
 MAX_BYTES = 2**28  # 256 MiB: 87,000 images of 32 x 32
-_NUMPY_GENERATOR = np.random.MT19937()  # stands in for numpy's global one: swapping is cheaper than copying its state
+_NUMPY_GENERATOR = np.random.MT19937()  # replaces numpy's global one: cheaper than copying its state
 
 
 def log_bad_image(reason: str, log: Path | None) -> None:
-    """Append a line to the log, unless it is there already: from another worker or process, or from before a resume."""
+    """Append a line to the log, unless another worker, another process or the run before a resume has written it."""
     if log is None:
         return
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -37,17 +37,18 @@ def log_bad_image(reason: str, log: Path | None) -> None:
             file.write(reason + "\n")
 
 
-def stop_if_too_many(count: int, limit: int, log: Path | None, last: str) -> None:
+def check_bad_image_limit(count: int, limit: int, log: Path | None, last: str) -> None:
+    """Raise a BadImageError if ``count`` exceeds ``limit``; it names the log, or else quotes the ``last`` reason."""
     if count > limit:
         where = f"see {log}" if log else f"the last is {last}"
         raise BadImageError(
-            f"{count} training images cannot be read, more than --max_bad_images {limit}; {where}; repair them or "
-            "raise the limit"
+            f"max_bad_images: {count} training images cannot be read, more than the limit of {limit}; {where}; repair "
+            "them or raise the limit"
         )
 
 
 class DecodedImages:
-    """The images of ``rows`` as uint8 (N, H, W, 3), those that have the size of the first and can be read."""
+    """The readable images of ``rows`` that have the size of the first one, as uint8 (N, H, W, 3)."""
 
     def __init__(self, rows: Rows, first: torch.Tensor):
         height, width = first.shape[-2:]
@@ -57,17 +58,18 @@ class DecodedImages:
             try:
                 image = decode_image(rows.image(index))
             except ValueError:
-                continue  # reported by whoever asks for it
+                continue  # reported when the sample is read
             if image.shape == first.shape:
                 self.pixels[index] = image.permute(1, 2, 0)
                 self.present[index] = True
 
     def get(self, index: int) -> torch.Tensor | None:
+        """The image (3, H, W), or None if it is not kept."""
         return self.pixels[index].permute(2, 0, 1) if self.present[index] else None  # (3, H, W)
 
 
 def decode_if_small(rows: Rows) -> DecodedImages | None:
-    """All images decoded, if the first one tells that they are small and fit; otherwise None."""
+    """All images decoded if, judging by the first one, they are small and fit in memory; otherwise None."""
     try:
         first = decode_image(rows.image(0)) if len(rows) else None
     except ValueError:
@@ -80,17 +82,18 @@ def decode_if_small(rows: Rows) -> DecodedImages | None:
 class ImageDataset(torch.utils.data.Dataset):
     """Decodes and transforms single images.
 
-    ``dataset[(epoch, index)]`` is the transform's dict with "labels" and "index" added; a plain ``dataset[index]`` is
-    the same for evaluation (epoch 0). While a sample is made, the global generators of torch, `random` and numpy are
-    seeded from (seed, epoch, index); afterwards they are what they were.
+    ``dataset[(epoch, index)]`` is a training sample: the transform's dict with "labels" and "index" (both int) added.
+    ``dataset[index]`` is the same for evaluation (epoch 0). Each sample is computed with the global generators of
+    torch, `random` and numpy seeded from (seed, epoch, index); their previous state is restored afterwards.
 
-    In training, an image that cannot be read is replaced by the next one that can ("labels" and "index" are then those
-    of the replacement), counted, and written to ``bad_images_log`` with the reason. In evaluation it is an error.
+    In training, an unreadable image is replaced by the next readable one ("labels" and "index" are then those of the
+    replacement), counted, and written to ``bad_images_log`` with the reason. In evaluation it raises a BadImageError.
 
     Args:
-        dataset: columns "image" (not decoded) and "label", as `load_long_tailed` gives them.
-        max_bad_images: a training process that meets more different bad images than this stops with a BadImageError.
-        bad_images_log: file to which bad images are appended, each once.
+        dataset: columns "image" (not decoded) and "label", as returned by `load_long_tailed`.
+        transform: maps an image, uint8 (3, H, W), to a dict of tensors.
+        max_bad_images: a training process that finds more distinct unreadable images raises a BadImageError.
+        bad_images_log: file to which unreadable images are appended, each once.
     """
 
     def __init__(
@@ -107,13 +110,14 @@ class ImageDataset(torch.utils.data.Dataset):
         self.seed = seed
         self.max_bad_images = max_bad_images
         self.bad_images_log = None if bad_images_log is None else Path(bad_images_log)
-        self.is_bad = torch.zeros(len(dataset), dtype=torch.uint8).share_memory_()  # (N,), one for all workers
+        self.is_bad = torch.zeros(len(dataset), dtype=torch.uint8).share_memory_()  # (N,), shared by all workers
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
     def num_images(self) -> int:
+        """As ``len()``, which a stream does not have."""
         return len(self.rows)
 
     @property
@@ -127,20 +131,20 @@ class ImageDataset(torch.utils.data.Dataset):
         return dataset_labels(self.rows.dataset)
 
     def loader(self, batches: TrainingBatches, num_workers: int, pin_memory: bool = False) -> ImageLoader:
-        """Training micro-batches in the order of ``batches``."""
+        """Training micro-batches in the order of ``batches`` (`training_loader`)."""
         return training_loader(self, batches, num_workers, pin_memory)
 
     @property
     def num_bad_images(self) -> int:
-        """Different bad images met so far, by all workers of this process."""
+        """Distinct unreadable images found so far by all workers of this process."""
         return int(self.is_bad.sum())
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, torch.Tensor | int]:
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[dict[str, torch.Tensor | int]]:
-        """All samples of a batch; what a DataLoader calls."""
-        with generators_kept():
+        """All samples of a batch; called by DataLoader."""
+        with preserved_generators():
             return [self._sample(key) for key in keys]
 
     def _sample(self, key: int | tuple[int, int]) -> dict[str, torch.Tensor | int]:
@@ -170,16 +174,16 @@ class ImageDataset(torch.utils.data.Dataset):
                 return self._read(candidate)
             except BadImageError as error:
                 self._record(candidate, str(error))
-        raise BadImageError(f"none of the {len(self)} training images can be read; the log is {self.bad_images_log}")
+        raise BadImageError(f"none of the {len(self)} training images can be read; see {self.bad_images_log}")
 
     def _record(self, index: int, reason: str) -> None:
         self.is_bad[index] = 1
         log_bad_image(reason, self.bad_images_log)
-        stop_if_too_many(self.num_bad_images, self.max_bad_images, self.bad_images_log, reason)
+        check_bad_image_limit(self.num_bad_images, self.max_bad_images, self.bad_images_log, reason)
 
 
 def sample_seed(seed: int, epoch: int, index: int) -> int:
-    """64 well-mixed bits of (seed, epoch, index): the finalizer of splitmix64 after each number."""
+    """64-bit hash of (seed, epoch, index): the finalizer of splitmix64 after each number."""
     state = 0
     for number in (seed, epoch, index):
         state = (state + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
@@ -197,8 +201,8 @@ def seed_generators(seed: int) -> None:
 
 
 @contextlib.contextmanager
-def generators_kept() -> Iterator[None]:
-    """Leave the global CPU generators as they were before."""
+def preserved_generators() -> Iterator[None]:
+    """Restore the state of the global CPU generators on exit."""
     torch_state, python_state = torch.get_rng_state(), random.getstate()
     numpy_generator = mtrand.get_bit_generator()
     mtrand.set_bit_generator(_NUMPY_GENERATOR)

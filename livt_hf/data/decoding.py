@@ -1,11 +1,11 @@
 """Path or row -> encoded bytes -> uint8 tensor (3, H, W).
 
-The bytes are a file's, or those of one row of a Parquet file, ``FILE.parquet#COLUMN/ROW``.
+A path is a file, or one row of a Parquet file, ``FILE.parquet#COLUMN/ROW``.
 
-JPEG goes through torchvision's libjpeg on the raw bytes, several times faster than PIL; everything else, and whatever
-torchvision refuses, through PIL. The EXIF orientation is applied. Of images with transparency the colors are kept and
-the alpha channel is dropped, as PIL's ``convert("RGB")`` does and therefore transformers' pipelines do. 16-bit gray is
-scaled to 8 bits. Of an animation the first frame is used.
+JPEG is decoded by torchvision's libjpeg, several times faster than PIL; other formats, and JPEGs that torchvision
+refuses, by PIL. The EXIF orientation is applied. The alpha channel is dropped and colors are kept, as by PIL's
+``convert("RGB")`` and therefore by transformers' pipelines. 16-bit gray is scaled to 8 bits. The first frame of an
+animation is used.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import torch
 from torchvision.io import ImageReadMode
 
-# PIL's own limit (its DecompressionBombError), here for JPEG too: about 179 million pixels.
+# The limit above which PIL raises DecompressionBombError, applied to JPEG too: about 179 million pixels.
 MAX_PIXELS = 2 * (PIL.Image.MAX_IMAGE_PIXELS or 89_478_485)
 
 
@@ -40,20 +40,20 @@ def decode_image(image: dict | bytes | str | Path, name: str | None = None) -> t
 
     Args:
         image: ``{"bytes": ..., "path": ...}`` (a row's image, bytes first), the encoded bytes, or a path.
-        name: what an error calls the image; by default its path.
+        name: name of the image in error messages if it has no path.
 
     Raises:
-        ValueError: a file that cannot be read, or bytes that are not a whole image; the message names it.
+        ValueError: an unreadable file, or bytes that are not a complete image; the message names the image.
     """
     data, name = encoded_image(image, name)
     try:
         return _decode(data)
-    except Exception as error:  # decoders meet damage with errors of any kind
+    except Exception as error:  # decoders raise errors of many kinds
         raise ValueError(f"{name}: {_reason(error, data)}") from error
 
 
 def encoded_image(image: dict | bytes | str | Path | None, name: str | None = None) -> tuple[bytes, str]:
-    """The bytes of an image as it is stored, and what to call it. Errors are those of `decode_image`."""
+    """The stored bytes of an image and its name for error messages. Raises ValueError as `decode_image` does."""
     data, path = None, None
     if isinstance(image, dict):
         data, path = image.get("bytes"), image.get("path")
@@ -64,7 +64,7 @@ def encoded_image(image: dict | bytes | str | Path | None, name: str | None = No
     name = path or name or "image"
     if data is None:
         if path is None:
-            raise ValueError(f"{name}: holds neither an image nor its path")
+            raise ValueError(f"{name}: contains neither an image nor a path")
         try:
             data = read_image(path)
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
@@ -81,18 +81,18 @@ def _decode(data: bytes) -> torch.Tensor:
             try:
                 return _decode_jpeg(data)
             except RuntimeError:
-                pass  # PIL has the last word
+                pass  # PIL reads some that libjpeg refuses
     return _decode_with_pil(data)
 
 
 def _decode_jpeg(data: bytes) -> torch.Tensor:
-    """`torchvision.io.decode_jpeg` without its deprecation warning, which costs a twentieth of the decoding."""
+    """`torchvision.io.decode_jpeg` without its deprecation warning, which takes 5 % of the decoding time."""
     encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     return torch.ops.image.decode_jpeg(encoded, ImageReadMode.RGB.value, apply_exif_orientation=True)
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int, int]:
-    """Height, width and channels from a JPEG's frame header; zeros if it has none."""
+    """Height, width and channels from the frame header of a JPEG; zeros if there is none."""
     position = 2
     while position + 9 < len(data) and data[position] == 0xFF:
         marker = data[position + 1]
@@ -109,15 +109,15 @@ def _jpeg_size(data: bytes) -> tuple[int, int, int]:
 
 def _decode_with_pil(data: bytes) -> torch.Tensor:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # hints about palettes and large or odd files
+        warnings.simplefilter("ignore")  # about palettes and large or unusual files
         with PIL.Image.open(io.BytesIO(data)) as opened:
             opened.load()
             image = PIL.ImageOps.exif_transpose(opened)
-            if image.mode.startswith("I"):  # 16 bits of gray, which PIL keeps in 16 or 32
+            if image.mode.startswith("I"):  # 16-bit gray, which PIL opens as 16 or 32 bits
                 gray = np.clip(np.asarray(image, dtype=np.int64), 0, 65535)
                 image = PIL.Image.fromarray(np.rint(gray / 257).astype(np.uint8))
             elif image.mode == "F" and not np.isfinite(np.asarray(image)).all():
-                raise ValueError("it holds pixels that are not finite")
+                raise ValueError("it contains pixels that are not finite")
             pixels = np.array(image.convert("RGB"))  # (H, W, 3)
     return torch.from_numpy(pixels).permute(2, 0, 1)  # (3, H, W), channels last in memory
 
@@ -136,6 +136,7 @@ def _reason(error: Exception, data: bytes | None) -> str:
 
 
 def read_image(path: str | Path) -> bytes:
+    """The encoded bytes of a file or of ``FILE.parquet#COLUMN/ROW``."""
     file, separator, row = str(path).rpartition(".parquet#")
     if not separator:
         with open(path, "rb") as stream:
@@ -145,7 +146,7 @@ def read_image(path: str | Path) -> bytes:
 
 
 def read_row(file: str, column: str, row: int) -> bytes:
-    """One image of a Parquet file."""
+    """The encoded bytes of one row of a Parquet file."""
     _, starts = _open(file)
     group = int(np.searchsorted(starts, row, side="right")) - 1
     image = _row_group(file, column, group)[row - int(starts[group])].as_py()
@@ -154,12 +155,12 @@ def read_row(file: str, column: str, row: int) -> bytes:
 
 @functools.lru_cache(maxsize=512)
 def _open(file: str) -> tuple[pq.ParquetFile, np.ndarray]:
-    """The file, and the first row of each of its groups and the end, (groups + 1,)."""
+    """The file, and the first row of each row group followed by the number of rows, (groups + 1,)."""
     parquet = pq.ParquetFile(file, memory_map=True)
     sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
     return parquet, np.cumsum([0, *sizes])
 
 
-@functools.lru_cache(maxsize=4)  # reading in order reads each group once; of all files they would fill the memory
+@functools.lru_cache(maxsize=4)  # sequential reads use each group once; more would fill the memory
 def _row_group(file: str, column: str, group: int) -> pa.ChunkedArray:
     return _open(file)[0].read_row_group(group, columns=[column], use_threads=False).column(0)

@@ -1,12 +1,14 @@
-"""One argument names the images, wherever they lie: ``load_long_tailed(source, ...)``."""
+"""``load_long_tailed(source, ...)``: one argument names the images, wherever they are stored."""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 
 from .long_tail import balanced_indices, dataset_labels, long_tailed_indices
 from .sources.benchmarks import (
@@ -25,8 +27,6 @@ from .sources.image_folder import load_image_folder
 from .sources.lists import load_lists
 from .sources.parquet import find_parquet, load_parquet_folder
 
-NAMES = ("digits", *CIFAR_SETS, *CIFAR_BAL_SETS, *LIST_SETS, "imagenet-bal")
-
 
 def load_long_tailed(
     source: str | Path,
@@ -41,64 +41,61 @@ def load_long_tailed(
     val_list: str | Path | None = None,
     test_list: str | Path | None = None,
 ) -> DatasetDict:
-    """A DatasetDict with columns "image" (encoded, not decoded) and "label" (ClassLabel), train split long-tailed.
+    """Load a dataset and make its training split long-tailed.
 
     Args:
         source: one of
             - "digits";
-            - "cifar10-lt", "cifar100-lt": from the Hub, or a folder ``data_dir`` (Parquet or images);
-            - "cifar10-bal", "cifar100-bal": as many of the same images, but equally many of each class;
-            - "imagenet-lt", "places-lt", "inat18": images under ``data_dir``, the official lists there or as named;
-            - "imagenet-bal": 160 images a class of ImageNet's folders ``data_dir/train`` (and ``data_dir/val``);
-            - a folder of images (``train/CLASS/*.jpg`` or ``CLASS/*.jpg``), of Parquet or Arrow files;
-            - a CSV file of ``path,label``, which is the training list;
+            - "cifar10-lt", "cifar100-lt": from the Hub, or from a folder ``data_dir`` (Parquet or images);
+            - "cifar10-bal", "cifar100-bal": the size of the long-tailed set, with equally many images per class;
+            - "imagenet-lt", "places-lt", "inat18": images in ``data_dir``, with the official lists there or as given;
+            - "imagenet-bal": 160 images per class from ImageNet's ``data_dir/train`` (and ``data_dir/val``);
+            - a folder of images (``train/CLASS/*.jpg`` or ``CLASS/*.jpg``) or of Parquet or Arrow files;
+            - a CSV file of ``path,label``, used as the training list;
             - the id of a dataset on the Hub.
-        imbalance_factor: cut a long tail into the training split (`long_tailed_indices`); None keeps the data as they
-            are, except for digits (50) and the CIFAR sets (100). For the balanced CIFAR sets, the tail whose number of
-            images they have.
+        imbalance_factor: cut the training split to this ratio of the largest to the smallest class
+            (`long_tailed_indices`). None keeps all images, except for digits (50) and the CIFAR sets (100). For the
+            balanced CIFAR sets, the factor of the long tail with the same number of images.
         imbalance_profile: "exp" or "step".
-        seed: which images the tail keeps.
-        data_dir: where the images of a named set or of lists lie.
-        image_column, label_column: which columns to use, if their types or names do not tell.
+        seed: selects which images the tail keeps.
+        data_dir: folder of the images of a benchmark or of list files.
+        image_column, label_column: columns to use, if types and names leave a choice.
         train_list, val_list, test_list: files with lines ``path label`` (or CSV), paths relative to ``data_dir``.
+
+    Returns:
+        Splits "train" and, where available, "validation" and "test", with the columns "image" (encoded, not decoded)
+        and "label" (ClassLabel).
+
+    Raises:
+        ValueError: data that cannot be found or read, or options that do not fit them.
     """
-    name = str(source)
     lists = {"train": train_list, "validation": val_list, "test": test_list}
-    given_lists = {split: Path(file).expanduser() for split, file in lists.items() if file is not None}
-    root = None if data_dir is None else _existing_folder(data_dir, "--data_dir")
-
-    if name in LIST_SETS:
-        splits = _load_list_set(name, root, given_lists)
-    elif given_lists or name.endswith(".csv"):
-        splits = _load_own_lists(name, root, given_lists, image_column, label_column)
-    elif name in CIFAR_SETS:
-        splits = _load_cifar(name, root, image_column, label_column)
-        imbalance_factor = CIFAR_IMBALANCE_FACTOR if imbalance_factor is None else imbalance_factor
-    elif name in CIFAR_BAL_SETS:
-        splits = _load_cifar(CIFAR_BAL_SETS[name], root, image_column, label_column)
-        labels = dataset_labels(splits["train"])
-        tail = long_tailed_indices(labels, imbalance_factor or CIFAR_IMBALANCE_FACTOR, imbalance_profile, seed)
-        kept = balanced_indices(labels, len(tail) // CIFAR_SETS[CIFAR_BAL_SETS[name]].classes, seed)
-        splits["train"], imbalance_factor = splits["train"].select(kept), None
-    elif root is not None and name != "imagenet-bal":
-        raise ValueError(f"--data_dir {data_dir}: not used with --dataset {source}; leave it out")
-    elif name == "imagenet-bal":
-        splits = _load_imagenet_bal(root, seed)
-    elif name == "digits":
-        splits = load_digits_dataset()
-        imbalance_factor = DIGITS_IMBALANCE_FACTOR if imbalance_factor is None else imbalance_factor
-    elif Path(name).expanduser().is_dir():
-        splits = load_folder(Path(name).expanduser(), image_column, label_column)
-    elif HUB_ID.fullmatch(name) and not name.startswith("."):
-        splits = load_hub(name, image_column, label_column)
-    else:
-        raise _unknown_source(name)
-
-    if imbalance_factor is not None:
-        labels = dataset_labels(splits["train"])
-        kept = long_tailed_indices(labels, imbalance_factor, imbalance_profile, seed)
-        splits["train"] = splits["train"].select(kept)
+    request = _Request(
+        name=str(source),
+        data_dir=None if data_dir is None else _existing_folder(data_dir, "data_dir"),
+        lists={split: Path(file).expanduser() for split, file in lists.items() if file is not None},
+        image_column=image_column,
+        label_column=label_column,
+        seed=seed,
+    )
+    is_benchmark = request.name in LIST_SETS or (request.name in BENCHMARKS and not request.lists)
+    benchmark = BENCHMARKS[request.name] if is_benchmark else _Benchmark(_load_own)
+    splits = benchmark.load(request)
+    factor = benchmark.imbalance_factor if imbalance_factor is None else imbalance_factor
+    if factor is not None:
+        splits["train"] = cut_long_tail(splits["train"], factor, imbalance_profile, seed, benchmark.balanced)
     return splits
+
+
+def cut_long_tail(
+    train: Dataset, imbalance_factor: float, profile: str = "exp", seed: int = 0, balanced: bool = False
+) -> Dataset:
+    """The images kept by `long_tailed_indices`; if ``balanced``, as many in total but equally many per class."""
+    labels = dataset_labels(train)
+    kept = long_tailed_indices(labels, imbalance_factor, profile, seed)
+    if balanced:
+        kept = balanced_indices(labels, len(kept) // train.features["label"].num_classes, seed)
+    return train.select(kept)
 
 
 def load_folder(folder: Path, image_column: str | None = None, label_column: str | None = None) -> DatasetDict:
@@ -112,16 +109,59 @@ def load_folder(folder: Path, image_column: str | None = None, label_column: str
     return load_image_folder(folder)
 
 
-def _load_list_set(name: str, root: Path | None, lists: dict[str, Path]) -> DatasetDict:
-    known = LIST_SETS[name]
+@dataclass(frozen=True)
+class _Request:
+    """The arguments of `load_long_tailed` that a loader may use; ``lists`` by split."""
+
+    name: str
+    data_dir: Path | None
+    lists: dict[str, Path]
+    image_column: str | None
+    label_column: str | None
+    seed: int
+
+
+def _load_own(request: _Request) -> DatasetDict:
+    """The user's own images: lists, a folder, or a dataset on the Hub."""
+    name, folder = request.name, Path(request.name).expanduser()
+    if request.lists or name.endswith(".csv"):
+        return _load_own_lists(request)
+    _check_no_data_dir(request)
+    if folder.is_dir():
+        return load_folder(folder, request.image_column, request.label_column)
+    if HUB_ID.fullmatch(name) and not name.startswith("."):
+        return load_hub(name, request.image_column, request.label_column)
+    raise _unknown_source(name)
+
+
+def _load_own_lists(request: _Request) -> DatasetDict:
+    source, root, lists = Path(request.name).expanduser(), request.data_dir, dict(request.lists)
+    if request.name.endswith(".csv"):
+        lists.setdefault("train", source)
+        root = root or source.parent
+    elif root is None:
+        root = _existing_folder(request.name, "dataset")
+    if "train" not in lists:
+        raise ValueError("train_list: none was given beside the other lists; name the training list")
+    return load_lists(lists, root, request.image_column, request.label_column)
+
+
+def _load_digits(request: _Request) -> DatasetDict:
+    _check_no_data_dir(request)
+    return load_digits_dataset()
+
+
+def _load_list_set(request: _Request) -> DatasetDict:
+    name, root, lists = request.name, request.data_dir, dict(request.lists)
     if root is None:
-        raise ValueError(f"--dataset {name}: needs --data_dir, the folder that the paths in its lists start from")
-    for split, file in known.lists.items():
+        raise ValueError(f"dataset: {name!r} needs --data_dir, the folder that the paths in its lists start from")
+    official = LIST_SETS[name].lists
+    for split, file in official.items():
         if split not in lists and (root / file).is_file():
             lists[split] = root / file
     if "train" not in lists:
         raise ValueError(
-            f"--dataset {name}: needs its training list; put {known.lists['train']} into {root} or name it with "
+            f"dataset: {name!r} needs its training list; put {official['train']} into {root} or name it with "
             "--train_list"
         )
     splits = load_lists(lists, root, rename=with_imagenet_names if name == "imagenet-lt" else None)
@@ -129,32 +169,22 @@ def _load_list_set(name: str, root: Path | None, lists: dict[str, Path]) -> Data
     return splits
 
 
-def _load_own_lists(
-    name: str, root: Path | None, lists: dict[str, Path], image_column: str | None, label_column: str | None
-) -> DatasetDict:
-    source = Path(name).expanduser()
-    if name.endswith(".csv"):
-        lists.setdefault("train", source)
-        root = root or source.parent
-    elif root is None:
-        root = _existing_folder(name, "--dataset")
-    if "train" not in lists:
-        raise ValueError(f"--dataset {name}: lists are given, but no training list; name it with --train_list")
-    return load_lists(lists, root, image_column, label_column)
-
-
-def _load_cifar(name: str, root: Path | None, image_column: str | None, label_column: str | None) -> DatasetDict:
-    cifar = CIFAR_SETS[name]
-    if root is None:
+def _load_cifar(request: _Request) -> DatasetDict:
+    cifar, folder = CIFAR_SETS[CIFAR_BAL_SETS.get(request.name, request.name)], request.data_dir
+    if folder is None:
         try:
-            splits = load_hub(cifar.hub_id, image_column, label_column or cifar.label_column)
+            splits = load_hub(cifar.hub_id, request.image_column, request.label_column or cifar.label_column)
         except ValueError as error:
-            raise ValueError(f"{error}; a folder that holds the images can be named with --data_dir") from error
+            raise ValueError(f"{error}; or name a folder with the images as --data_dir") from error
     else:
-        splits = load_folder(root, image_column, label_column or _column_if_there(root, cifar.label_column))
+        label_column = request.label_column or _column_if_there(folder, cifar.label_column)
+        splits = load_folder(folder, request.image_column, label_column)
     found = splits["train"].features["label"].num_classes
     if found != cifar.classes:
-        raise ValueError(f"--dataset {name}: {root or cifar.hub_id} has {found} classes, not {cifar.classes}")
+        raise ValueError(
+            f"dataset: {request.name!r} has {cifar.classes} classes, but {folder or cifar.hub_id} has {found}; check "
+            "--data_dir and --label_column"
+        )
     return splits
 
 
@@ -163,29 +193,52 @@ def _column_if_there(folder: Path, column: str) -> str | None:
     return column if files and column in pq.read_schema(files[0]).names else None
 
 
-def _load_imagenet_bal(root: Path | None, seed: int) -> DatasetDict:
-    if root is None:
-        raise ValueError("--dataset imagenet-bal: needs --data_dir, the folder of ImageNet's train/ and val/")
-    splits = load_image_folder(root, rename=with_imagenet_names)
-    kept = balanced_indices(dataset_labels(splits["train"]), IMAGENET_BAL_IMAGES_PER_CLASS, seed)
+def _load_imagenet_bal(request: _Request) -> DatasetDict:
+    if request.data_dir is None:
+        raise ValueError("dataset: 'imagenet-bal' needs --data_dir, the folder of ImageNet's train/ and val/")
+    splits = load_image_folder(request.data_dir, rename=with_imagenet_names)
+    kept = balanced_indices(dataset_labels(splits["train"]), IMAGENET_BAL_IMAGES_PER_CLASS, request.seed)
     splits["train"] = splits["train"].select(kept)
     return splits
+
+
+@dataclass(frozen=True)
+class _Benchmark:
+    """How to load a set by its name, its default imbalance factor, and whether it is balanced (`cut_long_tail`)."""
+
+    load: Callable[[_Request], DatasetDict]
+    imbalance_factor: float | None = None
+    balanced: bool = False
+
+
+BENCHMARKS = {
+    "digits": _Benchmark(_load_digits, DIGITS_IMBALANCE_FACTOR),
+    **dict.fromkeys(CIFAR_SETS, _Benchmark(_load_cifar, CIFAR_IMBALANCE_FACTOR)),
+    **dict.fromkeys(CIFAR_BAL_SETS, _Benchmark(_load_cifar, CIFAR_IMBALANCE_FACTOR, balanced=True)),
+    **dict.fromkeys(LIST_SETS, _Benchmark(_load_list_set)),
+    "imagenet-bal": _Benchmark(_load_imagenet_bal),
+}
 
 
 def _existing_folder(folder: str | Path, option: str) -> Path:
     path = Path(folder).expanduser()
     if not path.is_dir():
-        raise ValueError(f"{option} {folder}: no such folder")
+        raise ValueError(f"{option}: {str(folder)!r} is not a folder; name an existing one")
     return path
+
+
+def _check_no_data_dir(request: _Request) -> None:
+    if request.data_dir is not None:
+        raise ValueError(f"data_dir: {str(request.data_dir)!r} is not used with --dataset {request.name}; leave it out")
 
 
 def _unknown_source(name: str) -> ValueError:
     if Path(name).expanduser().exists():
-        return ValueError(f"--dataset {name}: is a file; give the folder that holds the images, or a .csv list")
-    nearest = difflib.get_close_matches(name, NAMES, n=1)
+        return ValueError(f"dataset: {name!r} is a file; name the folder of the images, or a .csv list")
+    nearest = difflib.get_close_matches(name, BENCHMARKS, n=1)
     hint = (
         f"did you mean {nearest[0]!r}?"
         if nearest
-        else f"give an existing folder, a Hub id or one of: {', '.join(NAMES)}"
+        else f"give an existing folder, a Hub id or one of: {', '.join(BENCHMARKS)}"
     )
-    return ValueError(f"--dataset {name}: neither an existing folder nor a known name; {hint}")
+    return ValueError(f"dataset: {name!r} is neither an existing folder nor a known name; {hint}")

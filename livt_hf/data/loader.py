@@ -1,12 +1,11 @@
-"""Deterministic loading: the order is a function of (seed, epoch), a sample's augmentation of (seed, epoch, index).
+"""Deterministic loading: the order is a function of (seed, epoch), the augmentation of (seed, epoch, sample index).
 
-Neither depends on the number of worker or training processes, so a run can be resumed at any step, also with another
-number of processes at the same global batch.
+Neither depends on the number of workers or training processes, so a run can be resumed at any step, even with a
+different number of processes for the same global batch.
 """
 
 from __future__ import annotations
 
-import os
 import signal
 import traceback
 from collections.abc import Iterator
@@ -15,26 +14,31 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from ..reporting.provenance import available_cores
 from .decoding import BadImageError
 
-ORDER_STREAM = 1  # keeps the order's draws apart from others of the same seed
+ORDER_STREAM = 1  # separates these draws from others with the same seed
 BALANCED_STREAM = 4
 
 
 class TrainingBatches:
-    """Batch sampler: the keys of this process's micro-batches, step after step, without a break between epochs.
+    """Batch sampler: keys of the micro-batches of one process, continuous across epochs.
 
-    An epoch's order is a permutation drawn from (seed, epoch). The global batch of a step is its next slice of
+    The order of an epoch is a permutation drawn from (seed, epoch). The global batch of a step is its next slice of
     ``batch_size * accumulation_steps * num_processes`` keys, cut into contiguous blocks of ``batch_size``: block
     ``a * num_processes + r`` is micro-batch ``a`` of process ``r``. The last incomplete global batch is dropped.
 
     Args:
-        num_samples: training images.
-        batch_size: images in a micro-batch of one process.
-        start_step, stop_step: optimizer steps to yield; None goes on for ever.
-        labels: (N,) of the images, for batches in which each class has the same share (`class_balanced_keys`).
+        num_samples: number of training images.
+        batch_size: images per micro-batch and process.
+        start_step, stop_step: range of optimizer steps; None never stops.
+        labels: (N,) class labels, for class-balanced sampling (`class_balanced_keys`); None samples uniformly.
 
-    Yields lists of (epoch, index).
+    Yields:
+        Lists of (epoch, index).
+
+    Raises:
+        ValueError: a global batch larger than the number of images.
     """
 
     def __init__(
@@ -61,13 +65,14 @@ class TrainingBatches:
         self.global_batch_size = batch_size * accumulation_steps * num_processes
         if self.steps_per_epoch == 0:
             raise ValueError(
-                f"a batch of {self.global_batch_size} images (batch size {batch_size} x {accumulation_steps} "
+                f"batch_size: a global batch of {self.global_batch_size} images ({batch_size} x {accumulation_steps} "
                 f"accumulation steps x {num_processes} processes) is larger than the {num_samples} training images; "
-                "lower --batch_size"
+                "lower it"
             )
 
     @property
     def steps_per_epoch(self) -> int:
+        """Optimizer steps per epoch; the last incomplete global batch is dropped."""
         return self.num_samples // self.global_batch_size
 
     def __len__(self) -> int:
@@ -95,27 +100,27 @@ class TrainingBatches:
 
 
 def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
-    """The permutation (N,) of an epoch. RandomState, because its stream is frozen in every numpy version."""
+    """The permutation (N,) of an epoch. Uses RandomState, whose stream is the same in every numpy version."""
     bits = np.random.MT19937(np.random.SeedSequence([seed, epoch, ORDER_STREAM]))
     return np.random.RandomState(bits).permutation(num_samples)  # noqa: NPY002
 
 
 def class_balanced_keys(labels: np.ndarray, seed: int, epoch: int) -> list[tuple[int, int]]:
-    """Keys of an epoch in which each class appears N / C times (one more or less), a function of (seed, epoch).
+    """Keys of an epoch in which each class appears N / C times, rounded up or down; a function of (seed, epoch).
 
-    A class runs through its images in a random order, then again in another one; each repetition within the epoch has
-    its own number in the place of the epoch, and so its own augmentation.
+    Each class cycles through its images, reshuffled every cycle. The cycle's number is encoded in the epoch of the
+    keys, so that repetitions are augmented differently.
     """
     bits = np.random.MT19937(np.random.SeedSequence([seed, epoch, BALANCED_STREAM]))
     random = np.random.RandomState(bits)  # noqa: NPY002
     classes, first, counts = np.unique(np.sort(labels), return_index=True, return_counts=True)
     by_class = np.argsort(labels, kind="stable")
-    slots = random.permutation(np.resize(random.permutation(len(classes)), len(labels)))  # the class of each place
+    slots = random.permutation(np.resize(random.permutation(len(classes)), len(labels)))  # (N,) class of each place
     places = np.split(np.argsort(slots, kind="stable"), np.cumsum(np.bincount(slots, minlength=len(classes)))[:-1])
     keys = [(0, 0)] * len(labels)
-    for own_places, start, count in zip(places, first, counts, strict=True):
+    for class_places, start, count in zip(places, first, counts, strict=True):
         images = by_class[start : start + count]
-        for place, number in enumerate(own_places.tolist()):
+        for place, number in enumerate(class_places.tolist()):
             if place % count == 0:
                 images = random.permutation(images)
             keys[number] = (epoch + (place // int(count) << 32), int(images[place % count]))
@@ -123,14 +128,14 @@ def class_balanced_keys(labels: np.ndarray, seed: int, epoch: int) -> list[tuple
 
 
 def collate(samples: list[dict]) -> dict[str, torch.Tensor]:
-    """Stack a batch; the pixels (B, 3, S, S) stay channels last in memory, which is a plain copy."""
+    """Stack a batch; pixels (B, 3, S, S) stay channels last in memory, which makes stacking a plain copy."""
     batch = default_collate([{**sample, "pixel_values": sample["pixel_values"].permute(1, 2, 0)} for sample in samples])
     batch["pixel_values"] = batch["pixel_values"].permute(0, 3, 1, 2)  # (B, S, S, 3) -> (B, 3, S, S)
     return batch
 
 
 class ImageLoader(DataLoader):
-    """A DataLoader that raises a worker's BadImageError here, without the worker's traceback."""
+    """A DataLoader that re-raises a worker's BadImageError without the worker's traceback."""
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:  # type: ignore[override]
         try:
@@ -138,46 +143,45 @@ class ImageLoader(DataLoader):
             return
         except BadImageError as error:
             message = str(error)
-            traceback.clear_frames(error.__traceback__)  # they hold the workers, which would be ended 5 seconds each
+            traceback.clear_frames(error.__traceback__)  # frees the workers; joining them would take 5 seconds each
         raise BadImageError(message)
 
 
-def outlive_signals(worker: int) -> None:
-    """A scheduler signals all processes of a job; the training then finishes its step, for which it needs its data."""
+def ignore_stop_signals(worker: int) -> None:
+    """Keep a worker alive when a scheduler signals all processes of a job: training still finishes its step."""
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(10))  # seconds left after the end was announced
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(10))  # seconds until it exits
 
 
-def usable_workers(num_workers: int) -> int:
-    """No more loading processes than cores: more would only slow each other down, and torch warns of them."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(num_workers, cores)
+def limit_workers(num_workers: int) -> int:
+    """At most one worker per available core: torch warns of more, and they are slower."""
+    return min(num_workers, available_cores())
 
 
 def training_loader(
     dataset: Dataset, batches: TrainingBatches, num_workers: int, pin_memory: bool = False
 ) -> ImageLoader:
-    """Micro-batches (dicts of tensors) in the order of ``batches``. Workers run one thread each, torch's default."""
+    """Micro-batches in the order of ``batches``: dicts with "pixel_values" uint8 (B, 3, S, S), "labels" (B,), ..."""
     return ImageLoader(
         dataset,
         batch_sampler=batches,
-        num_workers=usable_workers(num_workers),
+        num_workers=limit_workers(num_workers),
         pin_memory=pin_memory,
         collate_fn=collate,
         prefetch_factor=4 if num_workers else None,
-        worker_init_fn=outlive_signals,
-        generator=torch.Generator(),  # otherwise starting the workers draws from the training's generator
+        worker_init_fn=ignore_stop_signals,
+        generator=torch.Generator(),  # otherwise starting the workers draws from the global generator
     )
 
 
 def evaluation_loader(dataset: Dataset, batch_size: int, num_workers: int, pin_memory: bool = False) -> ImageLoader:
-    """All images once, in their order; the last batch may be smaller."""
+    """All images once, in order, in the format of `training_loader`; the last batch may be smaller."""
     return ImageLoader(
         dataset,
         batch_size=batch_size,
-        num_workers=usable_workers(num_workers),
+        num_workers=limit_workers(num_workers),
         pin_memory=pin_memory,
         collate_fn=collate,
-        worker_init_fn=outlive_signals,
+        worker_init_fn=ignore_stop_signals,
         generator=torch.Generator(),
     )

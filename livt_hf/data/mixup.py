@@ -1,7 +1,7 @@
-"""Mixup (Zhang et al., 2018) and CutMix (Yun et al., 2019) of a whole batch, with timm's mathematics.
+"""Batch-wise mixup (Zhang et al., 2018) and CutMix (Yun et al., 2019), with timm's formulas.
 
-One lambda and one box per optimizer step, drawn from (seed, step) alone. Neighbors 2j and 2j + 1 are partners, so
-that the result does not depend on how the global batch is cut into micro-batches and processes, while these are even.
+One lambda and one box per optimizer step, drawn from (seed, step) alone. Samples 2j and 2j + 1 are mixed with each
+other, so that the result does not depend on how the global batch is split into (even) micro-batches and processes.
 
 Legend: B batch, H x W image, C classes.
 """
@@ -13,16 +13,19 @@ import math
 import numpy as np
 import torch
 
-MIXUP_STREAM = 3  # keeps these draws apart from others of the same seed
+MIXUP_STREAM = 3  # separates these draws from others with the same seed
 
 
 class Mixup:
-    """Mix neighbors, and return smoothed soft targets.
+    """Mix pairs of neighboring samples and return soft targets with label smoothing.
 
     Args:
-        mixup_alpha, cutmix_alpha: lambda ~ Beta(alpha, alpha); 0 switches that kind off.
-        prob: probability that a step mixes at all.
-        switch_prob: probability of CutMix where both kinds are on.
+        mixup_alpha, cutmix_alpha: lambda ~ Beta(alpha, alpha); 0 disables mixup or CutMix.
+        prob: probability of mixing a batch at all.
+        switch_prob: probability of CutMix over mixup if both are enabled.
+
+    Raises:
+        ValueError: a negative alpha, or a probability or smoothing outside 0 to 1.
     """
 
     def __init__(
@@ -37,10 +40,10 @@ class Mixup:
     ):
         for option, value in {"mixup": mixup_alpha, "cutmix": cutmix_alpha}.items():
             if value < 0:
-                raise ValueError(f"{option}_alpha={value} must not be negative (0 switches {option} off)")
+                raise ValueError(f"{option}_alpha: {value} must not be negative (0 disables {option})")
         for option, value in {"prob": prob, "switch_prob": switch_prob, "label_smoothing": label_smoothing}.items():
             if not 0 <= value <= 1:
-                raise ValueError(f"{option}={value} must lie between 0 and 1")
+                raise ValueError(f"{option}: {value} must be between 0 and 1")
         self.num_classes = num_classes
         self.mixup_alpha = mixup_alpha
         self.cutmix_alpha = cutmix_alpha
@@ -55,10 +58,10 @@ class Mixup:
         Args:
             pixels: (B, 3, H, W) float, B even.
             labels: (B,) int64.
-            step: the optimizer step that the batch belongs to.
+            step: optimizer step of the batch.
         """
         if len(pixels) % 2:
-            raise ValueError(f"mixup pairs neighbors: the batch size per process must be even, got {len(pixels)}")
+            raise ValueError(f"batch_size: {len(pixels)} is odd, but mixup mixes pairs of images; use an even one")
         mix_ratio, box = self.draw(step, *pixels.shape[-2:])
         if box is not None:
             top, bottom, left, right = box
@@ -71,7 +74,7 @@ class Mixup:
         return pixels, targets * mix_ratio + swap_neighbors(targets) * (1 - mix_ratio)
 
     def draw(self, step: int, height: int, width: int) -> tuple[float, tuple[int, int, int, int] | None]:
-        """Lambda, and for CutMix the box (top, bottom, left, right), of which lambda is then the area kept."""
+        """Lambda, and for CutMix the box (top, bottom, left, right); lambda is then the fraction of area outside it."""
         random = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, step, MIXUP_STREAM])))
         if not (self.mixup_alpha or self.cutmix_alpha) or random.random() >= self.prob:
             return 1.0, None
@@ -87,12 +90,12 @@ class Mixup:
         return 1.0 - (bottom - top) * (right - left) / (height * width), (top, bottom, left, right)
 
     def smoothed(self, labels: torch.Tensor) -> torch.Tensor:
-        """One-hot rows (B, C) with label smoothing: the true class gets 1 - s + s / C, the others s / C."""
+        """One-hot rows (B, C) with label smoothing s: 1 - s + s / C for the true class, s / C for the others."""
         off_value = self.label_smoothing / self.num_classes
         targets = torch.full((len(labels), self.num_classes), off_value, device=labels.device)
         return targets.scatter_(1, labels.long()[:, None], 1.0 - self.label_smoothing + off_value)
 
 
 def swap_neighbors(batch: torch.Tensor) -> torch.Tensor:
-    """Entries 2j and 2j + 1 exchanged."""
+    """Exchange samples 2j and 2j + 1 of a batch (B, ...)."""
     return batch.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)  # (B, ...) -> (B/2, 2, ...) -> (B, ...)

@@ -1,8 +1,8 @@
-"""timm's RandAugment, made to work with any Pillow, and faster.
+"""timm's RandAugment, made faster and compatible with Pillow 13.
 
 - Posterize keeps at least one bit. timm asks for 0 bits in about 1 of 1,000 draws, which Pillow 13 refuses.
-- Shear and translation move whole rows or columns, so that Pillow's bicubic interpolation needs 4 instead of 16
-  neighbors: a quarter of the time, the same result but for a rounding of one level at a few pixels in a thousand.
+- Shear and translation shift whole rows or columns, so that bicubic interpolation needs 4 neighbors, not 16. This takes
+  a quarter of the time; a few pixels in a thousand differ from Pillow's by one level, from rounding.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ from timm.data.auto_augment import RandAugment, rand_augment_transform
 
 
 def build_rand_augment(description: str, image_size: int, mean: Sequence[float]) -> RandAugment:
-    """The RandAugment that timm's own training transform makes of the description, bicubic, on PIL images.
+    """The RandAugment of timm's training transform for this description; bicubic, on PIL images.
 
     Args:
-        mean: the color (0 to 1) that appears where the image is moved away.
+        description: timm's format, such as "rand-m9-mstd0.5-inc1".
+        mean: fill color, 0 to 1 per channel.
+
+    Raises:
+        ValueError: a description that timm cannot parse.
     """
     options = {
         "translate_const": int(image_size * 0.45),
@@ -30,11 +34,11 @@ def build_rand_augment(description: str, image_size: int, mean: Sequence[float])
     try:
         augment = rand_augment_transform(description, options)
     except (AssertionError, ValueError) as error:
-        raise ValueError(f"rand_augment={description!r} is not a description like 'rand-m9-mstd0.5-inc1'") from error
+        raise ValueError(f"rand_augment: {description!r} is invalid; use one like 'rand-m9-mstd0.5-inc1'") from error
     for op in augment.ops:
         if op.name.startswith("Posterize"):
             op.level_fn = functools.partial(_at_least_one, op.level_fn)
-        op.aug_fn = MOVES.get(op.name, op.aug_fn)
+        op.aug_fn = FAST_OPS.get(op.name, op.aug_fn)
     return augment
 
 
@@ -43,11 +47,12 @@ def _at_least_one(level_fn, level: float, options: dict) -> tuple[int]:
 
 
 def shear_x(image: PIL.Image.Image, amount: float, fillcolor, **_) -> PIL.Image.Image:
-    return move_rows(image, amount * (np.arange(image.height) + 0.5), fillcolor)
+    """Replacement for timm's function of the same name, as the three below."""
+    return shift_rows(image, amount * (np.arange(image.height) + 0.5), fillcolor)
 
 
 def translate_x(image: PIL.Image.Image, amount: float, fillcolor, **_) -> PIL.Image.Image:
-    return move_rows(image, np.full(image.height, amount * image.width), fillcolor)
+    return shift_rows(image, np.full(image.height, amount * image.width), fillcolor)
 
 
 def shear_y(image: PIL.Image.Image, amount: float, fillcolor, **_) -> PIL.Image.Image:
@@ -62,13 +67,13 @@ def _swap_axes(image: PIL.Image.Image) -> PIL.Image.Image:
     return image.transpose(PIL.Image.Transpose.TRANSPOSE)
 
 
-MOVES = {"ShearX": shear_x, "ShearY": shear_y, "TranslateXRel": translate_x, "TranslateYRel": translate_y}
+FAST_OPS = {"ShearX": shear_x, "ShearY": shear_y, "TranslateXRel": translate_x, "TranslateYRel": translate_y}
 
 
-def move_rows(image: PIL.Image.Image, shifts: np.ndarray, fillcolor: tuple[int, int, int]) -> PIL.Image.Image:
-    """Move every row by its own shift: output column x shows input column x + shift, ``fillcolor`` where there is none.
+def shift_rows(image: PIL.Image.Image, shifts: np.ndarray, fillcolor: tuple[int, int, int]) -> PIL.Image.Image:
+    """Shift each row: output column x is input column x + shift, or ``fillcolor`` outside the image.
 
-    Pillow's bicubic kernel (a = -1) and its conventions: edge pixels repeat, and fractions are cut off.
+    Follows Pillow: bicubic kernel with a = -1, edge pixels repeated, values truncated to integers.
 
     Args:
         image: RGB, H x W.
@@ -79,12 +84,12 @@ def move_rows(image: PIL.Image.Image, shifts: np.ndarray, fillcolor: tuple[int, 
     d = torch.from_numpy(shifts - whole).float().view(height, 1, 1)
     taps = (d * (d * (2 - d) - 1), 1 + d * d * (d - 2), d * (1 + d * (1 - d)), d * d * (d - 1))  # 4 x (H, 1, 1)
 
-    # The pixels under all four taps: columns whole - 1 to whole + W + 1 of each row, as packed 4-byte numbers.
+    # Pixels under all four taps: columns whole - 1 to whole + W + 1 of each row, packed as 4-byte integers.
     columns = (np.arange(-1, width + 2) + whole[:, None]).clip(0, width - 1)  # (H, W + 3)
     packed = np.asarray(image.convert("RGBX")).view(np.int32).ravel()  # (H * W,)
     source = packed.take(columns + np.arange(0, height * width, width)[:, None]).view(np.uint8)  # (H, 4 (W + 3))
     pixels = torch.from_numpy(source).view(height, width + 3, 4).float()
-    moved = torch.full((height, width, 4), 1e-3)  # keeps sums just below a whole number from losing a level
+    moved = torch.full((height, width, 4), 1e-3)  # so that sums just below an integer do not lose a level
     for tap, weights in enumerate(taps):
         moved.addcmul_(pixels[:, tap : tap + width], weights)
     moved_packed = moved.clamp_(0, 255).to(torch.uint8).numpy().view(np.int32)[..., 0]  # (H, W)

@@ -1,8 +1,8 @@
-"""Training on a set that does not fit on the disk: images are read from the Hub, or from Parquet files, as they pass.
+"""Streaming: train on images read from the Hub or from Parquet files, without a local copy.
 
-The order comes from shuffled shards and a shuffle buffer, so it depends on the number of processes and workers, and a
-resumed run sees another order: streaming is exempt from that part of the determinism that `loading` promises. The
-class counts, which the balanced losses need, are given by the user or counted once and kept in a file.
+The order comes from shuffled shards and a shuffle buffer, so it depends on the number of processes and workers and
+changes when a run is resumed: this part of the determinism of `loader` does not apply. The class counts, which the
+balanced losses need, are given by the user, or counted once and cached in a file.
 """
 
 from __future__ import annotations
@@ -23,24 +23,25 @@ from datasets.distributed import split_dataset_by_node
 from datasets.fingerprint import Hasher
 from huggingface_hub import HfApi
 
-from .dataset import generators_kept, log_bad_image, sample_seed, seed_generators, stop_if_too_many
+from .dataset import check_bad_image_limit, log_bad_image, preserved_generators, sample_seed, seed_generators
 from .decoding import decode_image
-from .loader import ImageLoader, TrainingBatches, collate, outlive_signals, usable_workers
-from .sources.hub import HUB_ID, SPLITS
+from .loader import ImageLoader, TrainingBatches, collate, ignore_stop_signals, limit_workers
+from .sources.hub import HUB_ID
 from .sources.parquet import find_parquet
-from .table import choose_columns
+from .table import SPLIT_NAMES, choose_columns
 
 COUNTS_FOLDER = Path(datasets.config.HF_CACHE_HOME) / "livt_hf" / "class_counts"
 
 
 @dataclass(frozen=True)
 class ImageStream:
-    """The training images of a streamed set.
+    """The training images of a streamed dataset.
 
     Attributes:
-        images: rows with the two columns named next, images not decoded, labels as they are stored.
-        class_counts: images of each class, in label order.
-        names: class name of each stored label.
+        images: rows with the two columns, images not decoded, labels as stored.
+        image_column, label_column: names of the columns.
+        class_counts: images per class, in label order.
+        names: class name of each stored label, in label order.
     """
 
     images: IterableDataset
@@ -64,8 +65,11 @@ def load_stream(
     """Open the training split of a Hub dataset or a folder of Parquet files without downloading or copying it.
 
     Args:
-        class_counts: ``{name: count}``, if known. Otherwise the labels are counted, which reads through the set once;
-            the result is kept in ``counts_folder`` for the next time, until the files or the Hub's revision change.
+        class_counts: ``{name: count}``, if known. Otherwise the labels are counted, which reads the dataset once; the
+            result is cached in ``counts_folder`` until the files or the Hub revision change.
+
+    Raises:
+        ValueError: a source that cannot be streamed, or class counts that do not match its classes.
     """
     images = _open(source)
     features = images.features or images._resolve_features().features
@@ -75,7 +79,7 @@ def load_stream(
 
     if class_counts is None:
         key = Hasher.hash((*_version(source), label_column))
-        class_counts = _counted_once(
+        class_counts = _cached_counts(
             images.select_columns(label_column), names_in_order, Path(counts_folder) / f"{key}.json", source
         )
     if names_in_order is None:
@@ -84,7 +88,7 @@ def load_stream(
     if set(class_counts) != set(names_in_order):
         unknown = sorted(set(class_counts) ^ set(names_in_order))
         raise ValueError(
-            f"class_counts: do not name the classes of {source}; only on one side: {', '.join(unknown[:20])}"
+            f"class_counts: class names differ from those of {source}; only in one of them: {', '.join(unknown[:20])}"
         )
     in_order = {name: class_counts[name] for name in names_in_order}
     return ImageStream(images, image_column, label_column, in_order, dict(enumerate(names_in_order)))
@@ -95,20 +99,19 @@ def _open(source: str | Path) -> IterableDataset:
     if folder.is_dir():
         files = [str(file) for file in _train_files(folder)]
         if not files:
-            raise ValueError(f"--streaming --dataset {source}: no train-*.parquet there; only Parquet can be streamed")
+            raise ValueError(f"dataset: {str(source)!r} has no train-*.parquet; only Parquet folders can be streamed")
         return datasets.load_dataset("parquet", data_files={"train": files}, split="train", streaming=True)
     if not HUB_ID.fullmatch(str(source)):
         raise ValueError(
-            f"--streaming --dataset {source}: neither a folder nor a Hub id; other sources are not streamed"
+            f"dataset: {str(source)!r} is neither a folder nor a Hub id; leave out --streaming for other sources"
         )
     try:
         splits = datasets.load_dataset(str(source), streaming=True)
     except Exception as error:  # many kinds, from `datasets`, the client and the network
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        offline = "; HF_HUB_OFFLINE forbids to reach it" if datasets.config.HF_HUB_OFFLINE else ""
-        message = f"--streaming --dataset {source}: cannot be streamed from the Hub{offline} ({reason})"
-        raise ValueError(message) from error
-    return next(splits[name] for name in SPLITS["train"])
+        hint = "HF_HUB_OFFLINE is set" if datasets.config.HF_HUB_OFFLINE else "check the id"
+        raise ValueError(f"dataset: {str(source)!r} cannot be streamed from the Hub ({reason}); {hint}") from error
+    return next(splits[name] for name in SPLIT_NAMES["train"])
 
 
 def _train_files(folder: Path) -> list[Path]:
@@ -116,22 +119,22 @@ def _train_files(folder: Path) -> list[Path]:
 
 
 def _version(source: str | Path) -> tuple[object, ...]:
-    """What changes when the images may have changed: a folder's path and files, or the revision on the Hub."""
+    """Cache key of the images: path and files of a folder (names, sizes, times), or id and revision on the Hub."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         stats = [(str(file.relative_to(folder)), file.stat()) for file in _train_files(folder)]
         return str(folder.resolve()), [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
     try:
         return str(source), HfApi().dataset_info(str(source), timeout=10).sha
-    except Exception:  # many kinds, from the client and the network; without a revision the id has to do
+    except Exception:  # many kinds, from the client and the network; then the id alone is the key
         return (str(source),)
 
 
-def _counted_once(labels: IterableDataset, names: list[str] | None, file: Path, source: object) -> dict[str, int]:
+def _cached_counts(labels: IterableDataset, names: list[str] | None, file: Path, source: object) -> dict[str, int]:
     if file.is_file():
         return json.loads(file.read_text())
     found = Counter(label for row in labels for label in row.values())
-    unlabeled = any(label is None or label != label for label in found)  # pandas' missing label is NaN
+    unlabeled = any(label is None or label != label for label in found)  # NaN is a missing label in pandas
     if unlabeled or (names is not None and not set(found) <= set(range(len(names)))):
         raise ValueError(f"{source}: has rows without a label or with one outside 0 to {len(names or found) - 1}")
     if names is None:
@@ -147,7 +150,7 @@ def _counted_once(labels: IterableDataset, names: list[str] | None, file: Path, 
 
 
 def _names_of(values: list[int | str]) -> list[str]:
-    """As `columns.class_names` has them: a boolean is "true", not "True"."""
+    """As `table.class_names`: a boolean is "true", not "True"."""
     return pa.array(values).cast(pa.string()).to_pylist()
 
 
@@ -156,12 +159,18 @@ def _stored(name: str, feature: datasets.Value) -> int | str:
 
 
 class StreamedSamples(torch.utils.data.IterableDataset):
-    """Endless samples of one training process, as `ImageDataset` makes them; workers share its shards.
+    """Endless training samples of one process, in the format of `ImageDataset`; workers share its shards.
 
-    Bad images are left out, and in the first pass counted and logged.
+    Unreadable images are skipped, and counted and logged in the first epoch.
+
+    Args:
+        transform: maps an image, uint8 (3, H, W), to a dict of tensors.
+        num_processes, process_index: the shards are divided among the processes.
+        shuffle_buffer: number of rows that are shuffled in memory.
+        max_bad_images, bad_images_log: see `ImageDataset`.
     """
 
-    labels = None  # only known image by image
+    labels = None  # unknown before an image is read
 
     def __init__(
         self,
@@ -179,7 +188,7 @@ class StreamedSamples(torch.utils.data.IterableDataset):
         self.num_processes = num_processes
         self.process_index = process_index
         self.seed = seed
-        self.start_step = 0  # a resumed run does not begin with the images that it has just seen
+        self.start_step = 0  # so that a resumed run does not start with the images it has just seen
         self.shuffle_buffer = shuffle_buffer
         self.max_bad_images = max_bad_images
         self.bad_images_log = None if bad_images_log is None else Path(bad_images_log)
@@ -188,7 +197,7 @@ class StreamedSamples(torch.utils.data.IterableDataset):
 
     @property
     def num_images(self) -> int:
-        """Images of an epoch, over all processes."""
+        """Images per epoch, over all processes."""
         return len(self.stream)
 
     @property
@@ -203,10 +212,10 @@ class StreamedSamples(torch.utils.data.IterableDataset):
             self,
             batch_size=batches.batch_size,
             drop_last=True,
-            num_workers=min(usable_workers(num_workers), self.images().num_shards),
+            num_workers=min(limit_workers(num_workers), self.images().num_shards),
             pin_memory=pin_memory,
             prefetch_factor=4 if num_workers else None,
-            worker_init_fn=outlive_signals,
+            worker_init_fn=ignore_stop_signals,
             collate_fn=collate,
             generator=torch.Generator(),
         )
@@ -220,7 +229,7 @@ class StreamedSamples(torch.utils.data.IterableDataset):
     def __iter__(self) -> Iterator[dict[str, torch.Tensor | int]]:
         images = self.images()
         info = torch.utils.data.get_worker_info()
-        worker = self.process_index * 1024 + (info.id if info else 0)  # apart from all other workers' draws
+        worker = self.process_index * 1024 + (info.id if info else 0)  # distinct for all workers
         drawn = itertools.count()
         for epoch in itertools.count():
             images.set_epoch(epoch)
@@ -233,14 +242,16 @@ class StreamedSamples(torch.utils.data.IterableDataset):
                     if epoch == 0:
                         self.num_bad_images += 1
                         log_bad_image(str(error), self.bad_images_log)
-                        stop_if_too_many(int(self.num_bad_images), self.max_bad_images, self.bad_images_log, str(error))
+                        check_bad_image_limit(
+                            int(self.num_bad_images), self.max_bad_images, self.bad_images_log, str(error)
+                        )
                     continue
                 empty = False
-                with generators_kept():
+                with preserved_generators():
                     seed_generators(sample_seed(self.seed, worker, number))
                     sample = self.transform(image)
                 yield {**sample, "labels": self.label_of[row[self.stream.label_column]], "index": number}
-            if empty:  # more workers than shards, or nothing can be read
+            if empty:  # more workers than shards, or no readable image
                 return
 
 
@@ -251,7 +262,7 @@ def open_stream(
     label_column: str | None = None,
     class_counts_file: str | Path | None = None,
 ) -> ImageStream:
-    """The training split of a streamed set; its class counts are read from a JSON file or counted once."""
+    """`load_stream` with the class counts read from a JSON file ``{name: count}``, if one is given."""
     counts = None
     if class_counts_file is not None:
         try:

@@ -1,10 +1,10 @@
-"""The one table every source ends in (columns "image" and "label"), built from any columns and read by row."""
+"""The table that every source is read into (columns "image" and "label"): built from any columns, read by row."""
 
 from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -13,13 +13,19 @@ from datasets import ClassLabel, Dataset, DatasetInfo, Features, Image
 from datasets.fingerprint import Hasher
 
 IMAGE_TYPE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "val", "valid", "dev"), "test": ("test",)}  # accepted
+
+
+def no_training_split(where: object, expected: str, found: Iterable[str]) -> ValueError:
+    """The error for a dataset whose only splits are ``found``."""
+    return ValueError(f"{where}: no {expected} beside {', '.join(found)}; a training split is needed")
 
 
 def image_dataset(images: pa.ChunkedArray | pa.Array, labels, names: Sequence[str], identity: object) -> Dataset:
-    """A Dataset of ``images`` (struct of bytes and path) and ``labels`` (N,), held as they are.
+    """A Dataset of ``images`` (struct of bytes and path) and ``labels`` (N,), without a copy.
 
     Args:
-        identity: small thing that the content depends on; the fingerprint comes from it, not from all the images.
+        identity: small value that determines the content; it is hashed to the fingerprint in place of the images.
     """
     table = pa.table({"image": images, "label": pa.array(np.asarray(labels, dtype=np.int64))})
     features = Features({"image": Image(decode=False), "label": ClassLabel(names=list(names))})
@@ -37,7 +43,7 @@ def image_column(*, paths: Sequence[str] | None = None, contents: Sequence[bytes
 def choose_columns(
     features: Features, image_column: str | None, label_column: str | None, where: object
 ) -> tuple[str, str]:
-    """The columns named by the user, or the only ones of the right kind, or the ones called "image" and "label"."""
+    """Names of the image and the label column: as given, else the only one of its type, else "image" and "label"."""
     return (
         _choose(image_column, "image_column", features, Image, where),
         _choose(label_column, "label_column", features, ClassLabel, where),
@@ -47,32 +53,31 @@ def choose_columns(
 def _choose(column: str | None, option: str, features: Features, kind: type, where: object) -> str:
     if column is not None:
         if column not in features:
-            raise ValueError(f"--{option} {column}: {where} has no such column; its columns are {', '.join(features)}")
+            raise ValueError(f"{option}: {where} has no column {column!r}; name one of {', '.join(features)}")
         return column
     candidates = [name for name, feature in features.items() if isinstance(feature, kind)]
-    ours = option.removesuffix("_column")
+    default = option.removesuffix("_column")
     if len(candidates) == 1:
         return candidates[0]
-    if ours in features:
-        return ours
-    which = f"which of {', '.join(candidates)}" if candidates else f"which of its columns {', '.join(features)}"
-    raise ValueError(f"{where}: {which} is the {ours}? Name it with --{option}")
+    if default in features:
+        return default
+    raise ValueError(f"{option}: cannot be inferred for {where}; name one of {', '.join(candidates or features)}")
 
 
 def class_names(feature: object, labels: pa.ChunkedArray) -> list[str]:
-    """The ClassLabel's names; "0", "1", ... for plain integers; the sorted values, as Arrow writes them, for others."""
+    """The names of a ClassLabel; "0", "1", ... for integers; otherwise the sorted values as Arrow prints them."""
     if isinstance(feature, ClassLabel):
         return feature.names
     if pa.types.is_integer(labels.type):
         return [str(label) for label in range(pc.max(labels).as_py() + 1)]
     values = pc.unique(labels).drop_null()
     if pa.types.is_floating(values.type):
-        values = values.filter(pc.invert(pc.is_nan(values)))  # pandas' missing label is no class
+        values = values.filter(pc.invert(pc.is_nan(values)))  # NaN is a missing label in pandas
     return sorted(values.cast(pa.string()).to_pylist())  # as in `checked_labels`: "true"
 
 
 def with_class_names(labels: pa.ChunkedArray, feature: object, names: list[str]) -> pa.ChunkedArray:
-    """Labels of a split that numbers its classes otherwise than ``names``, those of the training split, by name."""
+    """Labels of a split, as strings if it numbers its classes differently from the training split (``names``)."""
     if not isinstance(feature, ClassLabel) or feature.names == names:
         return labels
     known = pc.and_(pc.greater_equal(labels, 0), pc.less(labels, len(feature.names)))
@@ -80,17 +85,17 @@ def with_class_names(labels: pa.ChunkedArray, feature: object, names: list[str])
 
 
 def is_unlabeled(labels: pa.ChunkedArray, split: str, where: object) -> bool:
-    """Whether a split to evaluate on has no labels at all (missing, or -1 as on the Hub); says so."""
+    """Whether a validation or test split has no labels at all (missing, or -1 as on the Hub), with a warning."""
     numbers = pc.fill_null(labels, -1) if pa.types.is_integer(labels.type) else None
     empty = labels.null_count == len(labels) if numbers is None else bool(pc.all(pc.equal(numbers, -1)).as_py())
     if split == "train" or not len(labels) or not empty:
         return False
-    warnings.warn(f"{where}: the {split} split has no labels and is left out", stacklevel=2)
+    warnings.warn(f"{where}: the {split} split has no labels and is ignored", stacklevel=2)
     return True
 
 
 def checked_labels(labels: pa.ChunkedArray, names: list[str], split: str, where: object) -> np.ndarray:
-    """(N,) int64; the first row whose label is missing or out of range is named."""
+    """Labels as (N,) int64. ValueError names the first row whose label is missing or out of range."""
     if pa.types.is_integer(labels.type):
         numbers = pc.fill_null(labels, -1).to_numpy()
     else:
@@ -106,7 +111,7 @@ def checked_labels(labels: pa.ChunkedArray, names: list[str], split: str, where:
 
 
 def image_structs(images: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Images as struct(bytes, path), whatever of the two is stored."""
+    """Images as struct(bytes, path), from plain bytes or such structs."""
     if pa.types.is_binary(images.type) or pa.types.is_large_binary(images.type):
         chunks = [
             pa.StructArray.from_arrays(
@@ -116,12 +121,12 @@ def image_structs(images: pa.ChunkedArray) -> pa.ChunkedArray:
         ]
         return pa.chunked_array(chunks, IMAGE_TYPE)
     if not pa.types.is_struct(images.type) or {field.name for field in images.type} != {"bytes", "path"}:
-        raise ValueError(f"--image_column: the column holds {images.type}, not images (encoded bytes)")
+        raise ValueError(f"image_column: the column contains {images.type}, not encoded images; name another one")
     return images.cast(IMAGE_TYPE)
 
 
 class Rows:
-    """Images as ``{"bytes", "path"}`` and labels. Can be sent to worker processes."""
+    """Fast access to single images (``{"bytes", "path"}``) and labels. Picklable, for worker processes."""
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
@@ -139,7 +144,7 @@ class Rows:
 
     @functools.cached_property
     def _columns(self) -> tuple[np.ndarray | None, pa.ChunkedArray, pa.ChunkedArray]:
-        """Positions of the rows if a selection was made (N,), and the columns of the table underneath."""
+        """`row_positions`, and the two columns of the underlying table."""
         return row_positions(self.dataset), self.dataset.data.column("image"), self.dataset.data.column("label")
 
     def __getstate__(self) -> dict:
@@ -147,5 +152,5 @@ class Rows:
 
 
 def row_positions(dataset: Dataset) -> np.ndarray | None:
-    """Where the rows of a selection lie in the table underneath (N,); None if the dataset is the whole table."""
+    """Row numbers (N,) of a selection in the underlying table; None if the dataset is the whole table."""
     return None if dataset._indices is None else dataset._indices.column(0).to_numpy().astype(np.int64, copy=False)

@@ -1,8 +1,8 @@
-"""What happens to an image between decoding and the model: uint8 (3, H, W) -> a dict of tensors.
+"""Transforms of a decoded image, uint8 (3, H, W) -> a dict of tensors, and of a batch before the model.
 
 Crops stay in uint8 and channels last in memory; `normalize` and `erase` run on batches on the model's device. Random
-numbers come from the global generators of `random`, numpy (inside RandAugment) and torch, which `ImageDataset` seeds
-for every sample.
+numbers come from the global generators of `random`, numpy (in RandAugment) and torch, which `ImageDataset` seeds for
+each sample.
 
 Legend: B batch, S image size, H x W size of the decoded image.
 """
@@ -26,9 +26,13 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class PretrainTransform:
-    """Masked pretraining (MAE): a random resized crop, a flip, and the noise whose order decides what is masked.
+    """Masked pretraining (MAE): random resized crop, flip, and the noise whose order selects the masked patches.
 
     Returns ``{"pixel_values": uint8 (3, S, S), "noise": float32 (num_patches,)}``.
+
+    Args:
+        min_crop_scale: smallest crop area as a fraction of the image.
+        horizontal_flip: probability of a flip.
     """
 
     def __init__(self, image_size: int, num_patches: int, min_crop_scale: float = 0.2, horizontal_flip: float = 0.5):
@@ -46,15 +50,17 @@ class PretrainTransform:
 
 
 class FinetuneTransform:
-    """Fine-tuning: a random resized crop, a flip, RandAugment (timm's) and the box of a random erasing.
+    """Fine-tuning: random resized crop, flip, timm's RandAugment and the box of random erasing.
 
     The box is only drawn here; `erase` fills it after normalization. Returns ``{"pixel_values": uint8 (3, S, S),
     "erase_box": int64 (4,) as top, left, height, width (height 0: nothing is erased), "erase_seed": int64 ()}``.
 
     Args:
-        rand_augment: timm's description of a RandAugment, or None.
-        random_erasing: probability that an image gets a box.
-        mean: the color (0 to 1) that RandAugment puts where it moves the image away.
+        min_crop_scale: smallest crop area as a fraction of the image.
+        horizontal_flip: probability of a flip.
+        rand_augment: description of a RandAugment in timm's format, or None.
+        random_erasing: probability of erasing a box.
+        mean: fill color of RandAugment, 0 to 1 per channel.
     """
 
     def __init__(
@@ -86,10 +92,10 @@ class FinetuneTransform:
 
 
 class EvalTransform:
-    """Evaluation: shorter side to ``image_size / crop_ratio``, then the center.
+    """Evaluation: resize the shorter side to ``image_size / crop_ratio``, then center crop.
 
-    Above 224 pixels the shorter side goes to ``image_size`` itself, as the official code has it. The same as
-    transformers' ``BeitImageProcessor`` with `shortest_edge` and this crop size. Returns ``{"pixel_values": uint8
+    Above 224 pixels the shorter side is resized to ``image_size``, as in the official code. Equal to transformers'
+    ``BeitImageProcessor`` with `shortest_edge` and this crop size (`image_processor`). Returns ``{"pixel_values": uint8
     (3, S, S)}``.
     """
 
@@ -107,7 +113,7 @@ class EvalTransform:
 def image_processor(
     image_size: int, crop_ratio: float, mean: Sequence[float], std: Sequence[float]
 ) -> BeitImageProcessor:
-    """The same as `EvalTransform` and `normalize`, as the image processor that is saved beside a model."""
+    """`EvalTransform` and `normalize` as an image processor, to be saved with a model."""
     return BeitImageProcessor(
         do_resize=True,
         size={"shortest_edge": EvalTransform(image_size, crop_ratio).shortest_edge},
@@ -140,33 +146,37 @@ def _random_crop_box(height: int, width: int, min_scale: float) -> tuple[int, in
                 crop_height,
                 crop_width,
             )
-    # No box fits an image this narrow: the largest center crop whose ratio is allowed.
+    # The image is too narrow: take the largest center crop with an allowed aspect ratio.
     crop_width, crop_height = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
     crop_width, crop_height = max(crop_width, 1), max(crop_height, 1)
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
 def random_flip(image: torch.Tensor, probability: float) -> torch.Tensor:
+    """Flip horizontally with the given probability, drawing from `random`."""
     return image.flip(-1) if random.random() < probability else image
 
 
 def resize_shorter_side(image: torch.Tensor, size: int) -> torch.Tensor:
-    """Scale (3, H, W) so that the shorter side is ``size``, the other in proportion."""
+    """Resize (3, H, W) so that the shorter side is ``size``, keeping the aspect ratio."""
     height, width = image.shape[-2:]
     longer = int(size * max(height, width) / min(height, width))
     return _resize(image, size, longer) if height <= width else _resize(image, longer, size)
 
 
 def _resize(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Bicubic with antialiasing, in uint8; channels last in memory, as decoders and PIL have it."""
+    """Bicubic with antialiasing, in uint8 and channels last in memory, as images are decoded."""
     if image.shape[-2:] == (height, width):
         return image
-    channels_last = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)  # (1, 3, H, W); the strides tell the kernel
+    channels_last = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)  # (1, 3, H, W), channels-last strides
     return F.interpolate(channels_last, size=(height, width), mode="bicubic", antialias=True)[0]
 
 
 def random_erase_box(size: int, probability: float) -> tuple[int, int, int, int]:
-    """Top, left, height, width as timm's RandomErasing: 2 % to 1/3 of the area, log-uniform aspect 0.3 to 1/0.3."""
+    """Top, left, height, width as in timm's RandomErasing: 2 % to 1/3 of the area, log-uniform aspect 0.3 to 1/0.3.
+
+    With probability 1 - ``probability``, or if no box fits, all are 0.
+    """
     if random.random() < probability:
         for _ in range(10):
             area = random.uniform(0.02, 1 / 3) * size * size
@@ -178,16 +188,16 @@ def random_erase_box(size: int, probability: float) -> tuple[int, int, int, int]
 
 
 def normalize(pixel_values: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """uint8 (B, 3, H, W) -> float32 of zero mean and unit variance, on the tensor's device."""
+    """uint8 (B, 3, H, W) -> float32, minus mean and divided by std (per channel, of pixels in 0..1), same device."""
     scaled_mean = torch.tensor(mean, device=pixel_values.device).mul(255).view(3, 1, 1)
     scaled_std = torch.tensor(std, device=pixel_values.device).mul(255).view(3, 1, 1)
     return pixel_values.contiguous().to(torch.float32).sub_(scaled_mean).div_(scaled_std)
 
 
 def erase(pixels: torch.Tensor, erase_box: torch.Tensor, erase_seed: torch.Tensor) -> torch.Tensor:
-    """Fill each image's box with noise ~ N(0, 1), in place; a box of height 0 erases nothing.
+    """Fill the box of each image with noise ~ N(0, 1), in place; a box of height 0 erases nothing.
 
-    The noise comes from a CPU generator with the sample's own seed: the same on any device and in any batch.
+    The noise comes from a CPU generator seeded per sample, so that it does not depend on the device or the batch.
 
     Args:
         pixels: (B, 3, H, W), normalized.
@@ -204,5 +214,5 @@ def erase(pixels: torch.Tensor, erase_box: torch.Tensor, erase_seed: torch.Tenso
 
 def _fraction(option: str, value: float) -> float:
     if not 0 <= value <= 1:
-        raise ValueError(f"{option}={value} must lie between 0 and 1")
+        raise ValueError(f"{option}: {value} must be between 0 and 1")
     return value

@@ -96,10 +96,10 @@ def test_bad_folders_are_named(capsys, tmp_path, data, stage):
         return the_error(capsys, run_stage(stage, folder, output))
 
     missing = tmp_path / "missing"
-    assert error(missing).startswith(f"--dataset {missing}: neither an existing folder nor a known name; give an exi")
+    assert error(missing).startswith(f"dataset: '{missing}' is neither an existing folder nor a known name; give an")
     assert error("digit").endswith("did you mean 'digits'?")
     file = data / "train" / "ant" / "0.jpg"
-    assert error(file).startswith(f"--dataset {file}: is a file; give the folder that holds the images")
+    assert error(file).startswith(f"dataset: '{file}' is a file; name the folder of the images")
     empty = tmp_path / "empty"
     empty.mkdir()
     assert error(empty).startswith(f"{empty}: no images found; expected {empty}/train/CLASS/*.jpg")
@@ -137,8 +137,8 @@ def test_one_class_is_too_few_for_a_classifier(capsys, tmp_path, data):
 def test_a_batch_larger_than_the_data_is_named(capsys, tmp_path, data, stage):
     error = the_error(capsys, run_stage(stage, data, tmp_path / "out", batch_size=6, gradient_accumulation_steps=2))
     assert error == (
-        "a batch of 12 images (batch size 6 x 2 accumulation steps x 1 processes) is larger than the 8 training "
-        "images; lower --batch_size"
+        "batch_size: a global batch of 12 images (6 x 2 accumulation steps x 1 processes) is larger than the 8 "
+        "training images; lower it"
     )
 
 
@@ -168,10 +168,10 @@ def test_an_output_folder_that_is_a_file_is_named(capsys, tmp_path, data, stage)
         ({"image_size": 3}, "image_size: 3 is not divisible by patch_size 4; use image_size 4, for instance"),
         ({"hidden_size": 18}, "hidden_size: 18 must be divisible by num_attention_heads 2 and,"),
         ({"hidden_size": 20, "num_attention_heads": 3}, "hidden_size: 20 must be divisible by num_attention_heads 3"),
-        ({"imbalance_factor": 9}, "imbalance_factor=9.0 leaves the smallest class without an image"),
-        ({"imbalance_factor": 0.5}, "imbalance_factor=0.5 must be at least 1"),
-        ({"horizontal_flip": 2}, "horizontal_flip=2.0 must lie between 0 and 1"),
-        ({"min_crop_scale": -1}, "min_crop_scale=-1.0 must lie between 0 and 1"),
+        ({"imbalance_factor": 9}, "imbalance_factor: 9.0 leaves the smallest class without images; use at most"),
+        ({"imbalance_factor": 0.5}, "imbalance_factor: 0.5 must be at least 1"),
+        ({"horizontal_flip": 2}, "horizontal_flip: 2.0 must be between 0 and 1"),
+        ({"min_crop_scale": -1}, "min_crop_scale: -1.0 must be between 0 and 1"),
         ({"resume": "nope"}, "resume: 'nope' is not a complete checkpoint: there is no such folder;"),
     ],
 )
@@ -195,8 +195,8 @@ def test_pretraining_settings_that_cannot_be_are_named(capsys, tmp_path, data, o
     ("options", "message"),
     [
         ({"loss": "bal_bc"}, "loss: 'bal_bc' is unknown; did you mean 'bal_bce'? known: ce, bce, bal_ce, bal_bce"),
-        ({"rand_augment": "rnd"}, "rand_augment='rnd' is not a description like 'rand-m9-mstd0.5-inc1'"),
-        ({"random_erasing": 3}, "random_erasing=3.0 must lie between 0 and 1"),
+        ({"rand_augment": "rnd"}, "rand_augment: 'rnd' is invalid; use one like 'rand-m9-mstd0.5-inc1'"),
+        ({"random_erasing": 3}, "random_erasing: 3.0 must be between 0 and 1"),
         ({"label_smoothing": 1.5}, "label_smoothing"),
         ({"mixup": -1}, "mixup"),
         ({"tau": "nan"}, "tau: "),

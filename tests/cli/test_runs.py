@@ -142,8 +142,8 @@ def test_more_bad_images_than_allowed_stop_the_run_with_one_line(capsys, tmp_pat
     folder, file = truncated
     status = run_stage(stage, folder, tmp_path, max_steps=2, num_workers=num_workers, max_bad_images=0)
     assert the_error_after_a_bar(capsys, status) == (
-        f"1 training images cannot be read, more than --max_bad_images 0; see {tmp_path / 'bad_images.log'}; repair "
-        "them or raise the limit"
+        f"max_bad_images: 1 training images cannot be read, more than the limit of 0; see "
+        f"{tmp_path / 'bad_images.log'}; repair them or raise the limit"
     )
     assert (tmp_path / "bad_images.log").read_text().startswith(f"{file}: cannot be decoded (")
 

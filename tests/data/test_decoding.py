@@ -134,7 +134,7 @@ def test_broken_images_are_named(tmp_path, data, reason):
 def test_missing_files_and_missing_images_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"gone\.jpg: no such file"):
         decode_image(tmp_path / "gone.jpg")
-    with pytest.raises(ValueError, match="row 3: holds neither an image nor its path"):
+    with pytest.raises(ValueError, match="row 3: contains neither an image nor a path"):
         decode_image({"bytes": None, "path": None}, name="row 3")
     with pytest.raises(ValueError, match="row 3: "):
         decode_image(None, name="row 3")

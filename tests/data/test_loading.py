@@ -24,7 +24,7 @@ from livt_hf.data import (
     training_loader,
 )
 from livt_hf.data.dataset import sample_seed
-from livt_hf.data.loader import epoch_order, usable_workers
+from livt_hf.data.loader import epoch_order, limit_workers
 from livt_hf.data.table import image_column, image_dataset
 
 
@@ -90,7 +90,7 @@ def test_a_run_can_start_at_any_step_and_need_not_stop():
 
 def test_a_batch_larger_than_the_data_is_an_error():
     with pytest.raises(
-        ValueError, match=r"a batch of 64 images \(batch size 8 x 4 acc.* is larger than the 50 training"
+        ValueError, match=r"^batch_size: a global batch of 64 images \(8 x 4 acc.* is larger than the 50 training"
     ):
         TrainingBatches(50, 8, 4, 2)
 
@@ -196,7 +196,8 @@ def test_too_many_bad_images_stop_with_one_line(digits, tmp_path, num_workers):
     with pytest.raises(BadImageError) as caught:
         list(training_loader(dataset, TrainingBatches(20, 2, stop_step=10), num_workers))
     assert str(caught.value) == (
-        f"6 training images cannot be read, more than --max_bad_images 5; see {log}; repair them or raise the limit"
+        f"max_bad_images: 6 training images cannot be read, more than the limit of 5; see {log}; repair them or raise "
+        "the limit"
     )
     assert dataset.num_bad_images == 6  # counted by two workers together
 
@@ -246,4 +247,4 @@ def test_workers_outlive_the_signals_of_a_scheduler(digits):
 
 def test_there_are_no_more_workers_than_cores(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
-    assert [usable_workers(number) for number in (0, 2, 3, 64)] == [0, 2, 3, 3]
+    assert [limit_workers(number) for number in (0, 2, 3, 64)] == [0, 2, 3, 3]

@@ -1,4 +1,4 @@
-"""In: a folder, a file list, a Parquet file, a Hub repository or the name of a benchmark.
+"""In: a folder, list files, a dataset on the Hub or the name of a benchmark.
 
-Out: one table a split, with an image and a label column.
+Out: one table per split, with the columns "image" and "label".
 """

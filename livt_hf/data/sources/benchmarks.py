@@ -1,18 +1,17 @@
-"""What is known about the named sets: where their images come from, their official lists and their totals.
+"""Benchmarks by name: where their images come from, their official lists and their published totals.
 
 Totals: the published lists (Liu et al., CVPR 2019; the iNaturalist 2018 challenge) and the class counts recorded by the
-official LiVT code. Many / medium / few: more than 100, 20 to 100, fewer than 20 training images.
+official LiVT code. Shot groups are the default ones of `prior`.
 
-Digits: scikit-learn's handwritten digits (1,797 real 8 x 8 images that come with the package) as a small dataset.
-Every class has 174 to 183 images: 40 make the test set, 14 the validation set and 120 the training set before the long
-tail is cut. The split is the same for every seed, so that runs can be compared; the seed chooses which training images
-the tail keeps.
+Digits: scikit-learn's handwritten digits (1,797 real 8 x 8 images included in that package) as a small dataset.
+Each class has 174 to 183 images: 40 for testing, 14 for validation, and 120 for training before the long tail is cut.
+The split does not depend on the seed, so that runs can be compared; the seed selects which training images the tail
+keeps.
 """
 
 from __future__ import annotations
 
 import io
-import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,26 +21,23 @@ import PIL.Image
 from datasets import DatasetDict
 from sklearn.datasets import load_digits
 
+from ...prior import ClassPrior
 from ..long_tail import class_counts
 from ..table import image_column, image_dataset
 
 DIGITS_IMAGES_PER_CLASS = {"test": 40, "validation": 14, "train": 120}
 DIGIT_NAMES = [str(digit) for digit in range(10)]
 DIGITS_IMBALANCE_FACTOR = 50  # 120 images in the largest class, 2 in the smallest
-WNID = re.compile(r"n\d{8}")
-
-
-MANY, FEW = 100, 20
 
 
 @dataclass(frozen=True)
 class KnownSet:
-    """A benchmark given by list files over the user's images.
+    """A benchmark defined by list files for images that the user has downloaded.
 
     Attributes:
         lists: official file name of each split's list.
-        sizes: images of each split.
-        largest, smallest: training images of the largest and the smallest class.
+        sizes: number of images in each split.
+        largest, smallest: number of training images in the largest and the smallest class.
         groups: number of many-, medium- and few-shot classes.
     """
 
@@ -83,6 +79,8 @@ LIST_SETS = {
 
 @dataclass(frozen=True)
 class CifarSet:
+    """Where CIFAR is on the Hub, and its number of classes."""
+
     hub_id: str
     label_column: str
     classes: int
@@ -92,18 +90,18 @@ CIFAR_SETS = {
     "cifar10-lt": CifarSet("uoft-cs/cifar10", "label", 10),
     "cifar100-lt": CifarSet("uoft-cs/cifar100", "fine_label", 100),
 }
-# What ImageNet-BAL is to ImageNet-LT: as many images, equally many of each class.
+# As ImageNet-BAL to ImageNet-LT: the same number of images in total, equally many per class.
 CIFAR_BAL_SETS = {"cifar10-bal": "cifar10-lt", "cifar100-bal": "cifar100-lt"}
-CIFAR_IMBALANCE_FACTOR = 100  # the papers' hardest and usual setting; 5,000 or 500 images in the largest class
+CIFAR_IMBALANCE_FACTOR = 100  # the usual and hardest setting of the papers; 5,000 or 500 images in the largest class
 
 IMAGENET_BAL_IMAGES_PER_CLASS = 160
 
 
 def warn_of_differences(name: str, splits: DatasetDict) -> None:
-    """One warning that says how a named set differs from the published one."""
+    """One warning that lists how a benchmark differs from the published one."""
     known = LIST_SETS[name]
-    counts = np.array(list(class_counts(splits["train"]).values()))
-    groups = (counts > MANY).sum(), ((counts <= MANY) & (counts >= FEW)).sum(), (counts < FEW).sum()
+    prior = ClassPrior(class_counts(splits["train"]))
+    counts = prior.counts
     found = {
         "classes": (len(counts), known.classes),
         **{
@@ -111,17 +109,18 @@ def warn_of_differences(name: str, splits: DatasetDict) -> None:
         },
         "largest class": (int(counts.max()), known.largest),
         "smallest class": (int(counts.min()), known.smallest),
-        "many-shot classes": (int(groups[0]), known.groups[0]),
-        "medium-shot classes": (int(groups[1]), known.groups[1]),
-        "few-shot classes": (int(groups[2]), known.groups[2]),
+        **{
+            f"{group}-shot classes": (len(labels), published)
+            for (group, labels), published in zip(prior.groups().items(), known.groups, strict=True)
+        },
     }
     differences = [f"{what} {here} instead of {there}" for what, (here, there) in found.items() if here != there]
     if differences:
-        warnings.warn(f"{name}: not the published set: {', '.join(differences)}", stacklevel=3)
+        warnings.warn(f"{name}: differs from the published set: {', '.join(differences)}", stacklevel=3)
 
 
 def load_digits_dataset() -> DatasetDict:
-    """Balanced digits: train, validation and test, disjoint."""
+    """Balanced digits: disjoint train, validation and test splits."""
     digits = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8), from 0 .. 16
     shuffle = np.random.RandomState(0).shuffle  # noqa: NPY002  frozen stream: the split never changes
@@ -147,9 +146,9 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def with_imagenet_names(wnids: Sequence[str]) -> list[str]:
-    """n02012849 becomes "n02012849 crane": the id stays, because crane and maillot stand for two classes each.
+    """Append names to ImageNet-1k WordNet ids ("n02012849" -> "n02012849 crane"); other names are kept unchanged.
 
-    What is not an ImageNet-1k WordNet id stays as it is.
+    The id is kept because two classes are named crane and two maillot.
     """
     from timm.data import ImageNetInfo
 

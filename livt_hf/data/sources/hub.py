@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face Hub, and folders of Arrow files. Both stay memory-mapped on disk."""
+"""Datasets on the Hugging Face Hub and folders of Arrow files, both memory-mapped from disk."""
 
 from __future__ import annotations
 
@@ -9,30 +9,38 @@ from pathlib import Path
 import datasets
 from datasets import ClassLabel, Dataset, DatasetDict, Image
 
-from ..table import checked_labels, choose_columns, class_names, is_unlabeled, with_class_names
+from ..table import (
+    SPLIT_NAMES,
+    checked_labels,
+    choose_columns,
+    class_names,
+    is_unlabeled,
+    no_training_split,
+    with_class_names,
+)
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-SPLITS = {"train": ("train",), "validation": ("validation", "val", "valid", "dev"), "test": ("test",)}
 
 
 def load_hub(hub_id: str, image_column: str | None = None, label_column: str | None = None) -> DatasetDict:
-    """Download (once) and open a dataset of the Hub."""
+    """Open a dataset on the Hub, downloaded at the first use."""
     try:
         splits = datasets.load_dataset(hub_id)
     except Exception as error:  # many kinds, from `datasets`, the client and the network
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-        hint = "it is not in the local cache, and HF_HUB_OFFLINE forbids to fetch it" if offline else "check the id"
-        raise ValueError(f"--dataset {hub_id}: cannot be loaded from the Hub; {hint} ({reason})") from error
+        hint = "it is not in the local cache and HF_HUB_OFFLINE is set" if offline else "check the id"
+        raise ValueError(f"dataset: {hub_id!r} cannot be loaded from the Hub ({reason}); {hint}") from error
     return as_image_splits(splits, hub_id, image_column, label_column)
 
 
 def is_arrow_folder(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote the folder."""
     return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
 def load_arrow_folder(folder: Path, image_column: str | None = None, label_column: str | None = None) -> DatasetDict:
-    """A DatasetDict, or a single Dataset as training data, that `save_to_disk` wrote."""
+    """A DatasetDict, or a single Dataset (the training split), written by `save_to_disk`."""
     try:
         loaded = datasets.load_from_disk(str(folder))
     except Exception as error:
@@ -42,9 +50,9 @@ def load_arrow_folder(folder: Path, image_column: str | None = None, label_colum
 
 
 def find_arrow(folder: Path) -> dict[str, list[Path]]:
-    """``{split: its files in order}`` of Arrow files whose names hold the split, as in the cache of `datasets`."""
+    """``{split: files in order}`` of Arrow files with the split in their names, as in the cache of `datasets`."""
     splits = {}
-    for split, names in SPLITS.items():
+    for split, names in SPLIT_NAMES.items():
         pattern = re.compile(rf"(.*[-_])?({'|'.join(names)})([-_.].*)?\.arrow")
         if files := sorted(file for file in folder.glob("*.arrow") if pattern.fullmatch(file.name)):
             splits[split] = files
@@ -54,7 +62,7 @@ def find_arrow(folder: Path) -> dict[str, list[Path]]:
 def load_arrow_files(
     files: dict[str, list[Path]], where: Path, image_column: str | None = None, label_column: str | None = None
 ) -> DatasetDict:
-    """Arrow files of each split."""
+    """The Arrow files of each split (`find_arrow`) as a DatasetDict."""
     try:
         splits = {
             split: datasets.concatenate_datasets([Dataset.from_file(str(file)) for file in paths])
@@ -68,10 +76,10 @@ def load_arrow_files(
 def as_image_splits(
     loaded: DatasetDict, where: object, image_column: str | None, label_column: str | None
 ) -> DatasetDict:
-    """Rename the splits and the two columns to ours, drop the rest, leave images encoded."""
-    splits = {ours: loaded[name] for ours, names in SPLITS.items() for name in names if name in loaded}
+    """Keep "train", "validation" and "test" with the columns "image" (left encoded) and "label"."""
+    splits = {split: loaded[name] for split, names in SPLIT_NAMES.items() for name in names if name in loaded}
     if "train" not in splits:
-        raise ValueError(f"{where}: has no training split, only {', '.join(loaded)}")
+        raise no_training_split(where, "train split", loaded)
     features = splits["train"].features
     image_column, label_column = choose_columns(features, image_column, label_column, where)
     names: list[str] = []
@@ -83,11 +91,11 @@ def as_image_splits(
         names = names or class_names(features[label_column], labels)
         labels = with_class_names(labels, rows.features[label_column], names)
         numbers = checked_labels(labels, names, split, where)
-        result[split] = _as_ours(rows, image_column, label_column, names, numbers)
+        result[split] = _image_and_label(rows, image_column, label_column, names, numbers)
     return DatasetDict(result)
 
 
-def _as_ours(rows: Dataset, image_column: str, label_column: str, names: list[str], numbers) -> Dataset:
+def _image_and_label(rows: Dataset, image_column: str, label_column: str, names: list[str], numbers) -> Dataset:
     feature = ClassLabel(names=names)
     if rows.features[label_column] == feature:
         rows = rows.select_columns([image_column, label_column])

@@ -1,5 +1,5 @@
-"""A folder of images, one sub-folder per class: ``train/CLASS/*.jpg`` with optional validation and test, or
-``CLASS/*.jpg``, which is all training data. Nothing is copied or cached: rows hold paths.
+"""A folder of images, one subfolder per class: ``train/CLASS/*.jpg`` with optional validation and test, or
+``CLASS/*.jpg``, which is all training data. Nothing is copied or cached: rows contain paths.
 
 Class names are sorted as strings, as torchvision's ImageFolder does ("10" comes before "2").
 """
@@ -13,28 +13,30 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict
 
 from ..long_tail import class_counts
-from ..table import image_column, image_dataset
+from ..table import SPLIT_NAMES, image_column, image_dataset, no_training_split
 
 IMAGE_EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".jp2", ".avif", ".tga")
     + (".ppm", ".pgm", ".pbm", ".pnm")
 )
-SPLIT_FOLDERS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
 
 
 def load_image_folder(folder: Path, rename: Callable[[list[str]], list[str]] | None = None) -> DatasetDict:
-    """Read the class folders of ``folder``. Raises ValueError where a class has no training image.
+    """Read the class folders of ``folder``.
 
     Args:
-        rename: class names from folder names, where they are not the same.
+        rename: maps folder names to class names; None uses the folder names.
+
+    Raises:
+        ValueError: no images, no training split, or a class without training images.
     """
     split_folders = {
-        split: folder / name for split, names in SPLIT_FOLDERS.items() for name in names if (folder / name).is_dir()
+        split: folder / name for split, names in SPLIT_NAMES.items() for name in names if (folder / name).is_dir()
     }
     if "train" not in split_folders:
         for other in split_folders.values():
             if class_folders(other):
-                raise ValueError(f"{folder}: has {other.name}/ but no train/; a training split is needed")
+                raise no_training_split(folder, "train/", [f"{other.name}/"])
         split_folders = {"train": folder}
     names = class_folders(split_folders["train"])
     if not names:
@@ -62,7 +64,7 @@ def load_image_folder(folder: Path, rename: Callable[[list[str]], list[str]] | N
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Names of the sub-folders, sorted as strings; hidden ones are left out."""
+    """Names of the subfolders, sorted as strings; hidden ones are ignored."""
     return [entry.name for entry in _visible_entries(folder) if entry.is_dir()]
 
 
@@ -77,7 +79,7 @@ def _load_split(folder: Path, names: list[str], class_names: list[str]) -> Datas
 
 
 def image_paths(folder: str | Path) -> list[str]:
-    """Paths of all images in ``folder`` and below it, sorted. A dangling link counts: reading it reports it."""
+    """Sorted paths of all images in ``folder`` and its subfolders. Includes dangling links, which fail when read."""
     paths = []
     for entry in _visible_entries(folder):
         if entry.is_dir():

@@ -1,7 +1,7 @@
-"""Datasets given by text files: lines ``path label`` as the official long-tailed lists have them, or CSV files.
+"""Datasets given by text files: lines ``path label`` as in the official long-tailed lists, or CSV files.
 
-A class is named after the folder that its images lie in, if there is exactly one folder for each label; otherwise
-after the label itself, 01 being 1. Labels that are not numbers are names already, sorted as strings.
+If each label has exactly one image folder, classes are named after the folders, otherwise after the labels (01 is 1).
+Labels that are not numbers are used as names, sorted as strings.
 """
 
 from __future__ import annotations
@@ -29,10 +29,14 @@ def load_lists(
     label_column: str | None = None,
     rename: Callable[[list[str]], list[str]] | None = None,
 ) -> DatasetDict:
-    """One split for each list; paths are relative to ``root``.
+    """One split per list; paths are relative to ``root``.
 
     Args:
-        rename: class names from the folders' or labels' names, where they are not the same.
+        image_column, label_column: headings of a CSV file.
+        rename: maps the names from folders or labels to class names; None uses them as they are.
+
+    Raises:
+        ValueError: a list that cannot be read, does not match the training list, or whose images are not in ``root``.
     """
     read = {split: read_list(file, image_column, label_column) for split, file in lists.items()}
     numbered = all(label.removeprefix("-").isdecimal() for _, labels in read.values() for label in labels)
@@ -52,8 +56,8 @@ def load_lists(
         if unknown:
             line = labels.index(unknown[0]) + 1
             raise ValueError(
-                f"{lists[split]}: label {unknown[0]} (entry {line}) is not in the training list {lists['train']}; its "
-                f"labels are {names[0]} to {names[-1]}"
+                f"{lists[split]}: label {unknown[0]} (entry {line}) is not in the training list {lists['train']}, "
+                f"which has {names[0]} to {names[-1]}"
             )
         numbers = np.array([label_of[label] for label in labels], dtype=np.int64)
         if split != "train":
@@ -69,7 +73,7 @@ def load_lists(
 def read_list(
     file: Path, image_column: str | None = None, label_column: str | None = None
 ) -> tuple[list[str], list[str]]:
-    """Paths and labels of a list, as they are written."""
+    """Paths and labels of a list, as strings."""
     if not file.is_file():
         raise ValueError(f"{file}: no such list file")
     try:
@@ -120,13 +124,13 @@ def _heading(
 ) -> int:
     if wanted is not None:
         if wanted not in headings:
-            raise ValueError(f"--{option} {wanted}: {file} has no such column; its columns are {', '.join(headings)}")
+            raise ValueError(f"{option}: {file} has no column {wanted!r}; name one of {', '.join(headings)}")
         return headings.index(wanted)
     return next((headings.index(name) for name in usual if name in headings), default)
 
 
 def _folder_names(paths: list[str], labels: list[str]) -> list[str]:
-    """Names of the labels in the order of their numbers, from the images' folders; empty if these do not tell."""
+    """Image folder of each label, in label order; empty unless folders and labels correspond one to one."""
     folder_of: dict[str, str] = {}
     for path, label in zip(paths, labels, strict=True):
         if folder_of.setdefault(label, _folder(path)) != _folder(path):
@@ -140,19 +144,19 @@ def _folder(path: str) -> str:
 
 
 def _check_folders(file: Path, paths: list[str], labels: np.ndarray, names: list[str]) -> None:
-    """A list whose labels follow another order than the training list is an error, not a bad accuracy."""
+    """Refuse a list that numbers the classes differently from the training list, instead of a bad accuracy."""
     known = set(names)
     for number, (path, label) in enumerate(zip(paths, labels.tolist(), strict=True), start=1):
         folder = _folder(path)
         if folder != names[label] and folder in known:
             raise ValueError(
-                f"{file}: entry {number}, {path}, has the label that is class {names[label]!r} in the training list; "
-                "the lists number their classes differently"
+                f"{file}: entry {number}, {path}, has the label of class {names[label]!r} in the training list; use "
+                "lists that number the classes in the same order"
             )
 
 
 def _check_root(paths: list[str], file: Path, root: Path) -> None:
-    """At least one of a hundred images must exist; single missing ones are found when they are read."""
+    """At least one of about 100 sampled images must exist; single missing ones are reported when they are read."""
     sample = paths[:: max(1, len(paths) // 100)]
     if not any(os.path.exists(path) for path in sample):
         raise ValueError(f"{file}: none of its images is under {root}, for example {sample[0]}; correct --data_dir")

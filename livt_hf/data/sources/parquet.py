@@ -1,8 +1,8 @@
 """A folder of Parquet files in the Hugging Face layout: ``train-*.parquet``, ``validation-*``, ``test-*``, in the
-folder itself, in ``data/`` or in its only sub-folder that has any. Columns that are not needed are not read.
+folder itself, in ``data/`` or in the only subfolder that contains any. Only the two columns needed are read.
 
-Splits with up to 1 GiB of images are read into memory. Larger ones stay where they are: a row's path is then
-``FILE.parquet#COLUMN/ROW``, and the row's group is read when the image is used (`reading`). Small row groups make that
+Splits with up to 1 GiB of images are read into memory. Larger ones stay on disk: a row's path is then
+``FILE.parquet#COLUMN/ROW``, and its row group is read when the image is used (`decoding`). Small row groups make that
 fast: `livt dataset prepare` writes groups of 8 images.
 """
 
@@ -17,23 +17,24 @@ import pyarrow.parquet as pq
 from datasets import DatasetDict, Features
 
 from ..table import (
+    SPLIT_NAMES,
     checked_labels,
     choose_columns,
     class_names,
     image_dataset,
     image_structs,
     is_unlabeled,
+    no_training_split,
     with_class_names,
 )
 from ..table import image_column as path_column
-from .image_folder import SPLIT_FOLDERS
 
 MAX_BYTES_IN_MEMORY = 2**30
 SLOW_ROW_GROUP = 2**25  # 32 MiB: reading one image means reading its group
 
 
 def find_parquet(folder: Path) -> dict[str, list[Path]]:
-    """``{split: its files in order}``, empty where the folder has no Parquet files in this layout."""
+    """``{split: files in order}``; empty if the folder has no Parquet files in this layout."""
     for place in (folder, folder / "data"):
         if splits := _splits_in(place):
             return splits
@@ -43,7 +44,7 @@ def find_parquet(folder: Path) -> dict[str, list[Path]]:
 
 def _splits_in(folder: Path) -> dict[str, list[Path]]:
     splits = {}
-    for split, names in SPLIT_FOLDERS.items():
+    for split, names in SPLIT_NAMES.items():
         files = [
             file for name in names for pattern in (f"{name}-*", name) for file in folder.glob(f"{pattern}.parquet")
         ]
@@ -55,10 +56,10 @@ def _splits_in(folder: Path) -> dict[str, list[Path]]:
 def load_parquet_folder(
     splits: dict[str, list[Path]], image_column: str | None = None, label_column: str | None = None
 ) -> DatasetDict:
-    """The files of each split as one Dataset of two columns, images still encoded."""
+    """The files of each split (`find_parquet`) as a Dataset with the columns "image" (encoded) and "label"."""
     if "train" not in splits:
         first = next(iter(splits.values()))[0]
-        raise ValueError(f"{first.parent}: no train-*.parquet beside {first.name}; a training split is needed")
+        raise no_training_split(first.parent, "train-*.parquet", [first.name])
     features = Features.from_arrow_schema(_open(splits["train"][0]).schema_arrow)
     image_column, label_column = choose_columns(features, image_column, label_column, splits["train"][0])
 
@@ -80,12 +81,12 @@ def load_parquet_folder(
 
 
 def _check_complete(files: list[Path]) -> None:
-    """``train-00000-of-00003.parquet`` says how many files there must be."""
+    """Compare the number of files with the total in their names (``train-00000-of-00003.parquet``)."""
     for file in files:
         if (of := re.search(r"-of-(\d+)$", file.stem)) and int(of[1]) != len(files):
             raise ValueError(
-                f"{file.parent}: holds {len(files)} of the {int(of[1])} files that {file.name} belongs to; fetch or "
-                "prepare the others"
+                f"{file.parent}: contains {len(files)} of the {int(of[1])} files that {file.name} belongs to; "
+                "download or prepare the others"
             )
 
 
@@ -94,7 +95,7 @@ def _open(file: Path) -> pq.ParquetFile:
         return pq.ParquetFile(file, memory_map=True)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(
-            f"{file}: not a readable Parquet file ({str(error).splitlines()[0]}); fetch it again"
+            f"{file}: not a readable Parquet file ({str(error).splitlines()[0]}); download it again"
         ) from error
 
 
@@ -127,8 +128,8 @@ def _references(files: list[Path], column: str) -> pa.Array:
         parquet = _open(file)
         if parquet.num_row_groups and _group_bytes(parquet, 0, column) > SLOW_ROW_GROUP:
             warnings.warn(
-                f"{file}: its row groups hold {_group_bytes(parquet, 0, column) / 2**20:.0f} MiB of images each, so "
-                "that reading single images is slow; rewrite the data once with `livt dataset prepare`",
+                f"{file}: row groups contain {_group_bytes(parquet, 0, column) / 2**20:.0f} MiB of images each, which "
+                "makes reading single images slow; rewrite the dataset once with `livt dataset prepare`",
                 stacklevel=2,
             )
         paths += [f"{file.absolute()}#{column}/{row}" for row in range(parquet.metadata.num_rows)]

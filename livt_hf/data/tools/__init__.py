@@ -1,1 +1,1 @@
-"""In: a dataset. Out: its class distribution, its unreadable images, or a resized copy of it."""
+"""In: a loaded dataset. Out: its class distribution, its unreadable and duplicate images, or a resized copy of it."""

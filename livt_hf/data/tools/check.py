@@ -1,4 +1,4 @@
-"""`livt dataset check`: decode every image of a set in parallel, and find images that stand in more than one split."""
+"""`livt dataset check`: decode every image of a dataset in parallel and find images that are in several splits."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from datasets import DatasetDict
 
 from ..decoding import decode_image, encoded_image
 from ..table import Rows
-from .parallel import Chunk, chunks_of, over_chunks
+from .parallel import Chunk, map_chunks, split_into_chunks
 
 IMAGES_PER_CHUNK = 256
-LISTED = 20  # bad images and duplicates printed; the log has all
+MAX_LISTED = 20  # unreadable images and duplicates printed; the log lists all unreadable ones
 
 
 @dataclass
-class Checked:
-    """What `check_dataset` found.
+class CheckResult:
+    """Result of `check_dataset`; ``str()`` gives the lines to print.
 
     Attributes:
-        images: number of images of each split.
-        bad_images: of each split, "NAME: REASON".
-        sizes: of each split (readable images, 2), height and width.
-        shared: images (the same bytes) of two splits, as (split, name, other split, its name).
-        repeated: of each split, number of images that it holds already.
+        images: number of images per split.
+        bad_images: "NAME: REASON" of the unreadable images, per split.
+        sizes: height and width of the readable images, (N, 2), per split.
+        shared: images with the same bytes in two splits, as (split, name, other split, name there).
+        repeated: number of images per split that duplicate an earlier one in it.
     """
 
     images: dict[str, int] = field(default_factory=dict)
@@ -41,33 +41,35 @@ class Checked:
         for split, count in self.images.items():
             bad = self.bad_images[split]
             repeated = self.repeated[split]
-            lines.append(f"{split}: {count:,} images, {len(bad)} cannot be read, {repeated} repeat another")
+            lines.append(f"{split}: {count:,} images, {len(bad)} cannot be read, {repeated} are duplicates")
             if len(self.sizes[split]):
                 low, middle, high = np.percentile(self.sizes[split], (0, 50, 100), axis=0).astype(int)
                 for side, index in (("height", 0), ("width", 1)):
                     lines.append(f"  {side} {low[index]} to {high[index]}, median {middle[index]}")
-            lines += [f"  {reason}" for reason in bad[:LISTED]]
-            lines += [f"  ... and {len(bad) - LISTED} more"] if len(bad) > LISTED else []
+            lines += [f"  {reason}" for reason in bad[:MAX_LISTED]]
+            lines += [f"  ... and {len(bad) - MAX_LISTED} more"] if len(bad) > MAX_LISTED else []
         pairs = Counter((split, other) for split, _, other, _ in self.shared)
         for (split, other), count in pairs.items():
-            lines.append(f"{count} images of {other} are also in {split}: its accuracy would be too good")
-        lines += [f"  {split} {name} = {other} {same}" for split, name, other, same in self.shared[:LISTED]]
-        lines += [f"  ... and {len(self.shared) - LISTED} more"] if len(self.shared) > LISTED else []
+            lines.append(f"{count} images of {other} are also in {split}, which inflates the accuracy")
+        lines += [f"  {split} {name} = {other} {same}" for split, name, other, same in self.shared[:MAX_LISTED]]
+        lines += [f"  ... and {len(self.shared) - MAX_LISTED} more"] if len(self.shared) > MAX_LISTED else []
         return "\n".join(lines)
 
 
 def check_dataset(
     splits: DatasetDict, num_workers: int | None = None, bad_images_log: str | Path | None = None
-) -> Checked:
-    """Scan all splits.
+) -> CheckResult:
+    """Decode and hash the images of all splits.
 
     Args:
-        num_workers: processes; None takes one for each core, 0 works in this one.
-        bad_images_log: file for all the images that cannot be read.
+        num_workers: number of processes; None uses one per core, 0 runs in this process.
+        bad_images_log: file to which all unreadable images are written.
     """
     rows_of = {split: Rows(rows) for split, rows in splits.items()}
-    results = dict(over_chunks(_check_chunk, rows_of, chunks_of(rows_of, IMAGES_PER_CHUNK), num_workers, "checking"))
-    found = Checked()
+    results = dict(
+        map_chunks(_check_chunk, rows_of, split_into_chunks(rows_of, IMAGES_PER_CHUNK), num_workers, "checking")
+    )
+    found = CheckResult()
     first_with: dict[bytes, tuple[str, int]] = {}
     for split, rows in rows_of.items():
         chunks = sorted((chunk for chunk in results if chunk.split == split), key=lambda chunk: chunk.number)
@@ -91,7 +93,7 @@ def check_dataset(
 
 
 def _check_chunk(rows: Rows, chunk: Chunk) -> tuple[list[str], list[tuple[int, int]], list[bytes | None]]:
-    """Reasons of bad images, sizes of the others, and a digest of each image's bytes (None for one that is bad)."""
+    """Reasons of unreadable images, sizes of the others, and a hash of each image's bytes (None if unreadable)."""
     bad, sizes, digests = [], [], []
     for row in chunk.rows:
         digest = None

@@ -1,8 +1,7 @@
-"""`livt dataset inspect`: the numbers of a dataset, and a picture of them.
+"""`livt dataset inspect`: class counts, shot groups and image sizes of a dataset, printed and as a figure.
 
-The picture shows the classes sorted by size with the borders of the shot groups, the biases that the paper adds to the
-logits (Theorem 1: B_ce = log pi; Theorem 2: B_bce = log pi - log(1 - pi)) against pi, and images from head, middle and
-tail.
+The figure shows the class frequencies by shot group, the paper's logit biases (Theorem 1: B_ce = log pi; Theorem 2:
+B_bce = log pi - log(1 - pi)) over pi, and example images of head, middle and tail classes.
 """
 
 from __future__ import annotations
@@ -17,33 +16,36 @@ from datasets import Dataset, DatasetDict
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from ...prior import GROUP_NAMES, ClassPrior
-from ...reporting.charts import GROUP_COLORS, save_png
+from ...prior import DEFAULT_SHOT_GROUPS, GROUP_NAMES, ClassPrior, describe_groups
+from ...reporting.charts import GROUP_COLORS, MUTED, save_png
 from ..decoding import decode_image
 from ..long_tail import class_counts, dataset_labels
 from ..table import Rows
 from ..transforms import EvalTransform
 
-SAMPLES = 8  # images in a row of the picture
-MEASURED = 500  # images whose size is looked at
+SAMPLES = 8  # images per row of the figure
+MEASURED = 500  # images whose size is measured
+BCE_COLOR = "#8e44ad"
 
 
 @dataclass
-class Inspected:
-    """What `inspect_dataset` found; ``str()`` gives the lines to print.
+class InspectResult:
+    """Result of `inspect_dataset`; ``str()`` gives the lines to print.
 
     Attributes:
-        images: number of images of each split.
-        class_counts: training images of each class.
-        groups: number of classes in each shot group.
-        sizes: (number looked at, 2), height and width of training images.
+        images: number of images per split.
+        class_counts: training images per class.
+        groups: number of classes per shot group.
+        group_definitions: description of each shot group.
+        sizes: height and width of up to 500 training images, (N, 2).
+        unreadable: number of those images that cannot be read.
     """
 
     images: dict[str, int]
     class_counts: dict[str, int]
     imbalance_factor: float
     groups: dict[str, int]
-    group_rule: str
+    group_definitions: dict[str, str]
     sizes: np.ndarray
     unreadable: int
 
@@ -55,52 +57,47 @@ class Inspected:
         lines = [
             ", ".join(f"{split} {count:,}" for split, count in self.images.items())
             + f" images, {len(ranked):,} classes",
-            f"imbalance factor {self.imbalance_factor:g} ({largest:,} to {smallest:,} training images a class)",
-            f"classes by shots ({self.group_rule}): " + ", ".join(f"{name} {n:,}" for name, n in self.groups.items()),
+            f"imbalance factor {self.imbalance_factor:g} ({largest:,} to {smallest:,} training images per class)",
+            "classes by shot group: "
+            + ", ".join(f"{name} {n:,} ({self.group_definitions[name]})" for name, n in self.groups.items()),
         ]
         if len(self.sizes):
             low, middle, high = np.percentile(self.sizes, (0, 50, 100), axis=0).astype(int)
             sides = [f"{side} {low[i]} to {high[i]} (median {middle[i]})" for i, side in enumerate(("height", "width"))]
             lines.append(f"sizes of {len(self.sizes):,} images: {', '.join(sides)}")
         if self.unreadable:
-            lines.append(f"{self.unreadable} of the images looked at cannot be read: `livt dataset check` lists all")
+            lines.append(f"{self.unreadable} of the sampled images cannot be read; `livt dataset check` lists all")
         lines += [f"  {item[0]:<{width}}  {item[1]:>7,}" if item else "  ..." for item in shown]
         return "\n".join(lines)
 
 
-def inspect_dataset(splits: DatasetDict, png: str | Path, groups: Mapping[str, Any] | None = None) -> Inspected:
-    """Count, measure and draw.
+def inspect_dataset(splits: DatasetDict, png: str | Path, groups: Mapping[str, Any] | None = None) -> InspectResult:
+    """Count classes, measure images and draw the figure.
 
     Args:
-        png: file to write the picture to; its folder is made.
-        groups: arguments of `ClassPrior.groups` (many=100, few=20, by="count").
+        png: file for the figure; its folder is created.
+        groups: arguments of `ClassPrior.groups`; missing ones are `DEFAULT_SHOT_GROUPS`.
     """
-    rule = {"many": 100, "few": 20, "by": "count", **(groups or {})}
+    definition = {**DEFAULT_SHOT_GROUPS, **(groups or {})}
     counts = class_counts(splits)
     prior = ClassPrior(counts)
-    labels_of = prior.groups(**rule)
+    labels_of = prior.groups(**definition)
     sizes, unreadable = _sizes(splits["train"])
     Path(png).parent.mkdir(parents=True, exist_ok=True)
     _draw(splits["train"], prior, labels_of, Path(png))
-    return Inspected(
+    return InspectResult(
         images={split: len(rows) for split, rows in splits.items()},
         class_counts=counts,
         imbalance_factor=prior.imbalance_factor,
         groups={name: len(labels) for name, labels in labels_of.items()},
-        group_rule=_rule_in_words(**rule),
+        group_definitions=describe_groups(definition),
         sizes=sizes,
         unreadable=unreadable,
     )
 
 
-def _rule_in_words(many: int, few: int, by: str) -> str:
-    if by == "count":
-        return f"many: more than {many} images, few: fewer than {few}"
-    return f"many: the {many} largest, few: the {few} smallest"
-
-
 def _sizes(train: Dataset) -> tuple[np.ndarray, int]:
-    """Height and width of up to `MEASURED` images spread over the split, and how many cannot be read."""
+    """Height and width of up to `MEASURED` images spread over the split, and the number of unreadable ones."""
     rows, sizes, unreadable = Rows(train), [], 0
     for index in np.linspace(0, len(rows) - 1, min(MEASURED, len(rows))).astype(int):
         try:
@@ -139,19 +136,19 @@ def _draw_frequency(axes: Axes, prior: ClassPrior, order: np.ndarray, labels_of:
 
 def _draw_biases(axes: Axes, prior: ClassPrior) -> None:
     curve = np.geomspace(prior.pi.min() / 2, 0.99, 200)
-    axes.plot(curve, np.log(curve), color="#5b6472", label=r"$B_{ce} = \log\pi$ (Theorem 1)")
+    axes.plot(curve, np.log(curve), color=MUTED, label=r"$B_{ce} = \log\pi$ (Theorem 1)")
     axes.plot(
-        curve, np.log(curve) - np.log1p(-curve), color="#8e44ad", label=r"$B_{bce} = \log\pi - \log(1-\pi)$ (Theorem 2)"
+        curve, np.log(curve) - np.log1p(-curve), color=BCE_COLOR, label=r"$B_{bce} = \log\pi - \log(1-\pi)$ (Theorem 2)"
     )
-    axes.scatter(prior.pi, prior.log_prior, s=10, color="#5b6472")
-    axes.scatter(prior.pi, prior.log_odds, s=10, color="#8e44ad", zorder=3)
+    axes.scatter(prior.pi, prior.log_prior, s=10, color=MUTED)
+    axes.scatter(prior.pi, prior.log_odds, s=10, color=BCE_COLOR, zorder=3)
     axes.axhline(0, color="gray", linewidth=0.6)
-    axes.set(xscale="log", xlabel=r"$\pi$, share of the training images", ylabel="bias", title="biases of the logits")
+    axes.set(xscale="log", xlabel=r"class prior $\pi$", ylabel="bias", title="logit biases")
     axes.legend(frameon=False)
 
 
 def _draw_samples(figure: SubFigure, train: Dataset, prior: ClassPrior, order: np.ndarray) -> None:
-    """A row of images each from the largest, the middle and the smallest classes."""
+    """One row of images each of the largest, middle and smallest classes."""
     if len(order) < 3 * SAMPLES:
         head, middle, tail = np.array_split(order, 3)
     else:

@@ -1,9 +1,8 @@
-"""Work through all images of a dataset in several processes, with a progress bar."""
+"""Process all images of a dataset in several processes, with a progress bar."""
 
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -12,19 +11,21 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ...reporting.provenance import available_cores
 from ..table import Rows
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some consecutive rows of a split; ``number`` counts the split's chunks."""
+    """Consecutive rows of a split; ``number`` is the index of the chunk within the split."""
 
     split: str
     number: int
     rows: range
 
 
-def chunks_of(rows_of: dict[str, Rows], size: int) -> list[Chunk]:
+def split_into_chunks(rows_of: dict[str, Rows], size: int) -> list[Chunk]:
+    """All rows of all splits in chunks of up to ``size`` rows."""
     return [
         Chunk(split, start // size, range(start, min(start + size, len(rows))))
         for split, rows in rows_of.items()
@@ -32,21 +33,22 @@ def chunks_of(rows_of: dict[str, Rows], size: int) -> list[Chunk]:
     ]
 
 
-def over_chunks(
+def map_chunks(
     work: Callable[[Rows, Chunk], Any],
     rows_of: dict[str, Rows],
     chunks: list[Chunk],
     num_workers: int | None,
     description: str,
 ) -> Iterator[tuple[Chunk, Any]]:
-    """``work(rows of the split, chunk)`` for each chunk, in any order, as pairs (chunk, result).
+    """Yield (chunk, ``work(rows of its split, chunk)``) for each chunk, in any order.
 
     Args:
-        work: a function that can be pickled.
-        num_workers: processes; None takes one for each core, 0 works in this process.
+        work: a picklable function.
+        num_workers: number of processes; None uses one per core, 0 runs in this process.
+        description: label of the progress bar.
     """
     if num_workers is None:
-        num_workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        num_workers = available_cores()
     with tqdm(total=sum(len(chunk.rows) for chunk in chunks), desc=description, unit=" images") as progress:
         if num_workers == 0:
             for chunk in chunks:

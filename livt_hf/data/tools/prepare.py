@@ -1,8 +1,8 @@
-"""`livt dataset prepare`: rewrite a set once with small images, as sharded Parquet in the Hugging Face layout.
+"""`livt dataset prepare`: rewrite a dataset once with small images, as sharded Parquet in the Hugging Face layout.
 
-An image whose shorter side is larger than wanted is scaled down (bicubic, antialiased) and written as JPEG; any other
-keeps its bytes. Shards are written under another name and renamed when they are whole, so that an interrupted run
-continues where it was. Row groups hold 8 images: reading one image costs little more than the image.
+An image whose shorter side is above the limit is scaled down (bicubic, antialiased) and written as JPEG; others keep
+their bytes. Shards are renamed to their final name once they are complete, so that an interrupted run can continue. Row
+groups contain 8 images, so that reading a single image loads little else.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from datasets import DatasetDict, Features, Image
 from ..decoding import decode_image, encoded_image
 from ..table import IMAGE_TYPE, Rows
 from ..transforms import resize_shorter_side
-from .parallel import Chunk, chunks_of, over_chunks
+from .parallel import Chunk, map_chunks, split_into_chunks
 
 IMAGES_PER_SHARD = 1024
 IMAGES_PER_ROW_GROUP = 8
@@ -31,8 +31,8 @@ PLAN = "prepare.json"
 
 
 @dataclass
-class Prepared:
-    """What `prepare_dataset` did. Sizes in bytes, decoding in milliseconds an image on one core."""
+class PrepareResult:
+    """Result of `prepare_dataset`. Sizes in bytes, decoding in milliseconds per image on one core."""
 
     images: int
     bad_images: list[str]
@@ -51,7 +51,7 @@ class Prepared:
             + f"; {len(self.bad_images)} left out because they cannot be read\n"
             f"{self.seconds:.1f} s, {self.images_written / self.seconds:.0f} images/s\n"
             f"size {self.bytes_before / 2**20:.1f} -> {self.bytes_after / 2**20:.1f} MiB, decoding "
-            f"{self.decode_before:.2f} -> {self.decode_after:.2f} ms an image"
+            f"{self.decode_before:.2f} -> {self.decode_after:.2f} ms per image"
         )
 
 
@@ -63,39 +63,43 @@ def prepare_dataset(
     quality: int = 85,
     num_workers: int | None = None,
     max_bad_images: int = 100,
-) -> Prepared:
-    """Write ``splits`` to ``output_dir``, which `load_long_tailed` then opens as a Parquet folder.
+) -> PrepareResult:
+    """Write ``splits`` to ``output_dir``, a Parquet folder that `load_long_tailed` can open.
 
     Args:
-        quality: of the JPEGs that are written.
-        num_workers: processes; None takes one for each core, 0 works in this one.
-        max_bad_images: images that cannot be read are left out and listed in ``bad_images.log``; more than this many
-            stop the run.
+        shorter_side: limit in pixels; larger images are scaled down to it.
+        quality: JPEG quality of the images that are scaled down.
+        num_workers: number of processes; None uses one per core, 0 runs in this process.
+        max_bad_images: unreadable images are left out and listed in ``bad_images.log``; more than this many are an
+            error.
+
+    Raises:
+        ValueError: an option out of range, too many unreadable images, or an output folder with other content.
     """
     output_dir = Path(output_dir)
     start = time.perf_counter()
     _check_plan(splits, output_dir, shorter_side, quality)
     rows_of = {split: Rows(rows) for split, rows in splits.items()}
     schema = Features({"image": Image(), "label": splits["train"].features["label"]}).arrow_schema
-    chunks = chunks_of(rows_of, IMAGES_PER_SHARD)
+    chunks = split_into_chunks(rows_of, IMAGES_PER_SHARD)
     file_of = {chunk: _shard_file(output_dir, chunk, len(rows_of[chunk.split])) for chunk in chunks}
     shards = {file: _read_shard(file) for file in file_of.values() if file.is_file()}
     missing = {chunk: file for chunk, file in file_of.items() if file not in shards}
 
     work = functools.partial(_write_shard, output_dir, schema, shorter_side, quality)
-    for chunk, shard in over_chunks(work, rows_of, list(missing), num_workers, "preparing"):
+    for chunk, shard in map_chunks(work, rows_of, list(missing), num_workers, "preparing"):
         shards[missing[chunk]] = shard
         bad = [reason for shard in shards.values() for reason in shard.bad_images]
         if bad:
             (output_dir / "bad_images.log").write_text("".join(f"{reason}\n" for reason in bad), encoding="utf-8")
         if len(bad) > max_bad_images:
             raise ValueError(
-                f"{len(bad)} images cannot be read, more than --max_bad_images {max_bad_images}; see "
-                f"{output_dir}/bad_images.log; raise the limit, or repair them and prepare into a new folder"
+                f"max_bad_images: {len(bad)} images cannot be read, more than the limit of {max_bad_images}; see "
+                f"{output_dir}/bad_images.log; raise the limit, or repair them and name a new folder"
             )
 
     done, first = shards.values(), file_of[next(iter(file_of))]
-    return Prepared(
+    return PrepareResult(
         images=sum(shard.images for shard in done),
         bad_images=[reason for shard in done for reason in shard.bad_images],
         bytes_before=sum(shard.bytes_before for shard in done),
@@ -109,7 +113,7 @@ def prepare_dataset(
 
 @dataclass
 class Shard:
-    """Kept in the metadata of a shard's file, so that a continued run knows it."""
+    """Statistics of a shard, stored in its file's metadata for a run that continues."""
 
     images: int
     bytes_before: int
@@ -121,10 +125,10 @@ def _shard_file(output_dir: Path, chunk: Chunk, num_rows: int) -> Path:
 
 
 def _check_plan(splits: DatasetDict, output_dir: Path, shorter_side: int, quality: int) -> None:
-    """A run may only continue one of the same data and options."""
+    """Refuse to continue a run that had other data or options."""
     for option, value, low, high in (("shorter_side", shorter_side, 1, 65535), ("quality", quality, 1, 100)):
         if not low <= value <= high:
-            raise ValueError(f"--{option} {value} must lie between {low} and {high}")
+            raise ValueError(f"{option}: {value} must be between {low} and {high}")
     plan = {
         "shorter_side": shorter_side,
         "quality": quality,
@@ -135,11 +139,11 @@ def _check_plan(splits: DatasetDict, output_dir: Path, shorter_side: int, qualit
     if file.is_file():
         if json.loads(file.read_text()) != plan:
             raise ValueError(
-                f"{output_dir}: was prepared from other data or with other options; give another --output_dir"
+                f"output_dir: {str(output_dir)!r} was prepared from other data or with other options; name a new folder"
             )
         return
     if output_dir.exists() and any(output_dir.iterdir()):
-        raise ValueError(f"{output_dir}: is not empty and holds no prepared data; give another --output_dir")
+        raise ValueError(f"output_dir: {str(output_dir)!r} is not empty; name a new folder")
     output_dir.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(plan, indent=2))
 
@@ -180,7 +184,7 @@ def _read_shard(file: Path) -> Shard:
 
 
 def _shrink(data: bytes, shorter_side: int, quality: int, name: str) -> bytes:
-    """JPEG of the image scaled down to the shorter side; the same bytes if it is not larger."""
+    """The image scaled down to ``shorter_side`` as JPEG; the same bytes if it is not larger."""
     image = decode_image(data, name)
     if min(image.shape[-2:]) <= shorter_side:
         return data
@@ -191,7 +195,7 @@ def _shrink(data: bytes, shorter_side: int, quality: int, name: str) -> bytes:
 
 
 def _decode_time(images: list[dict]) -> float:
-    """Milliseconds an image, of those that can be read."""
+    """Milliseconds per readable image."""
     start, decoded = time.process_time(), 0
     for image in images:
         with contextlib.suppress(ValueError):

@@ -76,13 +76,14 @@ def test_a_hub_data_set_is_read_by_its_id(tmp_path, how):
 def test_what_is_not_there_is_named(tmp_path):
     with hub({"datasets/org/animals": FILES}) as (endpoint, _):
         error = load(endpoint, "org/plants", "load", tmp_path)["error"]
-    assert error.startswith("--dataset org/plants: cannot be loaded from the Hub; check the id")
+    assert error.startswith("dataset: 'org/plants' cannot be loaded from the Hub (")
+    assert error.endswith("; check the id")
 
 
 def test_offline_it_says_what_is_missing_and_uses_what_was_fetched(tmp_path):
     with hub({"datasets/org/animals": FILES}) as (endpoint, requests):
         error = load(endpoint, "org/animals", "load", tmp_path, HF_HUB_OFFLINE="1")["error"]
-        assert "it is not in the local cache, and HF_HUB_OFFLINE forbids to fetch it" in error
+        assert error.endswith("; it is not in the local cache and HF_HUB_OFFLINE is set")
         assert requests == []
         load(endpoint, "org/animals", "load", tmp_path)
         requests.clear()

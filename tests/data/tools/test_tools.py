@@ -91,7 +91,7 @@ def test_an_interrupted_preparation_continues(photos, tmp_path, monkeypatch):
         assert (tmp_path / "part" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
     assert times == {file: (tmp_path / "part" / file).stat().st_mtime_ns for file in times}
     with pytest.raises(
-        ValueError, match="was prepared from other data or with other options; give another --output_dir"
+        ValueError, match="^output_dir: .* was prepared from other data or with other options; name a new folder"
     ):
         prepare_dataset(photos, tmp_path / "part", shorter_side=31, num_workers=0)
 
@@ -103,14 +103,14 @@ def test_preparation_leaves_bad_images_out_up_to_a_limit(photos, tmp_path):
     assert class_counts(load_long_tailed(tmp_path / "out")) == {"large": 3, "small": 3}
     log = (tmp_path / "out/bad_images.log").read_text().splitlines()
     assert log == summary.bad_images == [f"{tmp_path}/photos/train/large/{index}.jpg: not an image" for index in (1, 3)]
-    with pytest.raises(ValueError, match="2 images cannot be read, more than --max_bad_images 1; see .*bad_images.log"):
+    with pytest.raises(ValueError, match="^max_bad_images: 2 images cannot be read, more than the limit of 1; see "):
         prepare_dataset(photos, tmp_path / "strict", shorter_side=30, num_workers=0, max_bad_images=1)
 
 
 def test_bad_preparations_are_named(photos, tmp_path):
-    with pytest.raises(ValueError, match="--shorter_side 0 must lie between 1 and 65535"):
+    with pytest.raises(ValueError, match="^shorter_side: 0 must be between 1 and 65535"):
         prepare_dataset(photos, tmp_path / "out", shorter_side=0)
-    with pytest.raises(ValueError, match="photos: is not empty and holds no prepared data"):
+    with pytest.raises(ValueError, match="^output_dir: .*photos' is not empty; name a new folder"):
         prepare_dataset(photos, tmp_path / "photos")
 
 
@@ -146,7 +146,7 @@ def test_large_row_groups_are_warned_of(photos, tmp_path, monkeypatch):
     prepare_dataset(photos, tmp_path / "out", num_workers=0)
     monkeypatch.setattr(parquet_folder, "MAX_BYTES_IN_MEMORY", 0)
     monkeypatch.setattr(parquet_folder, "SLOW_ROW_GROUP", 100)
-    with pytest.warns(UserWarning, match="rewrite the data once with `livt dataset prepare`"):
+    with pytest.warns(UserWarning, match="rewrite the dataset once with `livt dataset prepare`"):
         load_long_tailed(tmp_path / "out")
 
 
@@ -198,8 +198,8 @@ def test_check_finds_bad_images_and_images_in_two_splits(photos, tmp_path, num_w
     assert found.shared == [("train", f"{folder}/train/small/0.png", "test", f"{folder}/test/small/0.png")]
     assert found.sizes["train"].tolist() == [[60, 90], *[[60, 80]] * 3, *[[20, 16]] * 3]
     text = str(found)
-    assert "train: 8 images, 1 cannot be read, 1 repeat another" in text
-    assert "1 images of test are also in train: its accuracy would be too good" in text
+    assert "train: 8 images, 1 cannot be read, 1 are duplicates" in text
+    assert "1 images of test are also in train, which inflates the accuracy" in text
 
 
 # Inspecting
@@ -210,10 +210,11 @@ def test_inspect_prints_the_numbers_and_draws(photos, tmp_path):
     found = inspect_dataset(photos, tmp_path / "pictures/data.png", groups={"many": 4, "few": 4})
     assert str(found).splitlines() == [
         "train 8, test 2 images, 2 classes",
-        "imbalance factor 1.66667 (5 to 3 training images a class)",
-        "classes by shots (many: more than 4 images, few: fewer than 4): many 1, medium 0, few 1",
+        "imbalance factor 1.66667 (5 to 3 training images per class)",
+        "classes by shot group: many 1 (more than 4 training images), medium 0 (4 to 4 training images), few 1 "
+        "(fewer than 4 training images)",
         "sizes of 7 images: height 20 to 60 (median 60), width 16 to 90 (median 80)",
-        "1 of the images looked at cannot be read: `livt dataset check` lists all",
+        "1 of the sampled images cannot be read; `livt dataset check` lists all",
         "  large        5",
         "  small        3",
     ]
@@ -227,7 +228,7 @@ def test_the_class_list_of_a_large_set_is_shortened(tmp_path):
     digits = load_long_tailed("digits")
     found = inspect_dataset(digits, tmp_path / "digits.png", groups={"many": 3, "few": 3, "by": "rank"})
     assert found.groups == {"many": 3, "medium": 4, "few": 3}
-    assert "classes by shots (many: the 3 largest, few: the 3 smallest)" in str(found)
+    assert "many 3 (the 3 largest classes), medium 4 (the classes between), few 3 (the 3 smallest)" in str(found)
     assert len(str(found).splitlines()) == 4 + 10
     found.class_counts = {str(index): 1000 - index for index in range(100)}
     assert len(str(found).splitlines()) == 4 + 17
@@ -318,7 +319,9 @@ def test_dirty_files_are_handled_or_replaced_counted_and_named(tmp_path, num_wor
         assert torch.equal(batch["pixel_values"], other["pixel_values"])
 
     strict = ImageDataset(train, PretrainTransform(16, 4), max_bad_images=4, bad_images_log=log)
-    with pytest.raises(BadImageError, match="^5 training images cannot be read, more than --max_bad_images 4; see "):
+    with pytest.raises(
+        BadImageError, match="^max_bad_images: 5 training images cannot be read, more than the limit of 4; "
+    ):
         list(training_loader(strict, TrainingBatches(13, 13, stop_step=2), num_workers))
 
 
