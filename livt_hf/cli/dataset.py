@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..config.arguments import DataSource, LongTail, ShotGroups
 from ..config.options import AT_LEAST_1, NOT_NEGATIVE, SEED, option, redefine
@@ -101,7 +102,7 @@ def prepare(args: PrepareArguments) -> int:
     return 0
 
 
-ACTIONS = {
+ACTIONS: dict[str, tuple[Callable[[Any], int], type[DatasetArguments]]] = {
     "inspect": (inspect, InspectArguments),
     "check": (check, DatasetArguments),
     "prepare": (prepare, PrepareArguments),
@@ -111,7 +112,7 @@ ACTIONS = {
 def _load(args: DatasetArguments):
     from ..data import load_long_tailed
 
-    tail = {"imbalance_factor": args.imbalance_factor, "imbalance_profile": args.imbalance_profile}
+    tail: dict[str, Any] = {"imbalance_factor": args.imbalance_factor, "imbalance_profile": args.imbalance_profile}
     return load_long_tailed(args.dataset, **args.source_options(), **tail, seed=args.imbalance_seed)
 
 

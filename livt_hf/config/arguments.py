@@ -51,7 +51,7 @@ class DataSource(Options):
     val_list: str | None = option(None, "Validation list.")
     test_list: str | None = option(None, "Test list.")
 
-    def source_options(self) -> dict[str, str | None]:
+    def source_options(self) -> dict[str, Any]:
         """Keyword arguments of `load_long_tailed` beside the source."""
         names = ("data_dir", "image_column", "label_column", "train_list", "val_list", "test_list")
         return {name: getattr(self, name) for name in names}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import math
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -113,8 +112,7 @@ class Options:
                 raise ValueError(f"{name}: none was given; name one with --{name}{recipe}")
 
 
-@functools.cache
-def types_of(options: type) -> dict[str, type]:
+def types_of(options: type[Options]) -> dict[str, type]:
     """Type of each option, without its ``| None``: str, int, float, bool, list[...] or Literal[...]."""
     hints = get_type_hints(options)
     return {entry.name: _without_none(hints[entry.name]) for entry in dataclasses.fields(options)}
@@ -126,18 +124,16 @@ def _without_none(hint: Any) -> Any:
     return hint
 
 
-@functools.cache
-def choices(options: type) -> dict[str, tuple[str, ...]]:
+def choices(options: type[Options]) -> dict[str, tuple[str, ...]]:
     """The allowed words of each option that is a Literal."""
     return {name: get_args(hint) for name, hint in types_of(options).items() if get_origin(hint) is Literal}
 
 
-@functools.cache
 def groups_of(options: type[Options]) -> dict[str, list[dataclasses.Field]]:
     """Heading -> its options, those that the dataclass itself adds first."""
     groups: dict[str, list[dataclasses.Field]] = {options.TITLE: []}
     for entry in dataclasses.fields(options):
-        owners = [base for base in options.__mro__ if entry.name in base.__dict__.get("__annotations__", {})]
+        owners: list[Any] = [base for base in options.__mro__ if entry.name in base.__dict__.get("__annotations__", {})]
         groups.setdefault(owners[-1].TITLE, []).append(entry)  # the last one is the base that first declares it
     return groups
 

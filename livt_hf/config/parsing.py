@@ -132,10 +132,11 @@ class _Parser(argparse.ArgumentParser):
             add_help=False,
         )
         self.options, self.examples = options, examples
+        hints = types_of(options)
         for title, entries in groups_of(options).items():
             group = self.add_argument_group(title)
             for entry in entries:
-                _add_option(group, entry, types_of(options)[entry.name], entry.name in options.REQUIRED)
+                _add_option(group, entry, hints[entry.name], entry.name in options.REQUIRED)
         self.add_argument_group("Help").add_argument("-h", "--help", action="help", help="Show this text.")
 
     def read(self, argv: Sequence[str] | None) -> tuple[Any, list[str]]:
