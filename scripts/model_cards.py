@@ -1,7 +1,6 @@
-"""Add trained models to model_cards/ and write its index: python scripts/model_cards.py [MODEL_DIR ...]
+"""Add trained models to model_cards/ and update the table in its README: python scripts/model_cards.py [MODEL_DIR ...]
 
-A model's card, results.json and pictures are copied, its weights are not. The index, model_cards/README.md, is made of
-the results.json files and of the paper's tables.
+A model's card, results.json and pictures are copied, its weights are not. The results.json files make the table.
 """
 
 from __future__ import annotations
@@ -21,22 +20,7 @@ from livt_hf.reporting.provenance import public_name
 
 MODEL_CARDS = Path(__file__).parents[1] / "model_cards"
 FIGURES = {"many": "Many ↑", "medium": "Med. ↑", "few": "Few ↑", "accuracy": "Acc ↑", "ece": "ECE ↓", "mce": "MCE ↓"}
-# Xu et al., CVPR 2023: Tables 2 to 4 and the comparison of losses on ImageNet-LT; ViT-B/16 trained from scratch.
-PAPER = [
-    # dataset, pixels, method, many, medium, few, accuracy, ECE, MCE
-    ("ImageNet-LT", 224, "ViT, CE, no pretraining", 50.5, 23.5, 6.9, 31.6, None, None),
-    ("ImageNet-LT", 224, "MAE + CE", 74.7, 48.2, 19.4, 54.5, 5.1, 6.8),
-    ("ImageNet-LT", 224, "MAE + BCE", 73.7, 46.5, 15.6, 52.4, 5.6, 7.9),
-    ("ImageNet-LT", 224, "MAE + Bal-CE", 70.5, 56.8, 43.7, 60.1, 3.7, 4.9),
-    ("ImageNet-LT", 224, "LiVT: MAE + Bal-BCE", 73.6, 56.4, 41.0, 60.9, 2.4, 3.2),
-    ("ImageNet-LT", 384, "LiVT: MAE + Bal-BCE", 76.4, 59.7, 42.7, 63.8, None, None),
-    ("iNaturalist 2018", 224, "MAE + CE", 79.6, 70.8, 65.0, 69.4, None, None),
-    ("iNaturalist 2018", 224, "LiVT: MAE + Bal-BCE", 78.9, 76.5, 74.8, 76.1, None, None),
-    ("iNaturalist 2018", 384, "LiVT: MAE + Bal-BCE", 83.2, 81.5, 79.7, 81.0, None, None),
-    ("Places-LT", 224, "MAE + CE", 48.9, 24.6, 8.7, 30.3, None, None),
-    ("Places-LT", 224, "LiVT: MAE + Bal-BCE", 48.1, 40.6, 27.5, 40.8, None, None),
-    ("Places-LT", 384, "LiVT: MAE + Bal-BCE", 50.7, 42.4, 27.9, 42.6, None, None),
-]
+START, END = "<!-- measured -->\n", "<!-- /measured -->"
 
 
 def add_model(model_dir: Path, model_cards: Path = MODEL_CARDS) -> None:
@@ -55,35 +39,23 @@ def add_model(model_dir: Path, model_cards: Path = MODEL_CARDS) -> None:
             shutil.copyfile(model_dir / name, folder / name)
 
 
-def index(model_cards: Path = MODEL_CARDS) -> str:
-    """The text of model_cards/README.md."""
+def measured_section(model_cards: Path = MODEL_CARDS) -> str:
+    """The table of the README, a row per model, and the line below it that says how each was measured."""
     measured = [
         (file.parent.name, json.loads(file.read_text(encoding="utf-8")))
         for file in sorted(model_cards.glob("*/results.json"))
     ]
     header = ("Model", "Data", "Size", "Loss", *FIGURES.values())
-    rows = [_row(name, results) for name, results in measured]
-    paper = [(*row[:3], *map(percent, row[3:])) for row in PAPER]
-    return "\n\n".join(
-        [
-            "# Models",
-            "Accuracies and calibration errors in percent.",
-            "## Measured in this project",
-            "Models that were trained with this code, with their cards and results.json. They are small and their "
-            "datasets are not the paper's: their figures show that the method works end to end, and are not "
-            "comparable with the table below.",
-            markdown_table(header, rows, "llrl" + "r" * len(FIGURES)),
-            "\n".join(f"- {_measured_on(name, results)}" for name, results in measured),
-            "## Published by the paper",
-            "These were **not** measured here: they are the figures of Xu et al., *Learning Imbalanced Data with "
-            "Vision Transformers*, CVPR 2023 (Tables 2 to 4, and its comparison of losses on ImageNet-LT), for "
-            "ViT-B/16 trained from scratch on the long-tailed set itself. For Bal-BCE on ImageNet-LT the medium-shot "
-            "accuracy is 56.4 in Table 2 and 55.8 in the comparison of losses. A dash: not published.",
-            markdown_table(("Data", "Pixels", "Method", *FIGURES.values()), paper, "lrl" + "r" * len(FIGURES)),
-            "*This page is written by `python scripts/model_cards.py`; `python scripts/model_cards.py MODEL_DIR` adds "
-            "a model.*\n",
-        ]
-    )
+    table = markdown_table(header, [_row(name, results) for name, results in measured], "llrl" + "r" * len(FIGURES))
+    lines = "\n".join(f"- {_measured_on(name, results)}" for name, results in measured)
+    return f"{table}\n\n{lines}\n"
+
+
+def with_section(readme: str, section: str) -> str:
+    """The README with another text between its marks."""
+    before, rest = readme.split(START)
+    _, after = rest.split(END)
+    return f"{before}{START}{section}{END}{after}"
 
 
 def _row(name: str, results: Mapping[str, Any]) -> list[str]:
@@ -121,7 +93,8 @@ def main() -> None:
             add_model(model_dir)
         except ValueError as error:
             parser.error(str(error))
-    (MODEL_CARDS / "README.md").write_text(index(), encoding="utf-8")
+    readme = MODEL_CARDS / "README.md"
+    readme.write_text(with_section(readme.read_text(encoding="utf-8"), measured_section()), encoding="utf-8")
 
 
 if __name__ == "__main__":

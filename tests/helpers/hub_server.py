@@ -108,6 +108,13 @@ def serve(state: Hub) -> Iterator[Hub]:
         server.server_close()
 
 
+def redirect_client(monkeypatch: Any, state: Hub) -> None:
+    """Let the `huggingface_hub` of this process, which read its settings when imported, talk to a running `Hub`."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", state.endpoint)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+
+
 @contextmanager
 def hub(repositories: dict[str, Files]) -> Iterator[tuple[str, list[str]]]:
     """Serve ``{"datasets/org/name": {path: content}}``; yields the endpoint and the list of requests so far."""

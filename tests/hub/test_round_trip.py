@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from helpers.hub_server import Failure, Hub, is_whole, serve
+from helpers.hub_server import Failure, Hub, is_whole, redirect_client, serve
 from livt_hf import BalancedTrainer, LivtMAEForPreTraining, ViTForBalancedClassification
 from livt_hf.cli import main
 from livt_hf.config.arguments import FinetuneArguments, PretrainArguments
@@ -70,9 +70,7 @@ def in_a_fresh_process(code, endpoint, cache):
 @pytest.fixture
 def hub(monkeypatch):
     with serve(Hub(token=TOKEN)) as state:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", state.endpoint)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        redirect_client(monkeypatch, state)
         monkeypatch.setattr("huggingface_hub.utils._headers.get_token", lambda: TOKEN)
         monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # it remembers its endpoint
         yield state

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from helpers.hub_server import Failure, Hub, is_whole, serve
+from helpers.hub_server import Failure, Hub, is_whole, redirect_client, serve
 from helpers.tiny_models import FAMILIES, save_tiny
 from livt_hf import LivtConfig, ViTForBalancedClassification
 from livt_hf.data.transforms import image_processor
@@ -41,9 +41,7 @@ def folder(tmp_path):
 def hub(monkeypatch):
     """A running Hub that the client of this process talks to, without waits between its own retries."""
     with serve(Hub(token=TOKEN)) as state:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", state.endpoint)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        redirect_client(monkeypatch, state)
         monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda seconds: None))
         yield state
 

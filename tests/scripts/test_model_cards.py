@@ -1,4 +1,4 @@
-"""The index of model_cards/ agrees with the results.json files beside the cards."""
+"""The table in model_cards/README.md agrees with the results.json files beside the cards."""
 
 import importlib.util
 import json
@@ -12,8 +12,10 @@ model_cards = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(model_cards)
 
 
-def test_the_index_is_what_the_results_say():
-    assert (ROOT / "model_cards" / "README.md").read_text(encoding="utf-8") == model_cards.index()
+def test_the_table_is_what_the_results_say():
+    readme = (ROOT / "model_cards" / "README.md").read_text(encoding="utf-8")
+    assert readme == model_cards.with_section(readme, model_cards.measured_section())
+    assert "| [livt-digits](livt-digits/README.md) |" in readme
 
 
 def test_every_model_has_a_card_with_its_pictures_and_no_weights():
@@ -40,5 +42,6 @@ def test_a_model_is_added_without_its_weights(tmp_path):
     (model / "model.safetensors").touch()
     model_cards.add_model(model, cards)
     assert sorted(path.name for path in (cards / "my|model").iterdir()) == ["README.md", "results.json"]
-    row = next(line for line in model_cards.index(cards).splitlines() if line.startswith("| [my&#124;model]"))
+    lines = model_cards.measured_section(cards).splitlines()
+    row = next(line for line in lines if line.startswith("| [my&#124;model]"))
     assert "| – | 12.3 |" in row
