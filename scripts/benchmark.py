@@ -168,7 +168,7 @@ def benchmark_mae(args: argparse.Namespace) -> dict[str, Any]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(os.cpu_count() or 1)
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[args.dtype]
-    sizes = encoder_sizes(PretrainArguments(model_size=args.model_size))
+    sizes = encoder_sizes(args.model_size)
     sizes |= {"image_size": args.image_size, "patch_size": args.patch_size}
     models: dict[str, torch.nn.Module] = {
         "upstream": ViTMAEForPreTraining(ViTMAEConfig(**sizes, norm_pix_loss=True)),

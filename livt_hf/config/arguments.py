@@ -139,6 +139,11 @@ class ModelArguments(Options):
         None, "Input size in pixels (default: that of --pretrained, or 224).", AT_LEAST_1, changes="model"
     )
 
+    def given_sizes(self) -> dict[str, int]:
+        """Encoder sizes other than the defaults."""
+        names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size")
+        return {name: getattr(self, name) for name in names if getattr(self, name) != getattr(type(self), name)}
+
 
 @dataclass
 class OptimizerArguments(Options):

@@ -1,4 +1,4 @@
-"""Exact attention, computed in whatever way is fastest for the device and type; both models use it.
+"""Attention kernel of both models: SDPA, or batched matrix products for half precision on a CPU.
 
 Legend: B batch, T tokens, D width.
 """
@@ -14,16 +14,16 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-EXACT_ATTENTION = "livt_exact"  # the name under which transformers finds `exact_attention`
+SDPA_OR_BMM = "livt_sdpa_or_bmm"  # name of `sdpa_or_bmm` among the attention implementations of transformers
 
 
-def use_exact_attention(model: PreTrainedModel) -> None:
-    """Take `exact_attention` in the place of torch's fused kernel, unless another implementation was asked for."""
+def use_sdpa_or_bmm(model: PreTrainedModel) -> None:
+    """Replace transformers' SDPA by `sdpa_or_bmm`, unless the model was built with another implementation."""
     if model.config._attn_implementation == "sdpa":
-        model.set_attn_implementation(EXACT_ATTENTION)
+        model.set_attn_implementation(SDPA_OR_BMM)
 
 
-def exact_attention(
+def sdpa_or_bmm(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -33,9 +33,9 @@ def exact_attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """softmax(q k^T * scaling) v of tensors (B, heads, T, width of a head): (B, T, heads, width).
+    """softmax(q k^T * scaling) v for q, k, v of shape (B, heads, T, head width); returns (B, T, heads, head width).
 
-    torch's fused kernel, but for half precision on a CPU: there two batched matrix products take less time
+    For half precision on a CPU two batched matrix products are faster than torch's fused kernel
     (`scripts/benchmark.py mae` and `finetune` measure both).
     """
     plain = attention_mask is None and dropout == 0.0
@@ -48,12 +48,12 @@ def exact_attention(
     )
 
 
-AttentionInterface.register(EXACT_ATTENTION, exact_attention)
-AttentionMaskInterface.register(EXACT_ATTENTION, sdpa_mask)
+AttentionInterface.register(SDPA_OR_BMM, sdpa_or_bmm)
+AttentionMaskInterface.register(SDPA_OR_BMM, sdpa_mask)
 
 
 def project_heads(tokens: Tensor, projections: list[nn.Linear], num_heads: int) -> list[Tensor]:
-    """What linear layers make of the same tokens (B, T, D), by one matrix product: a (B, heads, T, width) of each."""
+    """Apply linear layers to tokens (B, T, D) in one matrix product; one (B, heads, T, head width) per layer."""
     weight = torch.cat([projection.weight for projection in projections])
     bias = None
     if projections[0].bias is not None:

@@ -1,6 +1,6 @@
-"""LivtConfig, a native BEiT configuration plus what balanced fine-tuning needs to know, and LivtMAEConfig.
+"""LivtConfig, a native BEiT configuration with the settings of balanced fine-tuning, and LivtMAEConfig.
 
-LiVT's classifier (patch-mean pooling + LayerNorm + Linear on a plain ViT, official file `models_vit.py` with
+LiVT's classifier (patch-mean pooling + LayerNorm + Linear on a plain ViT, official `models_vit.py` with
 `global_pool=True`) is a `BeitForImageClassification` with absolute position embeddings, no relative position bias and
 no layer scale. `model_type` stays "beit", so that plain transformers loads every checkpoint.
 """
@@ -13,11 +13,10 @@ from typing import Any
 from transformers import BeitConfig, PreTrainedConfig, ViTMAEConfig
 
 from ..class_names import check_same_names, class_names, placeholder_names, set_class_names
-from ..config.arguments import FinetuneArguments, PretrainArguments, StageArguments
 from ..losses import check_loss_name
 from ..prior import DEFAULT_SHOT_GROUPS, ClassPrior
 
-# hidden width, blocks, heads of the encoders of LiVT Table 5 (ViT-Ti and -S: DeiT; -B, -L, -H: ViT).
+# Width, layers and heads of the encoders of LiVT Table 5 (ViT-Ti and -S: DeiT; -B, -L, -H: ViT)
 VIT_SIZES = {
     "ti": {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3},
     "s": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6},
@@ -31,18 +30,18 @@ class LivtConfig(BeitConfig):
     """Configuration of `ViTForBalancedClassification`.
 
     Fields beyond `BeitConfig`:
-        class_counts: training images of each class, by class name, or None. The names must be those of `id2label`,
-            which alone holds the label order (JSON sorts the keys of this dict).
+        class_counts: training images per class, by class name, or None. The names must be those of `id2label`, which
+            defines the label order (JSON sorts the keys of this dict).
         loss: name of the training loss (`livt_hf.losses.LOSS_NAMES`), default "bal_bce".
-        tau: scale of the loss's logit bias, default 1.
+        tau: logit-adjustment strength of the loss, default 1.
         label_smoothing: for hard labels, default 0.
         shot_groups: arguments of `ClassPrior.groups`: the many / medium / few definition of the reported accuracies.
-        pretrained: what the encoder was initialized from, or None.
-        class_balanced_batches: the classifier was trained on as many images of each class (cRT, LWS), default False.
-        adjustment: what `livt adjust` folded into the classifier, or None; such a model takes no labels.
+        pretrained: checkpoint that the encoder was initialized from, or None.
+        class_balanced_batches: whether the classifier was trained on class-balanced batches (cRT, LWS), default False.
+        adjustment: changes that `livt adjust` folded into the classifier, or None; an adjusted model refuses labels.
 
-    Defaults that differ from BEiT's make it a plain ViT: absolute position embeddings, no relative position bias, no
-    layer scale, LayerNorm epsilon 1e-6, no drop path.
+    The defaults that differ from BEiT's make it a plain ViT: absolute position embeddings, no relative position bias,
+    no layer scale, LayerNorm epsilon 1e-6, no drop path.
     """
 
     class_counts: dict[str, int] | None = None
@@ -71,7 +70,7 @@ class LivtConfig(BeitConfig):
             self.ordered_class_counts()
 
     def to_dict(self) -> dict[str, Any]:
-        # Hub tooling and plain transformers know the native class only.
+        # Hub tooling and plain transformers know only the native class.
         return {**super().to_dict(), "architectures": ["BeitForImageClassification"]}
 
     def ordered_class_counts(self) -> dict[str, int]:
@@ -98,16 +97,16 @@ def store_class_counts(
     pretrained: str | None = None,
     class_balanced_batches: bool = False,
 ) -> None:
-    """Write what balanced training and its evaluation need into the config of any image classifier.
+    """Add the fields of `LivtConfig` that balanced training and its evaluation need to any classifier's config.
 
-    The config then has the fields that `LivtConfig` has beyond BEiT's; they are saved with the model. Class names are
-    compared with ``id2label``, or, where that holds transformers' placeholders (LABEL_0, ...), put there.
+    They are saved with the model. Class names must match ``id2label``; transformers' placeholders there (LABEL_0, ...)
+    are replaced by them.
 
     Args:
-        class_counts: training images of each class, by name, in label order; or a sequence in label order.
+        class_counts: training images per class, by name, in label order; or a sequence in label order.
 
     Raises:
-        ValueError: other classes than the model has, in number or by name; unusable counts or an unknown loss.
+        ValueError: the number or names of the classes differ from the model's, invalid counts, or an unknown loss.
     """
     names = class_names(config)
     if len(class_counts) != len(names):
@@ -138,7 +137,7 @@ def ordered_class_counts(config: PreTrainedConfig) -> dict[str, int]:
     counts = getattr(config, "class_counts", None)
     if counts is None:
         raise ValueError(
-            "class_counts: the config holds none; pass class_counts={name: count} of the training set, or call "
+            "class_counts: the config has none; pass class_counts={name: count} of the training set, or call "
             "store_class_counts(model.config, {name: count})"
         )
     names = class_names(config)
@@ -147,10 +146,10 @@ def ordered_class_counts(config: PreTrainedConfig) -> dict[str, int]:
 
 
 def check_not_adjusted(config: Any) -> None:
-    """ValueError if a model's classifier was changed after training: a loss of it would be that of another model."""
+    """ValueError if a model's classifier was adjusted after training: its loss would be that of another model."""
     if getattr(config, "adjustment", None):
         raise ValueError(
-            "model: its classifier was adjusted after the training, and training on would be wrong; restore it with "
+            "model: its classifier was adjusted after training and cannot be trained further; restore it with "
             "`livt adjust --undo` first"
         )
 
@@ -158,9 +157,9 @@ def check_not_adjusted(config: Any) -> None:
 class LivtMAEConfig(ViTMAEConfig):
     """Configuration of `LivtMAEForPreTraining`: a native `vit_mae` one with the defaults of MAE's pretraining recipe.
 
-    Differs from `ViTMAEConfig` in: LayerNorm epsilon 1e-6 (1e-12 there) and per-patch normalized pixel targets. One
-    field more: ``partial_reconstruction``, the share of the masked patches that the decoder predicts in training (1:
-    all of them, exact MAE; CrossMAE, Fu et al. 2024, found a quarter to do).
+    Differs from `ViTMAEConfig` in LayerNorm epsilon 1e-6 (1e-12 there), per-patch normalized pixel targets, and the
+    additional field ``partial_reconstruction``, the fraction of masked patches that the decoder predicts in training
+    (1 is exact MAE; CrossMAE, Fu et al. 2024, found a quarter to be enough).
     """
 
     image_size: int = 224
@@ -180,14 +179,14 @@ class LivtMAEConfig(ViTMAEConfig):
                 "and leave at least one"
             )
         if not 0.0 < self.partial_reconstruction <= 1.0:
-            raise ValueError(f"partial_reconstruction: must be above 0 and at most 1: {self.partial_reconstruction}")
+            raise ValueError(f"partial_reconstruction: {self.partial_reconstruction}; must be above 0 and at most 1")
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "architectures": ["ViTMAEForPreTraining"]}
 
 
 def check_patch_grid(image_size: int, patch_size: int) -> None:
-    """ValueError unless whole patches fill the (square) image."""
+    """ValueError unless the side of the (square) image is a multiple of the patch size."""
     if image_size < patch_size or image_size % patch_size:
         near = max(patch_size, round(image_size / patch_size) * patch_size)
         raise ValueError(
@@ -195,25 +194,30 @@ def check_patch_grid(image_size: int, patch_size: int) -> None:
         )
 
 
-def encoder_sizes(args: StageArguments) -> dict[str, Any]:
-    """Width, depth, heads and MLP width of ``--model_size``, or what was given instead."""
-    sizes = {name: getattr(args, name) or default for name, default in VIT_SIZES[args.model_size].items()}
+def encoder_sizes(model_size: str, given: Mapping[str, int] | None = None) -> dict[str, int]:
+    """Config fields for width, layers, heads and MLP width of a ViT.
+
+    Args:
+        model_size: one of `VIT_SIZES`.
+        given: sizes that replace those of ``model_size``.
+
+    Raises:
+        ValueError: a width that is not divisible by the number of heads or by 4.
+    """
+    sizes = {name: (given or {}).get(name, default) for name, default in VIT_SIZES[model_size].items()}
     width = sizes["hidden_size"]
     check_width("", width, sizes["num_attention_heads"])
     return {**sizes, "intermediate_size": 4 * width}
 
 
-def unused_sizes(args: PretrainArguments | FinetuneArguments, config: Any) -> str | None:
-    """What to say where sizes were given, but a pretrained model brings its own; None where nothing is lost."""
-    names = ["hidden_size", "num_hidden_layers", "num_attention_heads"]
-    if args.patch_size != type(args).patch_size:  # its default was hardly asked for
-        names.append("patch_size")
-    given = {name: getattr(args, name) for name in names}
-    unused = [f"{name} {value}" for name, value in given.items() if value not in (None, getattr(config, name, None))]
-    return f"{', '.join(unused)}: not used, the sizes are those of {args.pretrained}" if unused else None
+def unused_sizes(given: Mapping[str, int], config: Any, pretrained: str) -> str | None:
+    """A message that names the given sizes which differ from those of the pretrained model's config, or None."""
+    unused = [f"{name} {value}" for name, value in given.items() if value != getattr(config, name, None)]
+    return f"{', '.join(unused)}: not used, the sizes are those of {pretrained}" if unused else None
 
 
 def check_width(prefix: str, width: int, heads: int) -> None:
+    """ValueError unless a width fits the heads and the position embeddings; ``prefix`` is that of the options."""
     if width % heads or width % 4:
         raise ValueError(
             f"{prefix}hidden_size: {width} must be divisible by {prefix}num_attention_heads {heads} and, for the 2-d "

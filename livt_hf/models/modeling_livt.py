@@ -1,9 +1,9 @@
 """ViTForBalancedClassification: the classifier of LiVT's balanced fine-tuning (BFT), a native BEiT.
 
-Official counterparts: `models_vit.py` (the ViT with `global_pool`), `main_finetune.py` (how a masked autoencoder's
-weights are taken over), `util/pos_embed.py` (position interpolation), `util/lr_decay.py` (layer ids).
+Official counterparts: `models_vit.py` (the ViT with `global_pool`), `main_finetune.py` (loading a masked autoencoder's
+weights), `util/pos_embed.py` (position interpolation), `util/lr_decay.py` (layer ids).
 
-Legend: B batch, C classes, D width, G patches a side, T = G * G patch tokens.
+Legend: B batch, C classes, D width, G patches per side, T = G * G patch tokens.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from transformers.models.beit.modeling_beit import BeitEmbeddings, BeitPatchEmbe
 from ..class_names import label_names
 from ..losses import Loss, build_loss
 from ..prior import ClassPrior
-from .attention import use_exact_attention
+from .attention import use_sdpa_or_bmm
 from .configuration_livt import LivtConfig, check_not_adjusted
 from .loading import load_model
 
-# What both architectures mean by the same names.
+# Fields with the same meaning in both architectures
 _SHARED_CONFIG = (
     "hidden_size",
     "num_hidden_layers",
@@ -42,23 +42,23 @@ _SHARED_CONFIG = (
 )
 CLASSIFIER_STD = 2e-5  # official main_finetune.py: trunc_normal_(model.head.weight, std=2e-5)
 NO_KEY_BIAS = "a key bias adds the same number to every logit of a softmax row: it changes nothing"
-NO_ENCODER_NORM = "the pooled features get a LayerNorm of their own, as the official classifier has it"
+NO_ENCODER_NORM = "the pooled features get a new LayerNorm, as in the official classifier"
 
 
 class ViTForBalancedClassification(BeitForImageClassification):
     """A plain ViT with mean-pooled patch tokens (or the CLS token, ``use_mean_pooling=False``) and a linear classifier.
 
-    Trained with the loss that its config names; its logits are always the unadjusted ones. Saved checkpoints load as
+    The loss is that of the config; the logits are always unadjusted. Saved checkpoints load as
     `BeitForImageClassification` in plain transformers.
     """
 
     config_class = LivtConfig
-    # The loss is a mean over the batch: a Trainer has to average it over accumulation steps and processes.
+    # The loss is a mean over the batch, so a Trainer must average it over accumulation steps and processes.
     accepts_loss_kwargs = False
 
     def __init__(self, config: LivtConfig):
         super().__init__(config)
-        use_exact_attention(self)
+        use_sdpa_or_bmm(self)
         self._loss: Loss | None = None
 
     @classmethod
@@ -68,16 +68,17 @@ class ViTForBalancedClassification(BeitForImageClassification):
         class_counts: Mapping[str, int],
         **config_overrides: Any,
     ) -> ViTForBalancedClassification:
-        """A classifier whose encoder is that of a masked autoencoder, and whose classifier is new.
+        """Build a classifier with the encoder of a masked autoencoder and a newly initialized head.
 
         Args:
-            mae: a `ViTMAEModel`, a `ViTMAEForPreTraining` (ours included), or a path or Hub id of either.
-            class_counts: training images of each class, by name, in label order.
+            mae: a `ViTMAEModel`, a `ViTMAEForPreTraining` (ours included), or the path or Hub id of either.
+            class_counts: training images per class, by name, in label order.
             config_overrides: fields of `LivtConfig`, e.g. ``loss``, ``tau``, ``drop_path_rate``, ``image_size``
                 (position embeddings are interpolated to it), ``use_mean_pooling=False``.
 
         Raises:
-            ValueError: not a masked autoencoder, unusable counts, an image size that is no multiple of the patch size.
+            ValueError: not a masked autoencoder, invalid counts, or an image size that is not a multiple of the patch
+                size.
         """
         if isinstance(mae, str | Path):
             config_overrides = {"pretrained": str(mae), **config_overrides}
@@ -93,8 +94,8 @@ class ViTForBalancedClassification(BeitForImageClassification):
         )
         if config.patch_size != encoder.config.patch_size:
             raise ValueError(
-                f"patch_size: {config.patch_size} was asked for, but the pretrained encoder has "
-                f"{encoder.config.patch_size}; leave it out, or pretrain with the other size"
+                f"patch_size: {config.patch_size}, but the pretrained encoder has {encoder.config.patch_size}; leave "
+                "the option out, or pretrain with that size"
             )
         model = cls(config)
         weights, _ = map_encoder(encoder.state_dict(), model.beit)
@@ -103,19 +104,19 @@ class ViTForBalancedClassification(BeitForImageClassification):
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        # Upstream lets the encoder, a model of its own, follow its own rules. Loaded tensors are left alone by `init`.
+        # Upstream initializes the encoder, a PreTrainedModel itself, by its own rules. `init` skips loaded tensors.
         self.apply(self._init_weights)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """From scratch as timm's ViT, which the official code builds on; the classifier as in LiVT."""
+        """Initialize as timm's ViT, on which the official code builds; the classifier as in LiVT."""
         super()._init_weights(module)
         if isinstance(module, BeitEmbeddings):
             assert module.position_embeddings is not None
             init.normal_(module.cls_token, std=1e-6)
             init.trunc_normal_(module.position_embeddings, std=0.02)
         elif isinstance(module, BeitPatchEmbeddings):
-            # torch's own initialization of a convolution: U(-1, 1) / sqrt(inputs), whatever the patch size
+            # torch's default for a convolution: U(-1, 1) / sqrt(inputs)
             bound = module.projection.weight[0].numel() ** -0.5
             for parameter in module.projection.parameters():
                 init.uniform_(parameter, -bound, bound)
@@ -129,22 +130,22 @@ class ViTForBalancedClassification(BeitForImageClassification):
         interpolate_pos_encoding: bool = False,
         **kwargs: Any,
     ) -> ImageClassifierOutput:
-        """Logits (B, C) of normalized images (B, 3, H, W), and the config's loss if there are labels.
+        """Compute the logits (B, C) of normalized images (B, 3, H, W), and with labels the config's loss.
 
         Args:
             labels: hard, int64 (B,), or soft, float (B, C).
 
         Raises:
-            ValueError: labels are given, but the config holds no class counts.
+            ValueError: labels are given, but the config has no class counts, or the classifier was adjusted.
         """
-        # transformers picks its own loss by class name, and for one it does not know a wrong loss: labels stay here.
+        # Labels are not passed on: transformers chooses its loss by class name, a wrong one for an unknown class.
         outputs = super().forward(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
         if labels is not None:
             outputs.loss = self.training_loss()(outputs.logits, labels)
         return outputs
 
     def training_loss(self) -> Loss:
-        """The loss that the config describes."""
+        """The loss of the config."""
         if self._loss is None:
             config = self.config
             check_not_adjusted(config)
@@ -152,15 +153,15 @@ class ViTForBalancedClassification(BeitForImageClassification):
         return self._loss
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters without weight decay besides the 1-d ones (timm's `VisionTransformer.no_weight_decay`)."""
+        """Parameters without weight decay, besides 1-d ones (timm's `VisionTransformer.no_weight_decay`)."""
         return {"beit.embeddings.cls_token", "beit.embeddings.position_embeddings"}
 
     def num_layer_ids(self) -> int:
-        """Depth + 2: the embeddings, each block, the head."""
+        """Number of layers for layer-wise decay, depth + 2: the embeddings, each block, the head."""
         return self.config.num_hidden_layers + 2
 
     def layer_id(self, parameter_name: str) -> int:
-        """Depth of a parameter, for layer-wise decay: 0 embeddings, i + 1 block i, depth + 1 the rest."""
+        """Layer of a parameter for layer-wise decay: 0 for embeddings, i + 1 for block i, depth + 1 for the rest."""
         if parameter_name.startswith("beit.embeddings."):
             return 0
         block = re.match(r"beit\.layers\.(\d+)\.", parameter_name)
@@ -168,15 +169,17 @@ class ViTForBalancedClassification(BeitForImageClassification):
 
 
 def config_for_classes(class_counts: Mapping[str, int]) -> dict[str, Any]:
-    """The fields of a config that follow from the class counts, given in label order."""
+    """Config fields for class counts by name, in label order: ``class_counts``, ``id2label``, ``label2id``."""
     prior = ClassPrior(class_counts)
     return {"class_counts": dict(zip(prior.names, prior.counts.tolist(), strict=True)), **label_names(prior.names)}
 
 
 def map_encoder(source: Mapping[str, Tensor], beit: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Weights of a `ViTMAEModel` for a `BeitModel`, and why each tensor that is not used is dropped.
+    """Map the weights of a `ViTMAEModel` to a `BeitModel`.
 
-    Every tensor of the source is in one of the two. What else the target has (the LayerNorm after pooling) is new.
+    Returns:
+        The mapped weights, and the reason for each tensor that is dropped; every source tensor is in one of the two.
+        The rest of the target, the LayerNorm after pooling, keeps its initialization.
     """
     target = beit.state_dict()
     weights, dropped = {}, {}
@@ -188,14 +191,14 @@ def map_encoder(source: Mapping[str, Tensor], beit: nn.Module) -> tuple[dict[str
         elif name == "embeddings.position_embeddings":
             weights[name] = interpolate_position_embeddings(tensor, target[name].shape[1] - 1)
         else:
-            assert name in target, f"no place for {name}"
+            assert name in target, f"unexpected tensor {name}"
             assert target[name].shape == tensor.shape, f"{name}: {tuple(tensor.shape)}, {tuple(target[name].shape)}"
             weights[name] = tensor
     return weights, dropped
 
 
 def interpolate_position_embeddings(position_embeddings: Tensor, num_patches: int) -> Tensor:
-    """Position embeddings (1, 1 + T, D) of a square grid, resized bicubically to ``num_patches``; CLS is kept."""
+    """Resize position embeddings (1, 1 + T, D) of a square grid bicubically to ``num_patches``; CLS is kept."""
     old_grid, new_grid = _side(position_embeddings.shape[1] - 1), _side(num_patches)
     if old_grid == new_grid:
         return position_embeddings

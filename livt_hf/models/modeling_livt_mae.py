@@ -1,11 +1,11 @@
 """LivtMAEForPreTraining: masked generative pretraining (MGP, LiVT Algorithm 1, lines 1 to 9).
 
-A native `ViTMAEForPreTraining` that starts where MAE's official code starts (`models_mae.py`, `initialize_weights`):
-upstream leaves position embeddings, CLS and mask token at zero when a model is made from a config, and then learns
-without positions. Checkpoints are plain `vit_mae`.
+A native `ViTMAEForPreTraining` with the initialization of MAE's official code (`models_mae.py`, `initialize_weights`):
+built from a config, upstream's position embeddings, CLS and mask token stay zero, and it would learn without positions.
+Checkpoints are plain `vit_mae`.
 
-Legend: B batch, D width, G patches a side, T = G * G patches, V of them visible, M predicted, P = patch_size ** 2 * 3
-pixel values of a patch.
+Legend: B batch, D width, G patches per side, T = G * G patches, V of them visible, M predicted, P = patch_size ** 2 * 3
+pixel values per patch.
 """
 
 from __future__ import annotations
@@ -30,12 +30,10 @@ from transformers.models.vit_mae.modeling_vit_mae import (
 )
 
 from .. import data
-from .attention import project_heads, use_exact_attention
+from .attention import project_heads, use_sdpa_or_bmm
 from .configuration_livt import LivtMAEConfig
 
-MASK_GRAY = 225  # gray level of hidden patches in pictures
-
-
+MASK_GRAY = 225  # gray level of masked patches in pictures
 PIXEL_EPS = 1e-6  # added to a patch's variance, official models_mae.py `forward_loss`
 
 
@@ -50,16 +48,19 @@ class LivtMAEForPreTraining(ViTMAEForPreTraining):
         if not isinstance(config, LivtMAEConfig):
             config = LivtMAEConfig.from_dict(config.to_dict())
         super().__init__(config)
-        use_exact_attention(self)
+        use_sdpa_or_bmm(self)
         self.decoder = LivtMAEDecoder(self.config, self.vit.embeddings.patch_embeddings.num_patches)
         for layer in (*self.vit.layers, *self.decoder.decoder_layers):
             layer.attention = LivtMAEAttention(layer.attention.config)
         self.post_init()
-        self._no_split_modules = ["ViTMAELayer", "_LastDecoderLayer"]  # FSDP's units; upstream's decoder is not there
+        self._no_split_modules = [
+            "ViTMAELayer",
+            "_LastDecoderLayer",
+        ]  # FSDP units; upstream lists the decoder class replaced here
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As upstream, but the fixed position embeddings stay fixed: loading makes every tensor trainable."""
+        """As upstream, but the position embeddings stay frozen; upstream makes all loaded tensors trainable."""
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.vit.embeddings.position_embeddings.requires_grad_(False)
@@ -68,7 +69,7 @@ class LivtMAEForPreTraining(ViTMAEForPreTraining):
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        # Upstream lets the encoder, a model of its own, follow its own rules. Loaded tensors are left alone by `init`.
+        # Upstream initializes the encoder, a PreTrainedModel itself, by its own rules. `init` skips loaded tensors.
         self.apply(self._init_weights)
 
     @torch.no_grad()
@@ -82,7 +83,7 @@ class LivtMAEForPreTraining(ViTMAEForPreTraining):
                 bound = (6 / (4 * projection.in_features)) ** 0.5
                 init.uniform_(projection.weight, -bound, bound)
         elif isinstance(module, ViTMAEPatchEmbeddings):
-            # Xavier-uniform as if it were a Linear from P to D; the bias keeps torch's convolution default.
+            # Xavier-uniform as for a Linear from P to D; the bias as torch's default for a convolution.
             weight = module.projection.weight
             width, inputs = weight.shape[0], weight[0].numel()
             bound = (6 / (width + inputs)) ** 0.5
@@ -100,16 +101,16 @@ class LivtMAEForPreTraining(ViTMAEForPreTraining):
             init.zeros_(module.bias)
 
     def forward(self, pixel_values: Tensor, noise: Tensor | None = None, **kwargs: Any) -> ViTMAEForPreTrainingOutput:
-        """Reconstruction loss of normalized images (B, 3, H, W).
+        """Compute the reconstruction loss of normalized images (B, 3, H, W).
 
         Args:
-            noise: (B, T); the patches with the smallest values stay visible. Drawn uniformly if it is not given.
+            noise: float (B, T); the patches with the smallest values stay visible. Drawn uniformly by default.
 
         Returns:
             ``loss`` float32 scalar, mean squared error over the masked patches; ``logits`` (B, M, P), the predicted
             pixels of the masked patches in ascending order of their noise (normalized per patch with
             ``norm_pix_loss``); ``mask`` (B, T), 1 = masked; ``ids_restore`` (B, T), the rank of each patch's noise.
-            With ``config.partial_reconstruction`` R below 1, M is that share of the masked patches.
+            M is the fraction ``config.partial_reconstruction`` of the masked patches.
         """
         encoded = self.vit(pixel_values, noise=noise, **kwargs)
         order = encoded.ids_restore.argsort(dim=1)  # (B, T), patches in ascending order of their noise
@@ -118,11 +119,11 @@ class LivtMAEForPreTraining(ViTMAEForPreTraining):
         order = order[:, : num_visible + num_predicted]
         prediction = self.decoder(encoded.last_hidden_state, order)  # (B, M, P)
         with torch.autocast(device_type=pixel_values.device.type, enabled=False):
-            target = take(self.patchify(pixel_values.float()), order[:, num_visible:])
+            target = gather_patches(self.patchify(pixel_values.float()), order[:, num_visible:])
             if self.config.norm_pix_loss:
                 mean, std = patch_statistics(target)
                 target = (target - mean) / std
-            # Every image has the same number of masked patches: the mean over all is MAE's mean over them.
+            # Every image has the same number of masked patches, so this mean equals MAE's mean over images.
             loss = (prediction.float() - target).square().mean()
         return ViTMAEForPreTrainingOutput(
             loss=loss,
@@ -135,11 +136,10 @@ class LivtMAEForPreTraining(ViTMAEForPreTraining):
 
     @torch.no_grad()
     def reconstruct(self, pixel_values: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, H, W) with the masked patches predicted and the visible ones as they were, and the mask (B, T).
+        """Images (B, 3, H, W) with the masked patches replaced by their predictions, and the mask (B, T).
 
-        A model trained on per-patch normalized pixels predicts each patch up to its mean and standard deviation: those
-        of the true patch are put back, so such a picture borrows the brightness and contrast of every masked patch from
-        the original. With ``norm_pix_loss=False`` nothing is borrowed.
+        With ``norm_pix_loss`` the model predicts each patch only up to its mean and standard deviation. Those of the
+        true patch are used, so the brightness and contrast of every masked patch come from the original.
         """
         encoded = self.vit(pixel_values, noise=noise)
         order = encoded.ids_restore.argsort(dim=1)
@@ -147,14 +147,14 @@ class LivtMAEForPreTraining(ViTMAEForPreTraining):
         prediction = self.decoder(encoded.last_hidden_state, order).float()
         patches = self.patchify(pixel_values.float())
         if self.config.norm_pix_loss:
-            mean, std = patch_statistics(take(patches, hidden))
+            mean, std = patch_statistics(gather_patches(patches, hidden))
             prediction = prediction * std + mean
         patches = patches.scatter(1, hidden[:, :, None].expand_as(prediction), prediction)
         return self.unpatchify(patches), encoded.mask
 
     @torch.no_grad()
     def features(self, pixel_values: Tensor) -> Tensor:
-        """Mean of the encoded patches (B, D) of normalized images (B, 3, H, W), with no patch masked."""
+        """Mean-pooled patch features (B, D) of normalized images (B, 3, H, W), without masking."""
         embeddings = self.vit.embeddings
         positions = embeddings.position_embeddings
         patches = embeddings.patch_embeddings(pixel_values) + positions[:, 1:]  # (B, T, D)
@@ -165,15 +165,15 @@ class LivtMAEForPreTraining(ViTMAEForPreTraining):
         return self.vit.layernorm(tokens)[:, 1:].mean(dim=1)
 
     def no_weight_decay(self) -> set[str]:
-        """Official timm convention (`add_weight_decay`): only 1-d parameters and biases go without decay.
+        """None besides 1-d parameters, as in timm's `add_weight_decay`, which MAE uses.
 
-        The CLS and mask token, of shape (1, 1, D), are decayed there, and so they are here.
+        It also decays the CLS and mask token, of shape (1, 1, D).
         """
         return set()
 
 
 class LivtMAEAttention(ViTMAEAttention):
-    """As upstream, but one matrix product makes queries, keys and values. Same parameters, same names."""
+    """As upstream, with the same parameters, but queries, keys and values are computed in one matrix product."""
 
     def forward(  # type: ignore[override]  # upstream's fused attention returns no weights either
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
@@ -185,7 +185,7 @@ class LivtMAEAttention(ViTMAEAttention):
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """Tokens (B, T, D) from queries (B, heads, T, width), keys and values, and the attention if it is computed."""
+        """Tokens (B, T, D) from queries, keys and values (B, heads, T, head width); attention weights if available."""
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.attention_dropout if self.training else 0.0
         attended, weights = attend(
@@ -195,10 +195,10 @@ class LivtMAEAttention(ViTMAEAttention):
 
 
 class LivtMAEDecoder(ViTMAEDecoder):
-    """MAE's decoder, computing only what the loss reads. Same parameters as upstream, same names.
+    """MAE's decoder with upstream's parameters, computing only the predictions that the loss needs.
 
-    Attention does not care about the order of its tokens, so they stay as they come: CLS, visible patches, masked ones.
-    Nothing is shuffled back; each token gets the position embedding of its patch.
+    Attention is permutation-equivariant, so tokens are not unshuffled: CLS, visible patches and masked patches stay in
+    this order, each with the position embedding of its patch.
     """
 
     def __init__(self, config: LivtMAEConfig, num_patches: int):
@@ -208,11 +208,11 @@ class LivtMAEDecoder(ViTMAEDecoder):
         self.decoder_layers[-1] = _LastDecoderLayer(last.attention.config)
 
     def forward(self, latent: Tensor, order: Tensor) -> Tensor:  # type: ignore[override]
-        """Predicted pixels (B, M, P) of the patches ``order[:, V:]``.
+        """Predict the pixels (B, M, P) of the patches ``order[:, V:]``.
 
         Args:
-            latent: (B, 1 + V, D), CLS and the visible patches as encoded.
-            order: (B, V + M), the patches that they are, then those to predict.
+            latent: float (B, 1 + V, D), encoded CLS token and visible patches.
+            order: int64 (B, V + M), indices of the visible patches, then of those to predict.
         """
         num_predicted = order.shape[1] - (latent.shape[1] - 1)
         tokens = self.decoder_embed(latent)
@@ -227,9 +227,9 @@ class LivtMAEDecoder(ViTMAEDecoder):
 
 
 class _LastDecoderLayer(ViTMAELayer):
-    """The last block: every token is read, but only the last ``num_predicted`` ones are written."""
+    """Last block: all tokens are keys and values, but only the last ``num_predicted`` ones are queries."""
 
-    attention: LivtMAEAttention  # put there by `LivtMAEForPreTraining`
+    attention: LivtMAEAttention  # set by `LivtMAEForPreTraining`
 
     def forward(self, hidden_states: Tensor, num_predicted: int) -> Tensor:  # type: ignore[override]
         attention, normed = self.attention, self.layernorm_before(hidden_states)
@@ -240,13 +240,13 @@ class _LastDecoderLayer(ViTMAELayer):
         return self.dropout(self.mlp(self.layernorm_after(hidden_states))) + hidden_states
 
 
-def take(patches: Tensor, indices: Tensor) -> Tensor:
-    """Patches (B, T, P) at ``indices`` (B, M): (B, M, P)."""
+def gather_patches(patches: Tensor, indices: Tensor) -> Tensor:
+    """Select from patches (B, T, P) those at ``indices`` (B, M); (B, M, P)."""
     return patches.gather(1, indices[:, :, None].expand(-1, -1, patches.shape[2]))
 
 
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (B, T, 1) of each patch's pixels (B, T, P), as the normalized targets use them."""
+    """Mean and standard deviation (B, T, 1) of each patch (B, T, P), for the normalized targets."""
     mean = patches.mean(dim=-1, keepdim=True)
     return mean, (patches.var(dim=-1, keepdim=True) + PIXEL_EPS).sqrt()
 
@@ -259,13 +259,13 @@ def _init_positions(position_embeddings: nn.Parameter) -> None:
 def sincos_position_embeddings(width: int, grid: int) -> Tensor:
     """Fixed 2-d sine-cosine embeddings (1 + G * G, D), zeros for CLS (official `util/pos_embed.py`).
 
-    The first half of the width encodes the column, the second half the row; each half is sines, then cosines, of the
-    position times 10000 ** (-i / (D / 4)).
+    The first half of the width encodes the column, the second the row; each half consists of the sines, then the
+    cosines, of the position times 10000 ** (-i / (D / 4)).
     """
     frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     angles = torch.arange(grid, dtype=torch.float64)[:, None] * frequencies  # (G, D / 4)
     axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # (G, D / 2)
-    columns = axis.repeat(grid, 1)  # (G * G, D / 2), the column runs fastest
+    columns = axis.repeat(grid, 1)  # (G * G, D / 2), the column varies fastest
     rows = axis.repeat_interleave(grid, dim=0)
     patches = torch.cat([columns, rows], dim=1)
     return torch.cat([torch.zeros(1, width, dtype=torch.float64), patches]).float()
@@ -275,11 +275,12 @@ def sincos_position_embeddings(width: int, grid: int) -> Tensor:
 def reconstruct_images(
     mae: LivtMAEForPreTraining, images: Tensor, mean: Sequence[float], std: Sequence[float], seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Original, masked and reconstructed images, uint8 (B, H, W, 3) each; the mask follows from the seed.
+    """Original, masked and reconstructed images, uint8 (B, H, W, 3) each.
 
     Args:
-        images: uint8 (B, 3, H, W), of the size that the model takes.
-        mean, std: of the pixels in 0 .. 1, as the model was trained.
+        images: uint8 (B, 3, H, W), of the model's image size.
+        mean, std: statistics of pixels in 0 .. 1 that the model was trained with.
+        seed: of the random mask.
     """
     mae = mae.eval()
     patch_size = mae.config.patch_size

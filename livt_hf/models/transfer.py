@@ -91,13 +91,13 @@ def classifier_rows(config: PreTrainedConfig, names: Sequence[str]) -> list[int]
 
 
 def has_drop_path(config: PreTrainedConfig) -> bool:
-    """Whether the model drops paths in training: not every kind can (a ViT of transformers does not)."""
+    """Whether the model uses drop path in training; not every architecture supports it (transformers' ViT does not)."""
     timm_options = getattr(config, "model_args", None) or {}
     return bool(getattr(config, "drop_path_rate", 0.0) or timm_options.get("drop_path_rate", 0.0))
 
 
 def saved_image_size(pretrained: str, config: PreTrainedConfig) -> int:
-    """Side of the images that a checkpoint was made for: its image processor's crop, else what its config says."""
+    """Image size in pixels that a checkpoint was trained with: its image processor's crop, else that of its config."""
     processor = _image_processor(pretrained)
     for size in (getattr(processor, "crop_size", None), getattr(processor, "size", None)):
         if size and size.get("height") and size.get("height") == size.get("width"):
@@ -109,7 +109,7 @@ def saved_image_size(pretrained: str, config: PreTrainedConfig) -> int:
 
 
 def saved_statistics(pretrained: str) -> tuple[list[float], list[float]] | None:
-    """Mean and standard deviation of the pixels in 0 .. 1 that a checkpoint was trained with, if it says so."""
+    """Mean and standard deviation of pixels in 0 .. 1 in a checkpoint's image processor; None if it has none."""
     processor = _image_processor(pretrained)
     mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
     if mean is None:  # timm
@@ -119,10 +119,10 @@ def saved_statistics(pretrained: str) -> tuple[list[float], list[float]] | None:
 
 
 def with_image_size(model: PreTrainedModel, image_size: int) -> PreTrainedModel:
-    """The model for images of another side, absolute positions interpolated; its config remembers the size.
+    """Fit a model to another image size by interpolating absolute positions; its config records the size.
 
     Raises:
-        ValueError: other weights depend on the size, too.
+        ValueError: other weights depend on the image size.
     """
     config: Any = model.config
     if hasattr(model, "timm_model"):
@@ -143,21 +143,21 @@ def with_image_size(model: PreTrainedModel, image_size: int) -> PreTrainedModel:
             weights[name] = _interpolate(weights[name], tensor.shape[1], image_size // config.patch_size)
         if tensor.shape != weights[name].shape:
             raise ValueError(
-                f"image_size: {name} of the pretrained model fits its own size alone; leave the option out"
+                f"image_size: {image_size} does not fit {name} of the pretrained model; leave the option out"
             )
     resized.load_state_dict(weights)
     return resized
 
 
 def _interpolate(positions: Tensor, num_positions: int, side: int) -> Tensor:
-    """Position embeddings (1, K + T, D) with K leading tokens (CLS, distillation) for ``side * side`` patches."""
-    before_patches = num_positions - side * side - 1  # of the K, the last one goes along and stays as it is
-    resized = interpolate_position_embeddings(positions[:, before_patches:], side * side)
-    return torch.cat([positions[:, :before_patches], resized], dim=1)
+    """Resize position embeddings (1, K + T, D) with K leading tokens (CLS, distillation) to ``side * side`` patches."""
+    first = num_positions - side * side - 1  # the last of the K tokens takes the place of CLS, which is kept
+    resized = interpolate_position_embeddings(positions[:, first:], side * side)
+    return torch.cat([positions[:, :first], resized], dim=1)
 
 
 def _load(pretrained: str, config: PreTrainedConfig, drop_path: float) -> tuple[PreTrainedModel, list[str]]:
-    """The model, and the names of the weights of its top layer that the checkpoint lacks."""
+    """The model, and the names of the top layer's weights that the checkpoint lacks."""
     attempts = [config]
     if config.model_type == "timm_wrapper":
         attempts.insert(0, copy.deepcopy(config))
@@ -165,7 +165,7 @@ def _load(pretrained: str, config: PreTrainedConfig, drop_path: float) -> tuple[
     elif getattr(config, "drop_path_rate", None) is not None:
         config.drop_path_rate = drop_path
     for attempt in attempts:
-        # A timm model without drop path does not know the argument.
+        # timm models without drop path do not accept the argument.
         with contextlib.suppress(TypeError) if attempt is not config else contextlib.nullcontext():
             return load_model(
                 AutoModelForImageClassification,

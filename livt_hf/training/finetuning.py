@@ -189,7 +189,7 @@ def describe(args: FinetuneArguments, model: PreTrainedModel, data: TrainingData
 
 
 def warn_of_unused_options(args: FinetuneArguments, model: PreTrainedModel) -> None:
-    if unused := unused_sizes(args, model.config):
+    if unused := unused_sizes(args.given_sizes(), model.config, args.pretrained):
         logger.info(unused)
     if args.drop_path and not has_drop_path(model.config):
         logger.info(f"drop_path: {type(model).__name__} has none; --drop_path {args.drop_path} has no effect")
@@ -205,7 +205,7 @@ def build_classifier(args: FinetuneArguments, counts: dict[str, int]) -> PreTrai
     }
     if args.pretrained == "none":
         config = LivtConfig(
-            **encoder_sizes(args),
+            **encoder_sizes(args.model_size, args.given_sizes()),
             **config_for_classes(counts),
             **settings,
             drop_path_rate=args.drop_path,

@@ -199,7 +199,7 @@ def build_autoencoder(args: PretrainArguments) -> LivtMAEForPreTraining:
         raise ValueError(
             f"patch_size: {args.patch_size} is not the {given.config.patch_size} of {args.pretrained}; leave it out"
         )
-    if line := unused_sizes(args, given.config):
+    if line := unused_sizes(args.given_sizes(), given.config, args.pretrained):
         logger.info(line)
     settings = {name: getattr(args, name) for name in ("mask_ratio", "norm_pix_loss", "partial_reconstruction")}
     image_size = args.image_size or given.config.image_size
@@ -217,7 +217,7 @@ def mae_config(args: PretrainArguments) -> LivtMAEConfig:
     """The configuration of a model that starts from scratch."""
     check_width("decoder_", args.decoder_hidden_size, args.decoder_num_attention_heads)
     return LivtMAEConfig(
-        **encoder_sizes(args),
+        **encoder_sizes(args.model_size, args.given_sizes()),
         image_size=args.image_size or 224,
         patch_size=args.patch_size,
         mask_ratio=args.mask_ratio,

@@ -62,7 +62,7 @@ def test_an_adjusted_classifier_is_no_pretrained_model(capsys, tmp_path, data, c
     assert main(words("adjust", model=classifier, output_dir=tmp_path / "adjusted", temperature=2)) == 0
     capsys.readouterr()
     status = run_stage("finetune", data, tmp_path / "out", pretrained=tmp_path / "adjusted")
-    assert the_error_after_a_bar(capsys, status).startswith("model: its classifier was adjusted after the training")
+    assert the_error_after_a_bar(capsys, status).startswith("model: its classifier was adjusted after training")
 
 
 def test_an_image_size_that_does_not_fit_the_pretrained_patches_is_named(capsys, tmp_path, data, autoencoder):

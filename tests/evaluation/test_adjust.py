@@ -235,7 +235,7 @@ def test_an_adjusted_model_refuses_labels(tmp_path, folder):
     adjust(folder, tmp_path / "out", temperature=2)
     model = ViTForBalancedClassification.from_pretrained(tmp_path / "out")
     assert model(torch.zeros(1, 3, 16, 16)).logits.shape == (1, 3)
-    with pytest.raises(ValueError, match="adjusted after the training, and training on would be wrong"):
+    with pytest.raises(ValueError, match="adjusted after training and cannot be trained further"):
         model(torch.zeros(1, 3, 16, 16), labels=torch.tensor([0]))
 
 

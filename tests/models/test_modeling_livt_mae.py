@@ -15,7 +15,7 @@ from livt_hf import LivtMAEForPreTraining
 from livt_hf.conversion.key_map import key_map, to_native
 from livt_hf.conversion.official import read_checkpoint
 from livt_hf.models.configuration_livt import LivtMAEConfig
-from livt_hf.models.modeling_livt_mae import take
+from livt_hf.models.modeling_livt_mae import gather_patches
 
 TINY = {
     "hidden_size": 48,
@@ -173,7 +173,7 @@ def test_the_loss_is_float32_under_autocast():
     assert output.loss.dtype == torch.float32
     # What bf16 costs is in the prediction; the loss of that prediction is exact.
     mean, std = images_statistics(model, images)
-    target = take((model.patchify(images) - mean) / std, noise.argsort(dim=1)[:, 16:])
+    target = gather_patches((model.patchify(images) - mean) / std, noise.argsort(dim=1)[:, 16:])
     assert output.loss.item() == pytest.approx((output.logits.float() - target).square().mean().item(), rel=1e-6)
     assert output.loss.item() == pytest.approx(exact.loss.item(), rel=0.02)
 
@@ -193,10 +193,10 @@ def test_reconstruct_keeps_visible_patches_and_denormalizes_masked_ones(norm_pix
         prediction = model(images, noise=noise).logits
     mean, std = images_statistics(model, images)
     hidden = noise.argsort(dim=1)[:, 16:]
-    expected = prediction * take(std, hidden) + take(mean, hidden) if norm_pix_loss else prediction
+    expected = prediction * gather_patches(std, hidden) + gather_patches(mean, hidden) if norm_pix_loss else prediction
     patches, original, masked = model.patchify(picture), model.patchify(images), mask.bool()
     assert torch.equal(patches[~masked], original[~masked])
-    torch.testing.assert_close(take(patches, hidden), expected)
+    torch.testing.assert_close(gather_patches(patches, hidden), expected)
 
 
 @pytest.mark.parametrize("norm_pix_loss", [True, False])
@@ -227,7 +227,7 @@ def test_partial_reconstruction_reads_the_first_share_of_the_masked_patches():
         encoded = model.vit(images, noise=noise).last_hidden_state
         prediction = model.decoder(encoded, order[:, :28])
     assert output.logits.shape == (2, 12, 48)
-    expected = (prediction - take(model.patchify(images), order[:, 16:28])).square().mean()
+    expected = (prediction - gather_patches(model.patchify(images), order[:, 16:28])).square().mean()
     assert output.loss.item() == pytest.approx(expected.item(), rel=1e-6)
     assert output.mask.sum().item() == 96
 
@@ -274,7 +274,7 @@ def test_checkpoints_of_upstream_load(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"partial_reconstruction": 0.0}, "partial_reconstruction: must be above 0"),
+        ({"partial_reconstruction": 0.0}, "partial_reconstruction: 0.0; must be above 0"),
         ({"mask_ratio": 1.0}, "mask_ratio: 1.0 leaves 0 of 64 patches visible"),
         ({"mask_ratio": 0.0}, "must be in"),
         ({"mask_ratio": 0.99}, "leaves 0 of 64"),
