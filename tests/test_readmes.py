@@ -1,4 +1,4 @@
-"""The READMEs: every command and snippet in them runs, links and paths lead somewhere, and they stay short.
+"""The READMEs: every command and snippet in them runs, links, paths and options exist, and they stay short.
 
 A document's bash and python fences run in order, in a temporary folder with three classes of tiny photos, a model of
 each stage and what else the documents name (`workspace`). A command gets options appended that make it tiny (`TINY`):
@@ -6,23 +6,25 @@ they override those before them. Uploads go to a loopback Hub. A comment `-> FIL
 writes. A fence that is not run says why in the line above it: <!-- not run: reason -->
 """
 
+import dataclasses
+import functools
 import json
 import re
 import shlex
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, TrainingArguments
 
 from helpers.hub_server import Hub, redirect_client, serve
 from helpers.paths import FIXTURES, ROOT
 from helpers.tiny_models import tiny
-from livt_hf.cli import main
+from livt_hf.cli import COMMANDS, command, main
+from livt_hf.config.options import Options
 
 DOCUMENTS = [
     ROOT / "README.md",
@@ -51,7 +53,7 @@ CLASSES = {"cat": 60, "dog": 120, "lynx": 180}  # brightness: some can be told a
 LEARNING = "--max_steps 40 --base_lr 0.5 --rand_augment none --mixup 0 --cutmix 0 --random_erasing 0"
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Fence:
     document: Path
     line: int
@@ -169,6 +171,26 @@ def test_links_and_paths_lead_somewhere(document):
         is_ours = span.endswith(".py") or any((place / span.split("/")[0]).exists() for place in places)
         if is_ours and not re.search("[A-Z]{4}", span):  # not a placeholder
             assert any((place / span).exists() for place in places), span
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_options_named_in_the_text_exist(document):
+    text = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for span in re.findall(r"`[^`\n]+`", text):
+        for option in re.findall(r"--(\w+)", span):
+            assert option in known_options(), span
+
+
+@functools.cache
+def known_options() -> set[str]:
+    groups, found = [Options], {"help", "help_all", "multi_gpu", "num_processes", "cpu"}  # the last of accelerate
+    for command_name in COMMANDS:
+        command(command_name)  # declares its options
+    for group in groups:
+        groups += group.__subclasses__()
+        for entry in dataclasses.fields(group):
+            found |= {entry.name, *entry.metadata["aliases"]}
+    return found | {entry.name for entry in dataclasses.fields(TrainingArguments)}
 
 
 def headings(file: Path) -> set[str]:
