@@ -194,7 +194,7 @@ def check_patch_grid(image_size: int, patch_size: int) -> None:
         )
 
 
-def encoder_sizes(model_size: str, given: Mapping[str, int] | None = None) -> dict[str, int]:
+def encoder_sizes(model_size: str, given: Mapping[str, int] | None = None) -> dict[str, Any]:
     """Config fields for width, layers, heads and MLP width of a ViT.
 
     Args:
