@@ -28,7 +28,6 @@ option crashes; its LADE is the regularizer alone (`lade_regularizer`), without 
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +38,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .config.options import did_you_mean
 from .prior import ClassPrior
 
 ClassCounts = Mapping[str, int] | Sequence[int]
@@ -297,9 +297,8 @@ BALANCED_LOSSES = tuple(key for key, loss in _LOSSES.items() if loss.balanced)
 def check_loss_name(name: str) -> str:
     """Return ``name``; ValueError with the nearest known name if it is unknown."""
     if name not in _LOSSES:
-        near = difflib.get_close_matches(str(name).replace("-", "_").lower(), LOSS_NAMES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"loss: {name!r} is unknown; {hint} known: {', '.join(LOSS_NAMES)}".replace(";  ", "; "))
+        hint = did_you_mean(str(name).replace("-", "_").lower(), LOSS_NAMES)
+        raise ValueError(f"loss: {name!r} is unknown;{hint} known: {', '.join(LOSS_NAMES)}")
     return name
 
 

@@ -1,4 +1,4 @@
-"""Class counts -> class prior, logit biases and shot groups: the one place where they are defined.
+"""Class prior, logit biases and shot groups, from the class counts of a training set.
 
 LiVT (Xu et al., CVPR 2023), with n_i images in class i, N in all and pi_i = n_i / N:
     Theorem 1   B_ce  = log pi_i                    bias of the balanced softmax cross-entropy
@@ -19,12 +19,17 @@ DEFAULT_SHOT_GROUPS: dict[str, Any] = {"many": 100, "few": 20, "by": "count"}  #
 GROUP_NAMES = ("many", "medium", "few")
 
 
+def group_definition(groups: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Arguments of `ClassPrior.groups`, with the defaults for those not given."""
+    return {**DEFAULT_SHOT_GROUPS, **(groups or {})}
+
+
 class ClassPrior:
-    """The label distribution of a training set.
+    """The class distribution of a training set.
 
     Args:
         class_counts: number of training images of each class, as ``{name: count}`` or as a sequence in which integer
-            label ``i`` is the i-th entry (its name is then ``str(i)``). Order is label order.
+            label ``i`` is the i-th entry (its name is then ``str(i)``). The order is label order.
 
     Attributes (all in label order, length C):
         names: tuple of str.
@@ -34,7 +39,7 @@ class ClassPrior:
         log_odds: float64 array, ``log pi - log(1 - pi)`` (Theorem 2).
 
     Raises:
-        ValueError: fewer than two classes, or a count that is not a positive whole number (the class is named).
+        ValueError: fewer than two classes, or a count that is not a positive integer (the class is named).
     """
 
     def __init__(self, class_counts: Mapping[str, int] | Sequence[int]):
@@ -56,7 +61,7 @@ class ClassPrior:
         total = self.counts.sum()
         self.pi = self.counts / total
         self.log_prior = np.log(self.pi)
-        # log(1 - pi) from the complementary count: exact also when one class holds nearly all images.
+        # log(1 - pi) from the complementary count is exact even if nearly all images are of one class.
         self.log_odds = self.log_prior - np.log((total - self.counts) / total)
 
     def __len__(self) -> int:
@@ -67,14 +72,25 @@ class ClassPrior:
         """Largest class count over the smallest."""
         return float(self.counts.max() / self.counts.min())
 
-    def groups(self, many: int = 100, few: int = 20, by: str = "count") -> dict[str, np.ndarray]:
-        """Labels of the many-, medium- and few-shot classes, in label order (an empty group is an empty array).
+    def groups(
+        self,
+        many: int = DEFAULT_SHOT_GROUPS["many"],
+        few: int = DEFAULT_SHOT_GROUPS["few"],
+        by: str = DEFAULT_SHOT_GROUPS["by"],
+    ) -> dict[str, np.ndarray]:
+        """Labels of the many-, medium- and few-shot classes: ``{"many": int64 array, "medium": ..., "few": ...}``.
 
         Args:
             many, few: with ``by="count"``, many-shot classes have more than ``many`` training images and few-shot ones
                 fewer than ``few``; with ``by="rank"``, they are the ``many`` largest and the ``few`` smallest classes
                 (equal counts in label order).
             by: ``"count"`` or ``"rank"``.
+
+        Returns:
+            Labels in ascending order; an empty group is an empty array.
+
+        Raises:
+            ValueError: negative numbers, groups that overlap, or an unknown ``by``.
         """
         if many < 0 or few < 0:
             raise ValueError(f"groups: many={many} and few={few} must not be negative")
@@ -103,7 +119,7 @@ def _is_positive_integer(count: object) -> bool:
 
 
 def describe_groups(definition: Mapping[str, Any]) -> dict[str, str]:
-    """Words for a group definition, as a report states it: ``{"many": "more than 100 training images", ...}``."""
+    """A group definition in words: ``{"many": "more than 100 training images", "medium": ..., "few": ...}``."""
     many, few = definition["many"], definition["few"]
     if definition["by"] == "rank":
         return {"many": f"the {many} largest classes", "medium": "the classes between", "few": f"the {few} smallest"}

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..prior import DEFAULT_SHOT_GROUPS, ClassPrior
+from ..prior import ClassPrior, group_definition
 
 
 def long_tail_accuracy(
@@ -28,8 +28,7 @@ def long_tail_accuracy(
         labels: true class of each test image, integers of shape (N,).
         predictions: predicted class of each test image, integers of shape (N,).
         class_counts: training images of each class, ``{name: count}`` or a sequence, in label order.
-        groups: keyword arguments of ``ClassPrior.groups``; by default many-shot classes have more than 100 training
-            images and few-shot ones fewer than 20.
+        groups: definition of the shot groups, keyword arguments of `ClassPrior.groups`.
 
     Returns:
         ``accuracy``: percent of all images.
@@ -50,7 +49,7 @@ def long_tail_accuracy(
     for name, values in (("labels", labels), ("predictions", predictions)):
         check_range(name, values, len(prior))
 
-    definition = {**DEFAULT_SHOT_GROUPS, **(groups or {})}
+    definition = group_definition(groups)
     members = prior.groups(**definition)
     correct = labels == predictions
     images = np.bincount(labels, minlength=len(prior))  # (C,)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..prior import DEFAULT_SHOT_GROUPS, GROUP_NAMES, ClassPrior
+from ..prior import GROUP_NAMES, ClassPrior, group_definition
 from .accuracy import as_labels, check_range, check_same_length
 
 ClassCounts = Mapping[str, int] | Sequence[int]
@@ -53,7 +53,7 @@ def group_confusion(
     """
     prior, labels, predictions = _checked(labels, predictions, class_counts)
     group_of = np.zeros(len(prior), dtype=np.int64)  # (C,)
-    for group, members in enumerate(prior.groups(**{**DEFAULT_SHOT_GROUPS, **(groups or {})}).values()):
+    for group, members in enumerate(prior.groups(**group_definition(groups)).values()):
         group_of[members] = group
     size = len(GROUP_NAMES)
     table = np.bincount(group_of[labels] * size + group_of[predictions], minlength=size * size).reshape(size, size)
@@ -112,7 +112,7 @@ def hardest_images(
     prior, labels, predictions = _checked(labels, predictions, class_counts)
     confidences, true_probabilities = np.asarray(confidences), np.asarray(true_probabilities)
     check_same_length(labels=labels, confidences=confidences, true_probabilities=true_probabilities)
-    members = prior.groups(**{**DEFAULT_SHOT_GROUPS, **(groups or {})})
+    members = prior.groups(**group_definition(groups))
     for group in reversed(GROUP_NAMES):
         of_group = np.isin(labels, members[group])  # (N,)
         if of_group.any():
