@@ -147,3 +147,14 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(format, monkeypatc
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 50_000)
     with pytest.raises(ValueError, match="bomb: cannot be decoded .*(120000 pixels|400 x 300 pixels)"):
         decode_image(data, name="bomb")
+
+
+def test_a_file_without_permission_is_named(tmp_path, monkeypatch):
+    """Simulated, because root can read every file."""
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(decoding, "read_image", refuse)
+    with pytest.raises(ValueError, match=r"secret\.jpg: no permission to read it"):
+        decode_image(tmp_path / "secret.jpg")

@@ -1,4 +1,4 @@
-"""Mixup against hand computation and timm's formulas; independent of how the batch is cut."""
+"""Mixup against hand computation and timm's formulas; independent of how the batch is split."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ LABELS = torch.tensor([2, 0, 1, 1])
 
 
 def first_step(mixup, kind):
-    """A step that does mixup (no box), or cutmix with a box that is not empty."""
+    """A step with mixup (no box), or with CutMix and a box that is not empty."""
     for step in range(100):
         ratio, box = mixup.draw(step, 8, 6)
         if (kind == "cutmix" and ratio < 1 and box) or (kind == "mixup" and box is None):
@@ -89,7 +89,7 @@ def test_the_draw_depends_on_seed_and_step_alone():
 
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
-def test_a_batch_may_be_cut_between_pairs(kind):
+def test_a_batch_may_be_split_between_pairs(kind):
     mixup = Mixup(3, seed=5)
     step, _, _ = first_step(mixup, kind)
     whole = mixup(PIXELS, LABELS, step)
@@ -98,7 +98,7 @@ def test_a_batch_may_be_cut_between_pairs(kind):
         assert torch.equal(whole[index], torch.cat([half[index] for half in halves]))
 
 
-def test_inputs_stay_as_they_were_and_no_mixing_only_smooths():
+def test_inputs_are_not_modified_and_without_mixing_targets_are_only_smoothed():
     original = PIXELS.clone()
     for step in range(5):
         Mixup(3)(PIXELS, LABELS, step)

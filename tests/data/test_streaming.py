@@ -1,20 +1,19 @@
-"""Streamed sets: every image once an epoch over all processes and workers, counts kept, bad images left out."""
+"""Streamed datasets: each image once per epoch over all processes and workers, counts cached, bad images skipped."""
 
 import gc
-import io
 import itertools
 import json
 from collections import Counter
 from types import SimpleNamespace
 
 import datasets
-import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import ClassLabel, Features, Image
 
+from helpers.images import png
 from livt_hf.data import (
     BadImageError,
     EvalTransform,
@@ -34,18 +33,12 @@ def no_pause(monkeypatch):
     gc.collect()
 
 
-def encoded(color):
-    buffer = io.BytesIO()
-    PIL.Image.new("RGB", (8, 8), color).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def write_shards(folder, label_feature, labels, shards=4, bad=()):
-    """Images whose red value is their number, so that each can be recognized."""
+    """Images identified by their red value."""
     folder.mkdir(exist_ok=True)
     features = Features({"image": Image(), "label": label_feature})
     rows = [
-        {"image": {"bytes": b"bad" if number in bad else encoded((number, 0, 0)), "path": None}, "label": label}
+        {"image": {"bytes": b"bad" if number in bad else png((number, 0, 0), (8, 8)), "path": None}, "label": label}
         for number, label in enumerate(labels)
     ]
     for shard in range(shards):
@@ -101,7 +94,7 @@ def test_augmentations_do_not_repeat_between_processes(tmp_path):
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_labels_are_counted_once_and_kept(tmp_path, monkeypatch):
+def test_labels_are_counted_once_and_cached(tmp_path, monkeypatch):
     folder = write_shards(tmp_path / "set", NAMES, LABELS)
     counts = load_stream(folder, counts_folder=tmp_path / "counts").class_counts
     (file,) = (tmp_path / "counts").iterdir()
@@ -114,7 +107,7 @@ def test_labels_are_counted_once_and_kept(tmp_path, monkeypatch):
         load_stream(folder, class_counts={"a": 1, "b": 2, "d": 3})
 
 
-def test_labels_are_counted_anew_where_the_files_are_others(tmp_path, monkeypatch):
+def test_labels_are_recounted_if_the_files_change(tmp_path, monkeypatch):
     def counts():
         return load_stream("set", counts_folder=tmp_path / "counts").class_counts
 
@@ -129,7 +122,7 @@ def test_labels_are_counted_anew_where_the_files_are_others(tmp_path, monkeypatc
     assert counts() == {"b": 1, "a": 1, "c": 2}
 
 
-def test_labels_of_another_revision_on_the_hub_are_counted_anew(tmp_path, monkeypatch):
+def test_labels_are_recounted_for_another_revision_on_the_hub(tmp_path, monkeypatch):
     hub, open_folder = SimpleNamespace(sha="1"), streaming._open
     monkeypatch.setattr(streaming, "HfApi", lambda: SimpleNamespace(dataset_info=lambda hub_id, timeout: hub))
     monkeypatch.setattr(streaming, "_open", lambda hub_id: open_folder(tmp_path / "set"))
@@ -168,13 +161,13 @@ def test_labels_without_class_names(tmp_path, feature, labels, counts):
         (load_long_tailed, "label nan of train row 2 is not one of the 2 classes"),
     ],
 )
-def test_a_missing_label_of_pandas_is_no_class(tmp_path, load, message):
+def test_nan_is_a_missing_label_not_a_class(tmp_path, load, message):
     folder = write_shards(tmp_path / "set", datasets.Value("float64"), [0.0, 1.0, float("nan"), 1.0], shards=1)
     with pytest.raises(ValueError, match=message):
         load(folder, label_column="label")
 
 
-def test_bad_images_are_left_out_counted_once_and_limited(tmp_path):
+def test_bad_images_are_skipped_counted_once_and_limited(tmp_path):
     stream = load_stream(write_shards(tmp_path / "set", NAMES, LABELS, bad=(3, 8)), counts_folder=tmp_path)
     log = tmp_path / "bad_images.log"
     samples = StreamedSamples(stream, EvalTransform(8, 1.0), bad_images_log=log)
@@ -189,7 +182,7 @@ def test_bad_images_are_left_out_counted_once_and_limited(tmp_path):
         list(itertools.islice(strict.loader(TrainingBatches(40, 19), num_workers=1), 4))
 
 
-def test_what_cannot_be_streamed_is_named(tmp_path, monkeypatch):
+def test_sources_that_cannot_be_streamed_are_named(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="^dataset: .* has no train-.*parquet; only Parquet folders can be streamed"):
         load_stream(tmp_path)
     with pytest.raises(ValueError, match="^dataset: 'digits' is neither a folder nor a Hub id"):

@@ -131,7 +131,7 @@ def test_finetuning_output_and_switching_parts_off():
 
 
 def test_rand_augment_is_timms_with_at_least_one_bit():
-    """The same results as timm's, except where that asks posterize for 0 bits (which Pillow 13 refuses).
+    """The results equal timm's, except where timm asks posterize for 0 bits, which Pillow 13 refuses.
 
     Shear and translation may differ by one level at single pixels, which a following operation can amplify.
     """
@@ -207,7 +207,7 @@ def test_erase_boxes_are_timms():
     assert 110 < erased < 190
 
 
-def test_erase_fills_the_box_with_noise_that_belongs_to_the_sample():
+def test_erase_fills_the_box_with_noise_seeded_per_sample():
     boxes = torch.tensor([[2, 3, 5, 4], [0, 0, 0, 0], [0, 0, 8, 8]])
     seeds = torch.tensor([11, 12, 13])
     batch = erase(torch.full((3, 3, 8, 8), 9.0), boxes, seeds)

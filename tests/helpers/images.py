@@ -1,9 +1,13 @@
-"""A small dataset of two classes, as a folder of images."""
+"""Small images: a folder of two classes, photos, encoded files."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Features
 
 COUNTS = {"ant": 5, "bee": 3}
 
@@ -17,3 +21,31 @@ def write_images(folder: Path) -> None:
             for index in range(number):
                 image = PIL.Image.fromarray(pixels.integers(0, 256, (12, 10, 3), dtype=np.uint8))
                 image.save(folder / split / name / f"{index}.jpg")
+
+
+def photo(height: int, width: int, seed: int) -> PIL.Image.Image:
+    """Smooth random colors."""
+    coarse = PIL.Image.fromarray(np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8))
+    return coarse.resize((width, height), PIL.Image.Resampling.BICUBIC)
+
+
+def encoded(image: PIL.Image.Image, format: str, **options) -> bytes:
+    """The bytes of an image file."""
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def png(color: tuple[int, int, int] = (200, 30, 90), size: tuple[int, int] = (6, 5)) -> bytes:
+    """The bytes of a PNG file of one color."""
+    return encoded(PIL.Image.new("RGB", size, color), "PNG")
+
+
+ROWS = [{"bytes": png(), "path": f"{index}.png"} for index in range(3)]
+
+
+def write_parquet(file: Path, columns: dict, features: dict | None = None) -> None:
+    """Write a table; ``features`` adds the metadata of `datasets`."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    schema = None if features is None else Features(features).arrow_schema
+    pq.write_table(pa.table(columns, schema=schema), file)

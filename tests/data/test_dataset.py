@@ -1,17 +1,19 @@
-"""Order from (seed, epoch), samples from (seed, epoch, index), for any number of workers and processes; bad images."""
+"""Samples are a function of (seed, epoch, index); unreadable images are replaced, counted and named."""
 
-import itertools
+import io
 import multiprocessing
 import multiprocessing.reduction
-import os
 import pickle
 import random
-import signal
+import struct
+import zlib
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
+from helpers.images import encoded, photo
 from livt_hf.data import (
     BadImageError,
     EvalTransform,
@@ -24,13 +26,7 @@ from livt_hf.data import (
     training_loader,
 )
 from livt_hf.data.dataset import sample_seed
-from livt_hf.data.loader import epoch_order, limit_workers
 from livt_hf.data.table import image_column, image_dataset
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_long_tailed("digits")["train"]
 
 
 def with_bad_images(digits, bad_rows, count=20):
@@ -42,68 +38,12 @@ def with_bad_images(digits, bad_rows, count=20):
     return image_dataset(image_column(contents=contents), labels, [str(label) for label in labels], "bad")
 
 
-# Order
-
-
-def order_of(num_samples, num_processes, accumulation_steps, batch_size, steps, **options):
-    """The keys in global order: micro-batch a of process r is block a * num_processes + r of its step."""
-    per_process = [
-        list(
-            TrainingBatches(
-                num_samples, batch_size, accumulation_steps, num_processes, process, stop_step=steps, **options
-            )
-        )
-        for process in range(num_processes)
-    ]
-    return [key for micro_batches in zip(*per_process, strict=True) for batch in micro_batches for key in batch]
-
-
-def test_the_order_is_the_same_for_any_number_of_processes():
-    whole = order_of(50, 1, 1, 8, steps=20, seed=3)
-    assert whole == order_of(50, 2, 1, 4, steps=20, seed=3)
-    assert whole == order_of(50, 1, 4, 2, steps=20, seed=3)
-    assert whole == order_of(50, 2, 2, 2, steps=20, seed=3)
-    assert whole != order_of(50, 1, 1, 8, steps=20, seed=4)
-
-
-def test_an_epoch_is_a_permutation_without_its_last_incomplete_batch():
-    batches = TrainingBatches(50, 8, seed=1, stop_step=12)
-    assert batches.steps_per_epoch == 6
-    keys = list(batches)
-    assert [len(batch) for batch in keys] == [8] * 12
-    for epoch, part in enumerate((keys[:6], keys[6:])):
-        indices = [index for batch in part for _, index in batch]
-        assert {key_epoch for batch in part for key_epoch, _ in batch} == {epoch}
-        assert indices == epoch_order(50, 1, epoch)[:48].tolist()
-        assert len(set(indices)) == 48
-    assert keys[:6] != keys[6:]
-
-
-def test_a_run_can_start_at_any_step_and_need_not_stop():
-    whole = list(TrainingBatches(50, 4, 2, stop_step=15))
-    assert list(TrainingBatches(50, 4, 2, start_step=7, stop_step=15)) == whole[14:]
-    assert list(itertools.islice(TrainingBatches(50, 4, 2), 30)) == whole
-    assert len(TrainingBatches(50, 4, 2, start_step=7, stop_step=15)) == 16
-    with pytest.raises(TypeError, match="no length"):
-        len(TrainingBatches(50, 4, 2))
-
-
-def test_a_batch_larger_than_the_data_is_an_error():
-    with pytest.raises(
-        ValueError, match=r"^batch_size: a global batch of 64 images \(8 x 4 acc.* is larger than the 50 training"
-    ):
-        TrainingBatches(50, 8, 4, 2)
-
-
 def test_sample_seeds_do_not_collide_or_correlate():
     seeds = [sample_seed(seed, epoch, index) for seed in range(3) for epoch in range(10) for index in range(1000)]
     assert len(set(seeds)) == len(seeds)
     bits = np.unpackbits(np.array(seeds, dtype=np.uint64).view(np.uint8)).reshape(len(seeds), 64)
     assert np.abs(bits.mean(0) - 0.5).max() < 4 * 0.5 / np.sqrt(len(seeds))
     assert sample_seed(0, 1, 2) != sample_seed(0, 2, 1)
-
-
-# Samples
 
 
 @pytest.mark.parametrize("transform", [PretrainTransform(16, 16), FinetuneTransform(16, random_erasing=0.5)])
@@ -119,7 +59,7 @@ def test_a_sample_depends_on_seed_epoch_and_index_alone(digits, transform):
         assert not torch.equal(first["pixel_values"], other["pixel_values"])
 
 
-def test_the_global_generators_are_left_as_they_were(digits):
+def test_the_state_of_the_global_generators_is_preserved(digits):
     dataset = ImageDataset(digits, FinetuneTransform(16))
 
     def next_draws():
@@ -132,45 +72,6 @@ def test_the_global_generators_are_left_as_they_were(digits):
     for batch in training_loader(dataset, TrainingBatches(len(dataset), 4, stop_step=2), num_workers=0):
         assert len(batch["labels"]) == 4
     assert next_draws() == expected
-
-
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_workers_change_nothing(digits, num_workers):
-    dataset = ImageDataset(digits, FinetuneTransform(16))
-    batches = TrainingBatches(len(dataset), 40, start_step=6, stop_step=10)  # the end of epoch 0, the start of epoch 1
-    plain = list(training_loader(dataset, batches, num_workers=0))
-    in_workers = list(training_loader(dataset, batches, num_workers=num_workers))
-    assert len(plain) == len(in_workers) == 4
-    for one, other in zip(plain, in_workers, strict=True):
-        assert all(torch.equal(one[key], other[key]) for key in one)
-    assert {key: (value.dtype, value.shape[0]) for key, value in plain[0].items()} == {
-        "pixel_values": (torch.uint8, 40),
-        "erase_box": (torch.int64, 40),
-        "erase_seed": (torch.int64, 40),
-        "labels": (torch.int64, 40),
-        "index": (torch.int64, 40),
-    }
-
-
-def test_two_processes_see_the_halves_of_one_process(digits):
-    dataset = ImageDataset(digits, PretrainTransform(16, 4))
-    whole = next(iter(training_loader(dataset, TrainingBatches(len(dataset), 8), 0)))
-    halves = [next(iter(training_loader(dataset, TrainingBatches(len(dataset), 4, 1, 2, rank), 0))) for rank in (0, 1)]
-    for key in whole:
-        assert torch.equal(whole[key], torch.cat([half[key] for half in halves]))
-
-
-def test_evaluation_keeps_the_order_and_the_last_batch(digits):
-    dataset = ImageDataset(digits, EvalTransform(16))
-    batches = list(evaluation_loader(dataset, 100, num_workers=0))
-    assert [len(batch["index"]) for batch in batches] == [100, 100, 100, 31]
-    assert torch.cat([batch["index"] for batch in batches]).tolist() == list(range(331))
-    assert (
-        torch.cat([batch["labels"] for batch in batches]).tolist() == digits.with_format("numpy")["label"][:].tolist()
-    )
-
-
-# Bad images
 
 
 def test_a_bad_image_is_replaced_by_the_next_counted_and_logged_once(digits, tmp_path):
@@ -212,7 +113,7 @@ def test_up_to_the_limit_bad_images_are_counted_across_workers(digits, num_worke
 
 
 def test_a_spawned_worker_shares_the_count(digits):
-    """What a worker that is not forked receives: a pickled copy, in which only the marks of bad images are shared."""
+    """A worker that is not forked gets a pickled copy, in which only the flags of bad images are shared."""
     dataset = ImageDataset(with_bad_images(digits, [2, 7]), PretrainTransform(8, 1))
     copy = pickle.loads(multiprocessing.reduction.ForkingPickler.dumps(dataset))
     assert copy[(0, 2)]["index"] == 3
@@ -234,17 +135,110 @@ def test_a_bad_image_in_evaluation_is_named(digits, num_workers):
     assert str(caught.value) == "row 3: not an image"
 
 
-def test_workers_outlive_the_signals_of_a_scheduler(digits):
-    """SIGTERM and SIGUSR1 go to all processes of a job; the training still gets the data of the step it finishes."""
-    dataset = ImageDataset(digits, PretrainTransform(8, 1))
-    batches = iter(training_loader(dataset, TrainingBatches(331, 4, stop_step=40), num_workers=1))
-    next(batches)
-    worker = max(multiprocessing.active_children(), key=lambda process: process.pid)  # the latest
-    for number in (signal.SIGUSR1, signal.SIGTERM):
-        os.kill(worker.pid, number)
-    assert len(list(batches)) == 39
+def test_small_images_are_decoded_once(monkeypatch):
+    digits = load_long_tailed("digits")["train"]
+    kept = ImageDataset(digits, PretrainTransform(8, 4), seed=3)
+    monkeypatch.setattr("livt_hf.data.dataset.MAX_BYTES", 0)
+    fresh = ImageDataset(digits, PretrainTransform(8, 4), seed=3)
+    assert kept.decoded is not None
+    assert fresh.decoded is None
+    for key in ((0, 0), (1, 330), (2, 17)):
+        ours, theirs = kept[key], fresh[key]
+        assert all(torch.equal(torch.as_tensor(ours[name]), torch.as_tensor(theirs[name])) for name in ours)
+    monkeypatch.setattr("livt_hf.data.dataset.decode_image", None)
+    kept[(0, 5)]
 
 
-def test_there_are_no_more_workers_than_cores(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
-    assert [limit_workers(number) for number in (0, 2, 3, 64)] == [0, 2, 3, 3]
+def test_images_of_other_sizes_and_bad_ones_are_not_kept(photos, tmp_path):
+    assert ImageDataset(photos["train"], EvalTransform(8)).decoded is None  # the first is large
+    for index, size in enumerate([(8, 8), (8, 8), (9, 8)]):
+        photo(*size, seed=index).save(tmp_path / f"{index}.png")
+    (tmp_path / "3.png").write_bytes(b"")
+    (tmp_path / "rows.csv").write_text("".join(f"{index}.png,a\n" for index in range(4)))
+    dataset = ImageDataset(load_long_tailed(tmp_path / "rows.csv")["train"], EvalTransform(8, crop_ratio=1.0))
+    assert dataset.decoded.present.tolist() == [True, True, False, False]
+    assert [dataset[index]["index"] for index in range(3)] == [0, 1, 2]
+    with pytest.raises(BadImageError, match=r"3\.png: the file is empty"):
+        dataset[3]
+
+
+def gif():
+    buffer = io.BytesIO()
+    frames = [photo(40, 50, seed) for seed in (1, 2)]
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    return buffer.getvalue()
+
+
+def rotated():
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    return encoded(photo(40, 50, 3), "JPEG", exif=exif)
+
+
+def bomb():
+    """A PNG whose header declares 20,000 x 20,000 pixels."""
+
+    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + header
+    idat = zlib.compress(b"\0" * 100)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", 13)
+        + chunk
+        + struct.pack(">I", zlib.crc32(chunk))
+        + struct.pack(">I", len(idat))
+        + b"IDAT"
+        + idat
+        + struct.pack(">I", zlib.crc32(b"IDAT" + idat))
+    )
+
+
+GOOD = {
+    "wrong_extension.png": lambda: encoded(photo(40, 50, 4), "JPEG"),
+    "cmyk.jpg": lambda: encoded(photo(40, 50, 5).convert("CMYK"), "JPEG"),
+    "deep.png": lambda: encoded(PIL.Image.fromarray(np.full((40, 50), 40_000, np.uint16)), "PNG"),
+    "palette.png": lambda: encoded(photo(40, 50, 6).quantize(64), "PNG", transparency=3),
+    "animated.gif": gif,
+    "rotated.jpg": rotated,
+    "one.png": lambda: encoded(photo(1, 1, 7), "PNG"),
+    "huge.jpg": lambda: encoded(PIL.Image.new("L", (9_000, 60)), "JPEG"),
+}
+
+
+BAD = {
+    "truncated.jpg": lambda: encoded(photo(400, 500, 8), "JPEG")[:2000],
+    "empty.jpg": lambda: b"",
+    "page.jpg": lambda: b"<!doctype html>",
+    "bomb.png": bomb,
+}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_dirty_files_are_handled_or_replaced_counted_and_named(tmp_path, num_workers):
+    folder = tmp_path / "dirty" / "a"
+    folder.mkdir(parents=True)
+    for name, make in {**GOOD, **BAD}.items():
+        (folder / name).write_bytes(make())
+    (folder / "dangling.jpg").symlink_to("nowhere.jpg")
+    (folder / "folder.jpg").mkdir()  # a folder is not an image, whatever its name
+    train = load_long_tailed(tmp_path / "dirty")["train"]
+    assert len(train) == len(GOOD) + len(BAD) + 1
+
+    log = tmp_path / "bad_images.log"
+    dataset = ImageDataset(train, PretrainTransform(16, 4), bad_images_log=log)
+    batches = list(training_loader(dataset, TrainingBatches(13, 13, stop_step=2), num_workers))
+    assert dataset.num_bad_images == len(BAD) + 1
+    assert sorted(line.split(": ")[0].rsplit("/", 1)[1] for line in log.read_text().splitlines()) == sorted(
+        [*BAD, "dangling.jpg"]
+    )
+    paths = [row["image"]["path"].rsplit("/", 1)[1] for row in train]
+    assert {paths[index] for batch in batches for index in batch["index"].tolist()} == set(GOOD)
+    again = ImageDataset(train, PretrainTransform(16, 4))
+    for batch, other in zip(batches, training_loader(again, TrainingBatches(13, 13, stop_step=2), 0), strict=True):
+        assert torch.equal(batch["pixel_values"], other["pixel_values"])
+
+    strict = ImageDataset(train, PretrainTransform(16, 4), max_bad_images=4, bad_images_log=log)
+    with pytest.raises(
+        BadImageError, match="^max_bad_images: 5 training images cannot be read, more than the limit of 4; "
+    ):
+        list(training_loader(strict, TrainingBatches(13, 13, stop_step=2), num_workers))

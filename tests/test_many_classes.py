@@ -26,7 +26,7 @@ def images(labels, names, identity):
 
 @pytest.fixture(scope="module")
 def data_in_folder_order():
-    """The classes as an image folder sorts them, "10" before "2", with the counts of their numbers."""
+    """Classes sorted as in an image folder, "10" before "2"."""
     names = sorted((str(number) for number in range(NUM_CLASSES)), key=str)
     counts = [TRAIN_COUNTS[int(name)] for name in names]
     train = images(np.repeat(np.arange(NUM_CLASSES), counts), names, "train")
@@ -64,7 +64,7 @@ def test_8142_classes_end_to_end(data_in_folder_order, tmp_path):
     output.loss.backward()
     assert math.isfinite(float(model.classifier.weight.grad.norm()))
 
-    # A model that knows class "10" alone, in the official order, evaluated on data in folder order.
+    # A model that always predicts class "10", in the official order, evaluated on data in folder order.
     with torch.no_grad():
         model.classifier.weight.zero_()
         model.classifier.bias.zero_()

@@ -1,0 +1,65 @@
+"""Image folders: splits, class names, links, and errors that name the folder."""
+
+import PIL.Image
+import pytest
+
+from livt_hf.data import (
+    class_counts,
+    decode_image,
+    load_long_tailed,
+)
+
+
+def write_image(path, color=(200, 30, 90), size=(6, 5)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.new("RGB", size, color).save(path)
+
+
+@pytest.mark.parametrize("validation", ["validation", "val", "valid"])
+def test_an_image_folder_with_splits(tmp_path, validation):
+    for name, count in {"10": 3, "2": 1, "cat": 2}.items():
+        for index in range(count):
+            write_image(tmp_path / "train" / name / f"{index}.PNG")
+    write_image(tmp_path / validation / "cat" / "deep" / "1.jpg")
+    write_image(tmp_path / "test" / "2" / "1.jpg")
+    (tmp_path / "test" / "2" / "notes.txt").write_text("not an image")
+    (tmp_path / "train" / ".cache").mkdir()
+    splits = load_long_tailed(tmp_path)
+    assert class_counts(splits) == {"10": 3, "2": 1, "cat": 2}  # sorted as strings
+    assert class_counts(splits["validation"]) == {"10": 0, "2": 0, "cat": 1}
+    assert splits["test"][0] == {"image": {"bytes": None, "path": str(tmp_path / "test" / "2" / "1.jpg")}, "label": 1}
+
+
+def test_a_flat_image_folder_is_training_data_and_can_be_made_long_tailed(tmp_path):
+    for name in "ab":
+        for index in range(10):
+            write_image(tmp_path / name / f"{index}.png")
+    assert {split: len(rows) for split, rows in load_long_tailed(str(tmp_path)).items()} == {"train": 20}
+    assert class_counts(load_long_tailed(tmp_path, imbalance_factor=5)) == {"a": 10, "b": 2}
+
+
+def test_a_dangling_link_is_left_to_the_reader(tmp_path):
+    write_image(tmp_path / "a" / "1.png")
+    (tmp_path / "a" / "2.png").symlink_to(tmp_path / "gone.png")
+    rows = load_long_tailed(tmp_path)["train"]
+    with pytest.raises(ValueError, match=r"2\.png: no such file"):
+        decode_image(rows[1]["image"])
+
+
+def test_bad_image_folders_are_named(tmp_path):
+    with pytest.raises(ValueError, match="no images found; expected .*/train/CLASS/"):
+        load_long_tailed(tmp_path)
+    write_image(tmp_path / "train" / "a" / "1.png")
+    (tmp_path / "train" / "b").mkdir()
+    with pytest.raises(ValueError, match="/train: class folders without images: b; add images or remove the folders"):
+        load_long_tailed(tmp_path)
+    write_image(tmp_path / "train" / "b" / "1.png")
+    write_image(tmp_path / "test" / "c" / "1.png")
+    with pytest.raises(ValueError, match="/test: 1 class folders are not among the training classes: c;"):
+        load_long_tailed(tmp_path)
+
+
+def test_a_folder_without_training_split_is_an_error(tmp_path):
+    write_image(tmp_path / "val" / "a" / "1.png")
+    with pytest.raises(ValueError, match="no train/ beside val/; a training split is needed"):
+        load_long_tailed(tmp_path)

@@ -1,0 +1,86 @@
+"""Columns and labels of any kind become the two columns "image" and "label"; errors name the column or row."""
+
+import pyarrow.parquet as pq
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+
+from helpers.images import ROWS, png, write_parquet
+from livt_hf.data import (
+    class_counts,
+    load_long_tailed,
+)
+
+
+def test_parquet_columns_without_metadata_are_named_by_the_user(tmp_path):
+    columns = {"picture": [image["bytes"] for image in ROWS], "kind": ["b", "a", "b"], "number": [0, 2, 1]}
+    write_parquet(tmp_path / "train.parquet", columns)
+    with pytest.raises(ValueError, match="^image_column: cannot be inferred for .*; name one of picture, kind, number"):
+        load_long_tailed(tmp_path)
+    with pytest.raises(ValueError, match="^label_column: .* has no column 'class'; name one of picture, kind, number"):
+        load_long_tailed(tmp_path, image_column="picture", label_column="class")
+    by_name = load_long_tailed(tmp_path, image_column="picture", label_column="kind")["train"]
+    assert class_counts(by_name) == {"a": 1, "b": 2}
+    assert by_name[0] == {"image": {"bytes": png(), "path": None}, "label": 1}
+    by_number = load_long_tailed(tmp_path, image_column="picture", label_column="number")
+    assert class_counts(by_number) == {"0": 1, "1": 1, "2": 1}
+    with pytest.raises(ValueError, match="^image_column: the column contains string, not encoded images"):
+        load_long_tailed(tmp_path, image_column="kind", label_column="number")
+
+
+@pytest.mark.parametrize(
+    ("values", "counts"), [([True, False, True], {"false": 1, "true": 2}), ([1.0, 0.5, 1.0], {"0.5": 1, "1": 2})]
+)
+def test_labels_that_are_neither_integers_nor_strings_are_named_as_arrow_prints_them(tmp_path, values, counts):
+    write_parquet(tmp_path / "train.parquet", {"picture": [image["bytes"] for image in ROWS], "kind": values})
+    splits = load_long_tailed(tmp_path, image_column="picture", label_column="kind")
+    assert class_counts(splits) == counts
+    assert splits["train"]["label"][:] == [1, 0, 1]
+
+
+def test_with_several_label_columns_one_must_be_named(tmp_path):
+    features = {"image": Image(), "fine_label": ClassLabel(names=["a", "b"]), "coarse_label": ClassLabel(names=["c"])}
+    columns = {"image": ROWS, "fine_label": [0, 1, 1], "coarse_label": [0, 0, 0]}
+    write_parquet(tmp_path / "train-0.parquet", columns, features)
+    with pytest.raises(ValueError, match="^label_column: cannot be inferred for .*; name one of fine_label, coarse"):
+        load_long_tailed(tmp_path)
+    assert class_counts(load_long_tailed(tmp_path, label_column="fine_label")) == {"a": 1, "b": 2}
+
+
+@pytest.mark.parametrize("label", [7, -1, None])
+def test_a_label_out_of_range_names_its_row(tmp_path, label):
+    features = {"image": Image(), "label": Value("int64")}
+    write_parquet(tmp_path / "train-0.parquet", {"image": ROWS, "label": [0, 1, label]}, features)
+    table = pq.read_table(tmp_path / "train-0.parquet")
+    with_names = Features({"image": Image(), "label": ClassLabel(names=["a", "b"])}).arrow_schema.metadata
+    pq.write_table(table.replace_schema_metadata(with_names), tmp_path / "train-0.parquet")
+    with pytest.raises(ValueError, match=f"label {label} of train row 2 is not one of the 2 classes"):
+        load_long_tailed(tmp_path)
+
+
+def labeled(names, labels):
+    features = Features({"image": Image(), "label": ClassLabel(names=names)})
+    return Dataset.from_dict({"image": ROWS[: len(labels)], "label": labels}, features=features)
+
+
+@pytest.mark.parametrize("layout", ["arrow", "parquet"])
+def test_a_split_that_numbers_its_classes_differently_is_matched_by_name(tmp_path, layout):
+    """As from `imagefolder`: a test set without images of one class numbers the others differently."""
+
+    def save(folder, **splits):
+        if layout == "arrow":
+            DatasetDict(splits).save_to_disk(folder)
+        else:
+            for split, rows in splits.items():
+                folder.mkdir(exist_ok=True)
+                rows.to_parquet(folder / f"{split}-0.parquet")
+        return folder
+
+    train = labeled(["cat", "dog", "lynx"], [0, 1, 2])
+    splits = load_long_tailed(save(tmp_path / "fewer", train=train, test=labeled(["dog", "lynx"], [0, 1])))
+    assert splits["test"].features["label"].names == ["cat", "dog", "lynx"]
+    assert splits["test"]["label"] == [1, 2]
+    with pytest.raises(ValueError, match="label 'emu' of test row 1 is not one of the 3 classes"):
+        load_long_tailed(save(tmp_path / "other", train=train, test=labeled(["dog", "emu"], [0, 1])))
+    folder = save(tmp_path / "hidden", train=train, test=labeled(["cat", "dog", "lynx"], [-1, -1]))
+    with pytest.warns(UserWarning, match="the test split has no labels and is ignored"):
+        assert list(load_long_tailed(folder)) == ["train"]
