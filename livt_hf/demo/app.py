@@ -1,7 +1,7 @@
-"""The demo of one classifier as a Gradio app: `livt demo`, and as it stands a file of the Space that this writes.
+"""Gradio app of one classifier, for `livt demo` and, copied as demo_app.py, for the Space that it writes.
 
-Needs gradio, transformers, torch, numpy and Pillow, and nothing of livt_hf, so that a Space runs it as it is.
-Legend: C classes, H, W image size, G_h, G_w patches a side.
+Needs gradio, transformers, torch, numpy and Pillow, but not livt_hf, so that a Space runs it unchanged.
+Legend: C classes, G_h, G_w patches along height and width.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ import PIL.Image
 import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # of the system
-COLUMNS = ["Class", "Training images", "Model, %", "Shifted, %"]
+THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # no downloads
+COLUMNS = ["Class", "Training images", "Model (%)", "At target prior (%)"]
 TOP = 5
-BALANCED_LOSSES = ("bal_ce", "bal_bce", "lade")  # the logits of such a model assume other shares than the training's
-PICTURE_SIDE = 336  # pixels of the shorter side at least
+BALANCED_LOSSES = ("bal_ce", "bal_bce", "lade")  # logits trained with them assume another prior than the training set's
+PICTURE_SIDE = 336  # minimum shorter side in pixels
 
 
 def assumed_exponent(config: Any) -> float | None:
-    """a of the class shares pi ** a, pi the training prior, that a model's logits assume.
+    """Exponent a of the class prior pi ** a, up to a constant, that a model's logits assume; pi is the training prior.
 
-    1 after an unbalanced loss, 1 - tau after a balanced one, 0 after class-balanced batches (`prior_shift.py`, tested
-    to be the same); after `livt adjust` that of its target prior. None: the
-    config holds no class counts, or was adjusted in a way that leaves this path (tau-norm, a prior of one's own).
+    1 after an unbalanced loss, 1 - tau after a balanced one, 0 after class-balanced batches (a test compares this with
+    `evaluation/prior_shift.py`); after `livt adjust` that of the target prior. None if the config has no class counts,
+    or if the assumed prior is not of this form (tau-normalization, a custom target prior).
     """
     if not getattr(config, "class_counts", None):
         return None
@@ -49,10 +49,10 @@ def assumed_exponent(config: Any) -> float | None:
 
 
 def prior_shift(config: Any, position: float) -> np.ndarray:
-    """Logit shift, float64 (C,), to the class shares pi ** (1 - position): 0 is the training prior, 1 uniform.
+    """Logit shift, float64 (C,), to the target prior pi ** (1 - position): position 0 is the training prior, 1 uniform.
 
-    log q_i - log p_i with q the target and p the assumed shares (Menon et al., ICLR 2021, Eq. 9); it is 0 where the
-    position is ``1 - assumed_exponent(config)``.
+    log q_i - log p_i with q the target and p the assumed prior (Menon et al., ICLR 2021, Eq. 9); 0 at position
+    ``1 - assumed_exponent(config)``.
     """
     exponent = assumed_exponent(config)
     if exponent is None:
@@ -62,19 +62,19 @@ def prior_shift(config: Any, position: float) -> np.ndarray:
 
 
 class Classifier:
-    """A model and its image processor; what they make of one image."""
+    """Classifies one image at a time with a model and its image processor."""
 
     def __init__(self, model: Any, image_processor: Any):
         self.model, self.image_processor, self.config = model.eval(), image_processor, model.config
-        model.set_attn_implementation("eager")  # the only one that tells its attention
+        model.set_attn_implementation("eager")  # the only one that returns attention weights
 
     @torch.inference_mode()
     def logits(self, image: PIL.Image.Image) -> np.ndarray:
-        """float64 (C,)."""
+        """The model's logits, float64 (C,)."""
         return self.model(**self._inputs(image)).logits[0].double().cpu().numpy()
 
     def classify(self, image: PIL.Image.Image | None, position: float) -> tuple[dict[str, float] | None, list[list]]:
-        """The most probable classes at the given class shares, and a table that sets them beside the model's own."""
+        """Top classes at a target prior (see `prior_shift`), and a table that compares them with the model's own."""
         if image is None:
             return None, []
         logits = self.logits(image)
@@ -90,16 +90,16 @@ class Classifier:
 
     @torch.inference_mode()
     def attention(self, image: PIL.Image.Image) -> np.ndarray | None:
-        """Attention that each patch receives in the last layer, mean over heads and tokens, float (G_h, G_w).
+        """Attention that each patch receives in the last layer, averaged over heads and queries, float32 (G_h, G_w).
 
-        None for a model that has no such attention (convolutions, windows).
+        None for a model without global attention (ConvNets, Swin).
         """
         inputs = self._inputs(image)
         attentions = getattr(self.model(**inputs, output_attentions=True), "attentions", None)
         patch_size = getattr(self.config, "patch_size", None)
         if not attentions or attentions[-1] is None or not isinstance(patch_size, int):
             return None
-        last = attentions[-1]  # (1, heads, tokens, tokens); CLS and the like come first
+        last = attentions[-1]  # (1, heads, tokens, tokens); special tokens come first
         rows, columns = (side // patch_size for side in inputs["pixel_values"].shape[-2:])
         if last.ndim != 4 or len(last) != 1 or last.shape[-1] < rows * columns:
             return None
@@ -107,7 +107,7 @@ class Classifier:
         return received.reshape(rows, columns).cpu().numpy()
 
     def picture(self, image: PIL.Image.Image | None) -> PIL.Image.Image | None:
-        """The crop that the model sees, dark where it attends little."""
+        """The crop that the model sees, darkened where it attends little; None as in `attention`."""
         if image is None:
             return None
         attention = self.attention(image)
@@ -119,7 +119,7 @@ class Classifier:
             pixels = pixels * std + mean
         seen = pixels.clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy()
         crop = enlarge(PIL.Image.fromarray(seen))
-        low, high = np.quantile(attention, [0.05, 0.95])  # one patch of extreme attention would leave the rest black
+        low, high = np.quantile(attention, [0.05, 0.95])  # a single outlier patch would darken the rest
         weight = np.clip((attention - low) / max(high - low, 1e-12), 0, 1)
         mask = PIL.Image.fromarray((255 * weight).astype(np.uint8)).resize(crop.size, PIL.Image.Resampling.BICUBIC)
         bright = 0.3 + 0.7 * np.asarray(mask, dtype=np.float32)[:, :, None] / 255
@@ -134,13 +134,13 @@ class Classifier:
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Over the last axis."""
+    """Softmax over the last axis."""
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
 def enlarge(image: PIL.Image.Image) -> PIL.Image.Image:
-    """By a whole factor, to at least ``PICTURE_SIDE`` pixels."""
+    """Enlarge by an integer factor to at least ``PICTURE_SIDE`` pixels."""
     factor = max(1, -(-PICTURE_SIDE // min(image.size)))
     return image.resize((image.width * factor, image.height * factor), PIL.Image.Resampling.BICUBIC)
 
@@ -151,11 +151,13 @@ def build_app(
     examples: Sequence[tuple[PIL.Image.Image, str]] = (),
     reconstruct: Callable[[PIL.Image.Image | None], PIL.Image.Image | None] | None = None,
 ) -> gr.Blocks:
-    """The app; launch it with ``theme=THEME``.
+    """Build the app; launch it with ``theme=THEME``.
 
     Args:
-        examples: images with their captions, from head to tail.
-        reconstruct: what a masked autoencoder makes of an image, as one picture.
+        classifier: answers the requests.
+        title: shown on the page.
+        examples: images with their captions, from head to tail classes.
+        reconstruct: returns a picture of a masked autoencoder's reconstruction of an image.
     """
     exponent = assumed_exponent(classifier.config)
     own = 0.0 if exponent is None else 1.0 - exponent
@@ -169,23 +171,27 @@ def build_app(
                     max(1.0, own),
                     value=own,
                     step=0.01,
-                    label="Class shares to expect: 0 as in training, 1 all the same",
+                    label="Target class prior: 0 = training prior, 1 = uniform",
                     info=f"At {own:g} the probabilities are the model's own.",
                     visible=exponent is not None,
                 )
             with gr.Column():
-                label = gr.Label(num_top_classes=TOP, label="Most probable classes")
-                table = gr.Dataframe(headers=COLUMNS, datatype="str", interactive=False, label="What the shares change")
+                label = gr.Label(num_top_classes=TOP, label="Top classes")
+                table = gr.Dataframe(
+                    headers=COLUMNS, datatype="str", interactive=False, label="Effect of the target prior"
+                )
         with gr.Row():
             with gr.Column():
-                gr.Markdown("Attention in the last layer: bright patches receive more")
+                gr.Markdown("Last-layer attention: brighter patches receive more")
                 attention = gr.Image(show_label=False, interactive=False, height=300)
             if reconstruct is not None:
                 with gr.Column():
-                    gr.Markdown("Patches hidden, and filled in by the masked autoencoder")
+                    gr.Markdown("Masked patches, and their reconstruction by the masked autoencoder")
                     masked = gr.Image(show_label=False, interactive=False, height=300)
         if examples:
-            gr.Markdown("Examples, from the largest class to the smallest, with their training images: click one")
+            gr.Markdown(
+                "Examples from the largest to the smallest class, with the number of training images; click one"
+            )
             gallery = gr.Gallery(
                 [(picture, caption) for picture, caption in examples],
                 show_label=False,
@@ -211,7 +217,7 @@ def build_app(
 
 
 def build_space(folder: Path) -> gr.Blocks:
-    """The app of a Space, from the space.json that `livt demo --export_space` wrote into its folder."""
+    """Build the app of a Space from the space.json in its folder, written by `livt demo --export_space`."""
     settings = json.loads((folder / "space.json").read_text(encoding="utf-8"))
     model = str(folder / settings["model_folder"]) if settings["model_folder"] else settings["model"]
     classifier = Classifier(

@@ -1,6 +1,6 @@
-"""`livt demo`: look at a classifier in the browser, or write the same app as a Space for the Hub.
+"""`livt demo`: try a classifier in the browser, or write the same app as a Space for the Hub.
 
-The app itself is `demo_app`, which knows nothing of this package: a Space gets a copy of that file.
+The app is app.py, which does not import this package, so that a Space gets a copy of that file.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from ..class_names import class_names
 from ..evaluation.evaluate import counts_by_model_name, open_dataset
 from ..evaluation.examples import first_image_of_each_class
 from ..evaluation.predictions import ProcessorTransform, mean_and_std
-from ..files import publish_files
+from ..files import check_new_folder, publish_files
 from ..models.loading import load_autoencoder, load_classifier
 from ..models.modeling_livt_mae import reconstruct_images
 
 Example = tuple[PIL.Image.Image, str]
 
-APP = '''"""A Space that `livt demo --export_space` wrote."""
+APP = '''"""Space written by `livt demo --export_space`."""
 
 from pathlib import Path
 
@@ -58,26 +58,27 @@ def demo(
 
     Args:
         model: folder or Hub id of an image classifier.
-        mae: folder or Hub id of a masked autoencoder that fills in hidden patches; not part of a Space.
-        dataset: where examples come from, and the class counts of a model that does not know them.
-        split: of the examples.
-        export_space: new folder. A model from a folder is copied into it, one from the Hub is named.
-        block: stay until interrupted.
+        mae: folder or Hub id of a masked autoencoder that reconstructs masked patches; not part of a Space.
+        dataset: source of the examples, and of the class counts if the model has none.
+        split: split of the examples.
+        port: on this machine.
+        export_space: new folder. A local model is copied into it, one from the Hub is referred to by its id.
+        block: serve until interrupted.
         data_options: further arguments of `load_long_tailed`.
 
     Returns:
-        The app that was launched; None after an export.
+        The launched app, or None after an export.
 
     Raises:
-        ValueError: gradio is not installed, or a model, dataset, split, port or folder that cannot be used.
+        ValueError: gradio is not installed, or a model, dataset, split, port or folder cannot be used.
     """
     app = _import_app()
     if export_space is not None and mae is not None:
-        raise ValueError("mae: a Space shows the classifier alone; leave --mae out of --export_space")
-    if export_space is not None and Path(export_space).exists():
-        raise ValueError(f"export_space: {str(export_space)!r} exists already; name a new folder")
+        raise ValueError("mae: a Space shows only the classifier; leave out --mae or --export_space")
+    if export_space is not None:
+        check_new_folder(export_space, "export_space")
     if not 1 <= port <= 65535:
-        raise ValueError(f"port: {port}; a port is a number from 1 to 65535")
+        raise ValueError(f"port: {port}; give a number from 1 to 65535")
     classifier, image_processor = load_classifier(model)
     examples: list[Example] = []
     if dataset is not None:
@@ -106,12 +107,12 @@ def _import_app() -> ModuleType:
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "gradio":
             raise
-        raise ValueError("demo: it needs gradio, which is not installed: pip install 'livt-hf[demo]'") from None
+        raise ValueError("demo: gradio is not installed; install it with pip install 'livt-hf[demo]'") from None
     return demo_app
 
 
 def head_and_tail(split: Dataset, config: Any, number: int = 8) -> list[Example]:
-    """One image, with a caption, of each of the ``number / 2`` largest and of the ``number / 2`` smallest classes.
+    """The first image, with a caption, of each of the ``number / 2`` largest and the ``number / 2`` smallest classes.
 
     Raises:
         ValueError: the class names of model and data differ.
@@ -139,7 +140,7 @@ def _as_picture(image: torch.Tensor) -> PIL.Image.Image:
 def _reconstruction(
     mae: str | Path, enlarge: Callable[[PIL.Image.Image], PIL.Image.Image]
 ) -> Callable[[PIL.Image.Image | None], PIL.Image.Image | None]:
-    """A function that hides patches of an image and sets what the autoencoder makes of them beside it."""
+    """A function from an image to a picture of its masked patches and their reconstruction, side by side."""
     autoencoder, image_processor = load_autoencoder(mae)
     transform = ProcessorTransform(image_processor)
 
@@ -148,8 +149,8 @@ def _reconstruction(
             return None
         pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
         images = transform(pixels)["pixel_values"][None]
-        _, masked, filled = reconstruct_images(autoencoder, images, *mean_and_std(image_processor))
-        return enlarge(PIL.Image.fromarray(np.concatenate([masked[0], filled[0]], axis=1)))
+        _, masked, reconstructed = reconstruct_images(autoencoder, images, *mean_and_std(image_processor))
+        return enlarge(PIL.Image.fromarray(np.concatenate([masked[0], reconstructed[0]], axis=1)))
 
     return reconstruct
 
@@ -157,7 +158,7 @@ def _reconstruction(
 def _write_space(
     folder: Path, model: str | Path, classifier: Any, image_processor: Any, title: str, examples: list[Example]
 ) -> None:
-    """README.md, requirements.txt, app.py, demo_app.py, space.json, examples, and the weights of a local model."""
+    """Write README.md, requirements.txt, app.py, demo_app.py, space.json, examples, and a local model's weights."""
     local = Path(model).is_dir()
     front_matter = {
         "title": title,
@@ -171,8 +172,8 @@ def _write_space(
     with publish_files(folder) as new:
         (new / "README.md").write_text(
             f"---\n{yaml.safe_dump(front_matter, sort_keys=False, allow_unicode=True)}---\n\n"
-            "Classify an image, move the class shares to expect from those of the training to uniform ones, and see\n"
-            "which patches the model attends to. Made with livt_hf; it runs on plain transformers.\n",
+            "Classify an image, move the target class prior from the training prior to uniform, and see which patches\n"
+            "the model attends to. Made with livt_hf; runs on plain transformers.\n",
             encoding="utf-8",
         )
         versions = [f"{library}>={importlib.metadata.version(library).split('+')[0]}" for library in libraries]
@@ -183,8 +184,8 @@ def _write_space(
             classifier.save_pretrained(new / "model")
             image_processor.save_pretrained(new / "model")
         files = []
-        for place, (picture, caption) in enumerate(examples):
-            files.append([f"example_{place}.png", caption])
+        for index, (picture, caption) in enumerate(examples):
+            files.append([f"example_{index}.png", caption])
             picture.save(new / files[-1][0])
         settings = {
             "title": title,

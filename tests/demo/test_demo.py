@@ -1,4 +1,4 @@
-"""`livt demo`: the shift of the class shares, the app as a browser asks it, and the Space without livt_hf."""
+"""`livt demo`: the prior shift, the served app, and the Space without livt_hf."""
 # ruff: noqa: E402  gradio is an extra, and without it nothing here can be imported
 
 import json
@@ -98,7 +98,7 @@ def _config(counts, **fields):
     return SimpleNamespace(num_labels=len(counts), class_counts=counts, id2label=dict(enumerate(counts)), **fields)
 
 
-def test_the_shift_leads_from_the_assumed_shares_to_those_of_the_slider():
+def test_the_shift_leads_from_the_assumed_prior_to_that_of_the_slider():
     counts = {"cat": 60, "dog": 30, "emu": 10}
     position = 0.25
     target = np.array([0.6, 0.3, 0.1]) ** 0.75
@@ -132,7 +132,7 @@ def test_a_model_trained_with_ce_is_itself_at_0_and_logit_adjusted_at_1():
         _config({"cat": 2, "dog": 1}, loss="ce", adjustment={"target_prior": {"cat": 0.9, "dog": 0.1}}),
     ],
 )
-def test_models_off_the_path_from_training_to_uniform_are_not_shifted(config):
+def test_models_that_assume_another_kind_of_prior_are_not_shifted(config):
     assert demo_app.assumed_exponent(config) is None
     np.testing.assert_array_equal(demo_app.prior_shift(config, 0.3), 0.0)
 
@@ -143,7 +143,7 @@ def test_the_app_answers_as_predict_does_and_follows_the_slider(folder, mae, ima
     try:
         client = gradio_client.Client(f"http://127.0.0.1:{port}", verbose=False)
         file = gradio_client.handle_file(image)
-        own, table = client.predict(file, 1.0, api_name="/classify")  # tau = 1: the logits assume uniform shares
+        own, table = client.predict(file, 1.0, api_name="/classify")  # tau = 1: the logits assume a uniform prior
         (expected,) = predict_images(folder, [image], top_k=5)
         assert _scores(own) == pytest.approx(_scores_of(expected), abs=1e-5)
         assert [row[:2] for row in table["data"]] == [[name, COUNTS[name]] for name in _scores(own)]
@@ -188,7 +188,7 @@ def test_examples_are_those_of_the_largest_and_the_smallest_classes():
     ]
 
 
-def test_counts_of_a_data_set_are_stored_under_the_names_of_the_model(folder, tmp_path):
+def test_counts_of_a_dataset_are_stored_under_the_names_of_the_model(folder, tmp_path):
     names = [f"{digit} {'abcdefghij'[digit]}" for digit in range(10)]
     model = ViTForBalancedClassification.from_pretrained(folder)
     for name, value in label_names(names).items():
@@ -222,12 +222,13 @@ def test_the_exported_space_gives_the_same_answer_without_livt_hf(folder, image,
     assert table == expected_table
 
 
-def test_what_a_user_can_mend_is_one_line(folder, mae, tmp_path, monkeypatch, capsys):
+def test_user_errors_are_one_line(folder, mae, tmp_path, monkeypatch, capsys):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
         assert main(["demo", "--model", str(folder), "--port", port]) == 2
+    (tmp_path / "notes.txt").write_text("mine")
     assert main(["demo", "--model", str(folder), "--export_space", str(tmp_path)]) == 2
     assert main(["demo", "--model", str(folder), "--mae", str(mae), "--export_space", str(tmp_path / "new")]) == 2
     assert main(["demo", "--model", str(folder), "--dataset", "digits", "--split", "dev"]) == 2
@@ -243,7 +244,7 @@ def test_what_a_user_can_mend_is_one_line(folder, mae, tmp_path, monkeypatch, ca
     monkeypatch.delattr("livt_hf.demo.app")
     assert main(["demo", "--model", str(folder)]) == 2
     assert capsys.readouterr().err == (
-        "error: demo: it needs gradio, which is not installed: pip install 'livt-hf[demo]'\n"
+        "error: demo: gradio is not installed; install it with pip install 'livt-hf[demo]'\n"
     )
 
 
