@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..config.arguments import DataSource, LongTail, ShotGroups
+from ..config.groups import DataSource, LongTail, ShotGroups
 from ..config.options import AT_LEAST_1, NOT_NEGATIVE, SEED, option, redefine
 from .console import read_options
 

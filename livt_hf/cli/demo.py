@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..config.arguments import DataSource
+from ..config.groups import DataSource
 from ..config.options import option
 from .console import read_options
 

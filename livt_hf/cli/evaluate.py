@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from ..config.arguments import DataSource, InferenceArguments
+from ..config.groups import DataSource, InferenceArguments
 from ..config.options import option
 from .console import read_options
 

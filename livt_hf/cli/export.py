@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ..config.arguments import DataSource
+from ..config.groups import DataSource
 from ..config.options import AT_LEAST_1, option, redefine
 from .console import read_options
 

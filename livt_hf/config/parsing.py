@@ -211,6 +211,8 @@ def _add_option(group: Any, entry: dataclasses.Field, hint: Any, required: bool)
 def _help(text: str, default: Any, required: bool) -> str:
     """The help text and the default, unless the text states it."""
     text = text.removesuffix(".")
+    if "(required" in text:
+        return f"{text}."
     if required:
         return f"{text} (required)."
     if default in (None, "", []):

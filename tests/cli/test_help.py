@@ -64,7 +64,9 @@ def test_help_groups_the_options_and_shows_every_default(stage, capsys, monkeypa
         about = entry.metadata["help"].removesuffix(".")
         rest = words.partition(about)[2]
         assert rest, entry.name
-        assert "(default" in about or rest.startswith((" (default: ", " (required)")), entry.name
+        assert "(default" in about or "(required" in about or rest.startswith((" (default: ", " (required)")), (
+            entry.name
+        )
     assert "--base_lr X Learning rate at an effective batch size of 256; scaled linearly with the batch" in words
     assert "(default: 0.001)." in words if stage == "finetune" else "(default: 0.00015)." in words
 
