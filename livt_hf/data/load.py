@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict
 
+from ..config.options import did_you_mean
 from .long_tail import balanced_indices, dataset_labels, long_tailed_indices
 from .sources.benchmarks import (
     CIFAR_BAL_SETS,
@@ -235,10 +235,6 @@ def _check_no_data_dir(request: _Request) -> None:
 def _unknown_source(name: str) -> ValueError:
     if Path(name).expanduser().exists():
         return ValueError(f"dataset: {name!r} is a file; name the folder of the images, or a .csv list")
-    nearest = difflib.get_close_matches(name, BENCHMARKS, n=1)
-    hint = (
-        f"did you mean {nearest[0]!r}?"
-        if nearest
-        else f"give an existing folder, a Hub id or one of: {', '.join(BENCHMARKS)}"
-    )
-    return ValueError(f"dataset: {name!r} is neither an existing folder nor a known name; {hint}")
+    near = did_you_mean(name, list(BENCHMARKS))
+    hint = near or f" give an existing folder, a Hub id or one of: {', '.join(BENCHMARKS)}"
+    return ValueError(f"dataset: {name!r} is neither an existing folder nor a known name;{hint}")

@@ -23,6 +23,7 @@ from datasets.distributed import split_dataset_by_node
 from datasets.fingerprint import Hasher
 from huggingface_hub import HfApi
 
+from ..class_names import check_same_names
 from .dataset import check_bad_image_limit, log_bad_image, preserved_generators, sample_seed, seed_generators
 from .decoding import decode_image
 from .loader import ImageLoader, TrainingBatches, collate, ignore_stop_signals, limit_workers
@@ -85,11 +86,7 @@ def load_stream(
     if names_in_order is None:
         stored = {_stored(name, features[label_column]): name for name in class_counts}
         return ImageStream(images, image_column, label_column, dict(class_counts), stored)
-    if set(class_counts) != set(names_in_order):
-        unknown = sorted(set(class_counts) ^ set(names_in_order))
-        raise ValueError(
-            f"class_counts: class names differ from those of {source}; only in one of them: {', '.join(unknown[:20])}"
-        )
+    check_same_names(names_in_order, class_counts, str(source), "class_counts")
     in_order = {name: class_counts[name] for name in names_in_order}
     return ImageStream(images, image_column, label_column, in_order, dict(enumerate(names_in_order)))
 

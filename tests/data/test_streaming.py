@@ -103,7 +103,7 @@ def test_labels_are_counted_once_and_cached(tmp_path, monkeypatch):
     assert load_stream(folder, counts_folder=tmp_path / "counts").class_counts == counts
     given = load_stream(folder, class_counts={"a": 1, "b": 2, "c": 3}, counts_folder=tmp_path / "none")
     assert list(given.class_counts.items()) == [("b", 2), ("a", 1), ("c", 3)]  # in label order
-    with pytest.raises(ValueError, match="class names differ from those of .*; only in one of them: c, d"):
+    with pytest.raises(ValueError, match="and class_counts differ; only in .*: 'c'; only in class_counts: 'd'"):
         load_stream(folder, class_counts={"a": 1, "b": 2, "d": 3})
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict
 
+from ...class_names import abbreviate
 from ..long_tail import class_counts
 from ..table import SPLIT_NAMES, image_column, image_dataset, no_training_split
 
@@ -52,13 +53,13 @@ def load_image_folder(folder: Path, rename: Callable[[list[str]], list[str]] | N
             if unknown:
                 raise ValueError(
                     f"{split_folders[split]}: {len(unknown)} class folders are not among the training classes: "
-                    f"{', '.join(unknown[:20])}{' ...' if len(unknown) > 20 else ''}; rename or remove them"
+                    f"{abbreviate(unknown)}; rename or remove them"
                 )
             splits[split] = _load_split(split_folders[split], names, class_names)
     if empty := [name for name, count in class_counts(splits["train"]).items() if count == 0]:
         raise ValueError(
-            f"{split_folders['train']}: class folders without images: {', '.join(empty[:20])}"
-            f"{' ...' if len(empty) > 20 else ''}; add images or remove the folders"
+            f"{split_folders['train']}: class folders without images: {abbreviate(empty)}; add images or remove the "
+            "folders"
         )
     return DatasetDict(splits)
 

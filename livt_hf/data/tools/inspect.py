@@ -16,8 +16,8 @@ from datasets import Dataset, DatasetDict
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from ...prior import DEFAULT_SHOT_GROUPS, GROUP_NAMES, ClassPrior, describe_groups
-from ...reporting.charts import GROUP_COLORS, MUTED, save_png
+from ...prior import GROUP_NAMES, ClassPrior, describe_groups, group_definition
+from ...reporting.charts import GROUP_COLORS, INK, MUTED, clean_axes, save_png
 from ..decoding import decode_image
 from ..long_tail import class_counts, dataset_labels
 from ..table import Rows
@@ -76,9 +76,9 @@ def inspect_dataset(splits: DatasetDict, png: str | Path, groups: Mapping[str, A
 
     Args:
         png: file for the figure; its folder is created.
-        groups: arguments of `ClassPrior.groups`; missing ones are `DEFAULT_SHOT_GROUPS`.
+        groups: arguments of `ClassPrior.groups`; see `group_definition`.
     """
-    definition = {**DEFAULT_SHOT_GROUPS, **(groups or {})}
+    definition = group_definition(groups)
     counts = class_counts(splits)
     prior = ClassPrior(counts)
     labels_of = prior.groups(**definition)
@@ -114,6 +114,8 @@ def _draw(train: Dataset, prior: ClassPrior, labels_of: dict[str, np.ndarray], p
     order = np.argsort(-prior.counts, kind="stable")  # (C,) labels, largest class first
     _draw_frequency(frequency, prior, order, labels_of)
     _draw_biases(biases, prior)
+    for axes in (frequency, biases):
+        clean_axes(axes)
     _draw_samples(bottom, train, prior, order)
     save_png(figure, png, colors=None)
 
@@ -127,11 +129,11 @@ def _draw_frequency(axes: Axes, prior: ClassPrior, order: np.ndarray, labels_of:
             label = f"{name}: {end - start:,} classes"
             axes.stairs(prior.counts[order][start:end], edges, fill=True, color=GROUP_COLORS[name], label=label)
             if start:
-                axes.axvline(start + 0.5, color="black", linewidth=0.8, linestyle=":")
+                axes.axvline(start + 0.5, color=INK, linewidth=0.8, linestyle=":")
         start = end
-    axes.set(yscale="log", xlabel="class, largest first", ylabel="training images", title="class frequency")
+    axes.set(yscale="log", xlabel="classes, largest first", ylabel="training images", title="Class frequency")
     axes.set(xlim=(0.5, len(prior) + 0.5), ylim=(0.8, 2 * prior.counts.max()))
-    axes.legend(loc="upper right")
+    axes.legend(frameon=False, loc="upper right", labelcolor=INK)
 
 
 def _draw_biases(axes: Axes, prior: ClassPrior) -> None:
@@ -142,9 +144,9 @@ def _draw_biases(axes: Axes, prior: ClassPrior) -> None:
     )
     axes.scatter(prior.pi, prior.log_prior, s=10, color=MUTED)
     axes.scatter(prior.pi, prior.log_odds, s=10, color=BCE_COLOR, zorder=3)
-    axes.axhline(0, color="gray", linewidth=0.6)
-    axes.set(xscale="log", xlabel=r"class prior $\pi$", ylabel="bias", title="logit biases")
-    axes.legend(frameon=False)
+    axes.axhline(0, color=MUTED, linewidth=0.6)
+    axes.set(xscale="log", xlabel=r"class prior $\pi$", ylabel="bias", title="Logit biases")
+    axes.legend(frameon=False, labelcolor=INK)
 
 
 def _draw_samples(figure: SubFigure, train: Dataset, prior: ClassPrior, order: np.ndarray) -> None:

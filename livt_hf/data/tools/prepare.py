@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import DatasetDict, Features, Image
 
+from ...files import check_new_folder
 from ..decoding import decode_image, encoded_image
 from ..table import IMAGE_TYPE, Rows
 from ..transforms import resize_shorter_side
@@ -142,8 +143,7 @@ def _check_plan(splits: DatasetDict, output_dir: Path, shorter_side: int, qualit
                 f"output_dir: {str(output_dir)!r} was prepared from other data or with other options; name a new folder"
             )
         return
-    if output_dir.exists() and any(output_dir.iterdir()):
-        raise ValueError(f"output_dir: {str(output_dir)!r} is not empty; name a new folder")
+    check_new_folder(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(plan, indent=2))
 
