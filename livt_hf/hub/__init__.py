@@ -1,1 +1,4 @@
-"""In: the folder of a finished or a running training run. Out: one commit in a repository of the Hugging Face Hub."""
+"""In: the folder of a saved model, or the checkpoints of a run in progress.
+
+Out: one commit per upload in a repository of the Hugging Face Hub, with the files checked beforehand.
+"""

@@ -1,4 +1,4 @@
-"""Publishing during training: one thread uploads, and the training neither waits for it nor sees its errors."""
+"""Uploads to the Hub during training, in a background thread: training neither waits for it nor fails with it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from huggingface_hub.utils import disable_progress_bars
 from ..files import MARKER, incompleteness, write_text
 from ..reporting.blocks import escape_markdown
 from ..reporting.card import ensure_card, plain_card
-from .upload import WAITS, WEIGHT_FILE, check_folder, check_repo_id, first_line, push_folder
+from .upload import WAITS, WEIGHT_FILE, check_model_folder, check_repo_id, first_line, push_folder
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +28,10 @@ class _Snapshot(NamedTuple):
 
 
 class BackgroundPusher:
-    """Uploads during training: one thread, which the training never waits for and whose errors it never sees.
+    """Uploads checkpoints in a background thread, whose errors are logged and do not stop training.
 
-    It uploads a snapshot of hard links in ``output_dir/.push``, because checkpoints are deleted meanwhile. A newer
-    snapshot replaces one that still waits.
+    It uploads snapshots, hard links in ``output_dir/.push``, since a checkpoint may be deleted during its upload. A
+    newer snapshot replaces one that is still queued.
 
     Args:
         repo_id: "org/name".
@@ -40,7 +40,10 @@ class BackgroundPusher:
         strategy: as Trainer's ``hub_strategy``: "end" uploads the final model only, "every_save" also that of each
             checkpoint, "checkpoint" also the whole newest checkpoint as ``last-checkpoint``, to resume from, and
             "all_checkpoints" each under its own name.
-        private, revision, token, waits: as for `push_folder`.
+        private, revision, token, waits: see `push_folder`.
+
+    Attributes:
+        errors: the messages of failed uploads.
     """
 
     def __init__(
@@ -61,23 +64,23 @@ class BackgroundPusher:
         self._snapshots = self.output_dir / ".push"
         self._condition = threading.Condition()
         self._ending = threading.Event()
-        self._waiting: _Snapshot | None = None
+        self._queued: _Snapshot | None = None
         self._thread: threading.Thread | None = None
         self.errors: list[str] = []
-        disable_progress_bars()  # they would run through that of the training
-        shutil.rmtree(self._snapshots, ignore_errors=True)  # of a run that was killed
+        disable_progress_bars()  # they would interfere with that of the training loop
+        shutil.rmtree(self._snapshots, ignore_errors=True)  # left by a killed run
 
     def push(self, checkpoint: str | Path, message: str) -> None:
-        """Upload the model of a checkpoint, if the strategy says so. Returns at once, and raises nothing."""
+        """Queue the upload of a checkpoint's model, if the strategy includes it. Returns at once; errors are logged."""
         if self.strategy == "end" or self._ending.is_set():
             return
         try:
             snapshot = self._snapshot(Path(checkpoint), message)
         except Exception as error:
-            self._note(f"{checkpoint} was not uploaded: {first_line(error)}")
+            self._report_error(f"{checkpoint} could not be uploaded: {first_line(error)}")
             return
         with self._condition:
-            replaced, self._waiting = self._waiting, snapshot
+            replaced, self._queued = self._queued, snapshot
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, daemon=True, name="push_to_hub")
                 self._thread.start()
@@ -86,7 +89,7 @@ class BackgroundPusher:
             shutil.rmtree(replaced.folder, ignore_errors=True)
 
     def finish(self, folder: str | Path, message: str = "Upload the trained model") -> str | None:
-        """Upload the final model, with waits and retries; one line if that failed, or None."""
+        """Upload the final model and wait for it; return None, or a one-line message if the upload failed."""
         self.stop()
         if self._thread is not None:
             self._thread.join()
@@ -95,23 +98,23 @@ class BackgroundPusher:
             url = push_folder(folder, self.repo_id, commit_message=message, **self._destination)
         except ValueError as error:
             private, revision = self._destination["private"], self._destination["revision"]
-            again = f"livt push --model {folder} --hub_model_id {self.repo_id}" + " --private" * bool(private)
-            again += f" --revision {revision}" * bool(revision)
-            return f"{error}; the model is in {folder}, and this uploads it later: {again}"
+            command = f"livt push --model {folder} --hub_model_id {self.repo_id}" + " --private" * bool(private)
+            command += f" --revision {revision}" * bool(revision)
+            return f"{error}; the model is in {folder}, upload it later with: {command}"
         finally:
             shutil.rmtree(self._snapshots, ignore_errors=True)
         logger.info(f"uploaded to {url}")
         return None
 
     def wait(self) -> None:
-        """Until nothing is waiting or being uploaded."""
+        """Block until nothing is queued or being uploaded."""
         with self._condition:
-            self._condition.wait_for(lambda: self._thread is None or (self._waiting is None and not self._busy))
+            self._condition.wait_for(lambda: self._thread is None or (self._queued is None and not self._busy))
 
     def stop(self) -> None:
-        """Upload no more. An upload on its way may still arrive; it is not awaited."""
+        """Discard the queue and accept nothing more. An upload in progress is not awaited."""
         with self._condition:
-            self._waiting = None
+            self._queued = None
             self._ending.set()
             self._condition.notify()
 
@@ -122,16 +125,18 @@ class BackgroundPusher:
             with self._condition:
                 self._busy = False
                 self._condition.notify_all()
-                self._condition.wait_for(lambda: self._waiting is not None or self._ending.is_set())
-                if self._waiting is None:
+                self._condition.wait_for(lambda: self._queued is not None or self._ending.is_set())
+                if self._queued is None:
                     return
-                snapshot, self._waiting, self._busy = self._waiting, None, True
+                snapshot, self._queued, self._busy = self._queued, None, True
             try:
                 options = {"commit_message": snapshot.message, "sleep": self._ending.wait, **self._destination}
                 push_folder(snapshot.folder, self.repo_id, files=snapshot.names, **options)
             except Exception as error:
                 if not self._ending.is_set():
-                    self._note(f"{first_line(error)}; the training goes on, and the next checkpoint is tried again")
+                    self._report_error(
+                        f"{first_line(error)}; training continues, and the next checkpoint will be uploaded"
+                    )
             shutil.rmtree(snapshot.folder, ignore_errors=True)
 
     def _snapshot(self, checkpoint: Path, message: str) -> _Snapshot:
@@ -144,7 +149,7 @@ class BackgroundPusher:
             self.processor.save_pretrained(folder)
             text = f"A model in training: {escape_markdown(message)}. The final model and its card will replace it."
             write_text(folder / "README.md", plain_card(folder, self.repo_id, text))
-            names = check_folder(folder)
+            names = check_model_folder(folder)
             if self.strategy in ("checkpoint", "all_checkpoints"):
                 reason = incompleteness(checkpoint)
                 if reason:
@@ -158,13 +163,13 @@ class BackgroundPusher:
             shutil.rmtree(folder, ignore_errors=True)
             raise
 
-    def _note(self, line: str) -> None:
+    def _report_error(self, line: str) -> None:
         self.errors.append(line)
         logger.warning(line)
 
 
 def _link(file: Path, target: Path) -> None:
-    """A hard link: files of a checkpoint are replaced, never written again. A copy where the disk has no links."""
+    """Hard-link a checkpoint's file, which is never modified in place; copy it if the file system has no hard links."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         target.hardlink_to(file)

@@ -58,7 +58,7 @@ print(json.dumps({"counts": list(config.ordered_class_counts().items()), "loss":
 
 
 def in_a_fresh_process(code, endpoint, cache):
-    """What a script prints, as JSON: the client takes its endpoint at import."""
+    """The JSON that a script prints; a new process, since the client reads its endpoint at import."""
     settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE_"))}
     command = [sys.executable, "-c", code]
@@ -72,7 +72,7 @@ def hub(monkeypatch):
     with serve(Hub(token=TOKEN)) as state:
         redirect_client(monkeypatch, state)
         monkeypatch.setattr("huggingface_hub.utils._headers.get_token", lambda: TOKEN)
-        monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # it remembers its endpoint
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # caches its endpoint
         yield state
 
 
@@ -81,7 +81,7 @@ def train(tmp_path, stage, name, *options):
     return (pretrain if stage is PretrainArguments else finetune)(args)
 
 
-def test_what_was_trained_and_pushed_is_what_everybody_loads(hub, tmp_path):
+def test_the_loaded_model_equals_the_trained_and_pushed_one(hub, tmp_path):
     decoder = ["--decoder_hidden_size", "16", "--decoder_num_hidden_layers", "1", "--decoder_num_attention_heads", "2"]
     train(tmp_path, PretrainArguments, "livt-mae", *SMALL, *decoder)
     train(tmp_path, FinetuneArguments, "livt-vit-b", *LOADING, "--pretrained", str(tmp_path / "livt-mae"))
@@ -111,7 +111,7 @@ def test_what_was_trained_and_pushed_is_what_everybody_loads(hub, tmp_path):
     assert loaded == {"counts": [[*pair] for pair in counts.items()], "loss": "bal_bce", "tau": 1.0}
 
 
-def test_a_hub_that_refuses_does_not_stop_the_training_and_livt_push_mends_it(hub, tmp_path, capsys):
+def test_a_rejected_upload_does_not_fail_the_run_and_livt_push_repeats_it(hub, tmp_path, capsys):
     hub.fail = lambda request, number: Failure(403)
     assert train(tmp_path, FinetuneArguments, "livt-vit-b", *SMALL) is not None
     warning = capsys.readouterr().err

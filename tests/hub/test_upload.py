@@ -1,4 +1,4 @@
-"""Publishing with the real client on a loopback Hub: what arrives, what stays at home, and every way to fail."""
+"""Publishing with the real client on a loopback Hub: what is uploaded, what is not, and every kind of failure."""
 
 import json
 import shutil
@@ -14,12 +14,12 @@ from helpers.tiny_models import FAMILIES, save_tiny
 from livt_hf import LivtConfig, ViTForBalancedClassification
 from livt_hf.data.transforms import image_processor
 from livt_hf.hub.background import BackgroundPusher
-from livt_hf.hub.upload import check_folder, push_folder
+from livt_hf.hub.upload import check_model_folder, push_folder
 
 TOKEN, REPO = "hf_secret", "org/livt-digits"
 CARD = "---\nlibrary_name: transformers\nlicense: apache-2.0\n---\n\n# A model\n"
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-NOT_OURS = ("training_args.bin", "optimizer.pt", "run.json", "bad_images.log", "notes.txt", "model.pkl", ".env")
+NOT_PUBLISHED = ("training_args.bin", "optimizer.pt", "run.json", "bad_images.log", "notes.txt", "model.pkl", ".env")
 
 
 def make_model(folder, seed=0):
@@ -39,7 +39,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A running Hub that the client of this process talks to, without waits between its own retries."""
+    """A running Hub for the client of this process, whose own retries do not wait."""
     with serve(Hub(token=TOKEN)) as state:
         redirect_client(monkeypatch, state)
         monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda seconds: None))
@@ -51,8 +51,8 @@ def push(folder, **options):
     return push_folder(folder, REPO, **{"token": TOKEN, "sleep": waited.append, **options}), waited
 
 
-def test_a_push_is_one_commit_of_exactly_what_belongs_to_the_model(hub, folder):
-    for name in NOT_OURS:
+def test_a_push_is_one_commit_of_exactly_the_published_files(hub, folder):
+    for name in NOT_PUBLISHED:
         (folder / name).write_text("not for the public")
     (folder / "evaluation").mkdir()
     (folder / "evaluation" / "results.json").write_text("{}")
@@ -70,7 +70,7 @@ def test_a_push_is_one_commit_of_exactly_what_belongs_to_the_model(hub, folder):
     assert sorted(repository.files()) == [".gitattributes", *names]
     assert all(repository.files()[name] == (folder / name).read_bytes() for name in names)
     push(folder)
-    assert len(repository.commits) == 2, "the same files make no second commit"
+    assert len(repository.commits) == 2, "the same files cause no second commit"
 
 
 def test_private_revision_and_pull_request(hub, folder, tmp_path):
@@ -86,7 +86,7 @@ def test_private_revision_and_pull_request(hub, folder, tmp_path):
     assert url.endswith(f"{REPO}/discussions/1")
     assert repository.files("refs/pr/1")["model.safetensors"] == weights["v2"]
     assert repository.files("main")["model.safetensors"] == weights["main"]
-    with pytest.raises(ValueError, match="a pull request goes to main"):
+    with pytest.raises(ValueError, match="a pull request is opened against main"):
         push(other, create_pr=True, revision="v2")
 
 
@@ -101,7 +101,7 @@ def shard(folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
 
 
-def test_weights_of_an_earlier_upload_do_not_stay_beside_the_new_ones(hub, folder):
+def test_weights_of_an_earlier_upload_are_deleted(hub, folder):
     push(folder)
     shard(folder)
     push(folder)
@@ -113,7 +113,7 @@ def test_weights_of_an_earlier_upload_do_not_stay_beside_the_new_ones(hub, folde
     ]
 
 
-# What is not complete is not uploaded
+# Incomplete folders
 
 
 def cut_weights(folder):
@@ -135,19 +135,22 @@ def change(folder, name, **values):
     [
         (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json is not valid JSON"),
-        (lambda folder: change(folder, "config.json", architectures=["Livt"]), "names no class of transformers"),
+        (
+            lambda folder: change(folder, "config.json", architectures=["Livt"]),
+            "'architectures' is not a class of transformers",
+        ),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
         (cut_weights, "model.safetensors is damaged"),
-        (widen, "are not those of its config.json"),
-        (lambda folder: (shard(folder), (folder / "model-00002-of-00002.safetensors").unlink()), "which is not there"),
+        (widen, "do not match its config.json"),
+        (lambda folder: (shard(folder), (folder / "model-00002-of-00002.safetensors").unlink()), "which is missing"),
         (lambda folder: (folder / "preprocessor_config.json").unlink(), "has no preprocessor_config.json"),
         (
             lambda folder: change(folder, "preprocessor_config.json", crop_size={"height": 16, "width": 16}),
-            "makes images of 16 pixels, the model takes 8",
+            "produces images of 16 pixels, the model expects 8",
         ),
         (lambda folder: (folder / "README.md").unlink(), "has no README.md"),
         (lambda folder: (folder / "README.md").write_text("# Title"), "has no library_name"),
-        (lambda folder: (folder / "README.md").write_text("---\na: [\n---\n"), "metadata of .* cannot be read"),
+        (lambda folder: (folder / "README.md").write_text("---\na: [\n---\n"), "metadata of .* cannot be parsed"),
         (lambda folder: (folder / "README.md").write_text(f"{CARD}![x](lost.png)"), "shows lost.png"),
         (shutil.rmtree, "there is no folder"),
     ],
@@ -167,11 +170,11 @@ def test_an_incomplete_folder_is_refused_before_anything_is_sent(hub, folder, sp
     ("status", "message"),
     [
         (401, "run `hf auth login`"),
-        (403, "your token may not write to 'org/livt-digits'"),
+        (403, "your token has no write access to 'org/livt-digits'"),
         (404, "was not found on the Hub"),
     ],
 )
-def test_what_waiting_cannot_mend_is_told_at_once_in_one_line(hub, folder, status, message):
+def test_errors_that_a_retry_cannot_fix_are_reported_at_once_in_one_line(hub, folder, status, message):
     hub.fail = lambda request, number: Failure(status)
     waited: list[float] = []
     with pytest.raises(ValueError, match=message) as error:
@@ -182,22 +185,22 @@ def test_what_waiting_cannot_mend_is_told_at_once_in_one_line(hub, folder, statu
     assert len([request for request in hub.requests if request != "GET /api/agent-harnesses"]) <= 2
 
 
-def test_who_is_not_logged_in_is_told_so(hub, folder, monkeypatch):
+def test_an_upload_without_login_is_an_error(hub, folder, monkeypatch):
     monkeypatch.setattr("huggingface_hub.utils._headers.get_token", lambda: None)
-    with pytest.raises(ValueError, match="asks who you are"):
+    with pytest.raises(ValueError, match="requires a login"):
         push_folder(folder, REPO)
     assert hub.repositories == {}
 
 
-def test_offline_mode_and_impossible_names_are_told(folder, monkeypatch):
+def test_offline_mode_and_invalid_names_are_errors(folder, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="HF_HUB_OFFLINE forbids"):
+    with pytest.raises(ValueError, match="HF_HUB_OFFLINE disables"):
         push_folder(folder, REPO, token=TOKEN)
-    with pytest.raises(ValueError, match="cannot name a repository .*; write ORG/NAME"):
+    with pytest.raises(ValueError, match="is not a valid repository name .*; write ORG/NAME"):
         push_folder(folder, "org/a/b", token=TOKEN)
 
 
-def test_growing_waits_and_the_hubs_own_wish(hub, folder):
+def test_waits_grow_and_follow_retry_after(hub, folder):
     answers = [Failure(500), Failure(429, headers={"Retry-After": "77"}), Failure(503)]
     hub.fail = lambda request, number: answers.pop(0) if answers and "create" in request else None
     _, waited = push(folder, waits=(2, 10, 30, 60))
@@ -205,19 +208,19 @@ def test_growing_waits_and_the_hubs_own_wish(hub, folder):
     assert is_whole(hub.model(REPO).files())
 
 
-def test_a_hub_that_stays_down_is_given_up(hub, folder):
+def test_a_hub_that_stays_down_is_an_error_after_the_last_retry(hub, folder):
     hub.fail = lambda request, number: Failure(502)
     waited: list[float] = []
-    with pytest.raises(ValueError, match="did not take 'org/livt-digits' .502: "):
+    with pytest.raises(ValueError, match="rejected the upload to 'org/livt-digits' .502: "):
         push_folder(folder, REPO, token=TOKEN, sleep=waited.append, waits=(2, 10))
     assert waited == [2, 10]
 
 
-FAILURES = {"500": Failure(500), "cut": Failure(), "lost answer": Failure(done=True)}
+FAILURES = {"500": Failure(500), "cut": Failure(), "lost response": Failure(done=True)}
 
 
 @pytest.mark.parametrize("kind", FAILURES)
-def test_any_single_failed_request_is_survived_and_no_commit_is_ever_half_a_model(hub, folder, kind):
+def test_any_single_failed_request_is_retried_and_every_commit_is_a_complete_model(hub, folder, kind):
     push(folder)
     count = len(hub.requests)
     assert count >= 8, "create, tree, preupload, LFS batch, PUT, verify, card, commit"
@@ -230,7 +233,7 @@ def test_any_single_failed_request_is_survived_and_no_commit_is_ever_half_a_mode
         repository = hub.model(REPO)
         assert all(is_whole(files) for files in repository.commits.values())
         assert repository.files()["model.safetensors"] == (folder / "model.safetensors").read_bytes()
-        assert len(repository.commits) == 2, f"request {failing}: a lost answer must not make a second commit"
+        assert len(repository.commits) == 2, f"request {failing}: a lost response must not cause a second commit"
 
 
 def test_an_upload_that_dies_at_any_request_leaves_the_repository_as_it_was(hub, folder, tmp_path):
@@ -241,7 +244,7 @@ def test_an_upload_that_dies_at_any_request_leaves_the_repository_as_it_was(hub,
     for alive in range(8):
         start = len(hub.requests)
         hub.fail = lambda request, number, last=start + alive: Failure() if number >= last else None
-        with pytest.raises(ValueError, match="the upload of"):
+        with pytest.raises(ValueError, match="the upload to"):
             push(other, waits=())
         assert hub.model(REPO).files() == before
     hub.fail = lambda request, number: None
@@ -249,11 +252,11 @@ def test_an_upload_that_dies_at_any_request_leaves_the_repository_as_it_was(hub,
     assert hub.model(REPO).files()["model.safetensors"] == (other / "model.safetensors").read_bytes()
 
 
-def test_a_pull_request_whose_answer_was_lost_is_not_opened_twice(hub, folder):
+def test_a_pull_request_whose_response_was_lost_is_not_opened_twice(hub, folder):
     push(folder)
     (folder / "README.md").write_text(f"{CARD}\nMore.\n")
     hub.fail = lambda request, number: Failure(done=True) if "/commit/" in request else None
-    with pytest.raises(ValueError, match="the upload of"):
+    with pytest.raises(ValueError, match="the upload to"):
         push(folder, create_pr=True)
     assert sorted(hub.model(REPO).refs) == ["main", "refs/pr/1"]
 
@@ -262,7 +265,7 @@ def test_a_pull_request_whose_answer_was_lost_is_not_opened_twice(hub, folder):
 
 
 def make_checkpoint(run, step):
-    """A complete checkpoint as the trainings write it, without image processor and card."""
+    """A complete checkpoint as written during training, without image processor and card."""
     checkpoint = make_model(run / f"checkpoint-{step}", seed=step)
     (checkpoint / "README.md").unlink()
     (checkpoint / "preprocessor_config.json").unlink()
@@ -277,7 +280,7 @@ def pusher(run, **options):
     return BackgroundPusher(REPO, run, processor, **{"token": TOKEN, "waits": (0.01,), **options})
 
 
-def test_checkpoints_are_uploaded_behind_the_training_even_if_deleted_meanwhile(hub, folder, tmp_path, capsys):
+def test_checkpoints_are_uploaded_during_training_even_if_deleted_meanwhile(hub, folder, tmp_path, capsys):
     gate = threading.Event()
     hub.fail = lambda request, number: gate.wait(20) and None
     run = tmp_path / "run"
@@ -292,7 +295,7 @@ def test_checkpoints_are_uploaded_behind_the_training_even_if_deleted_meanwhile(
     background.wait()
     repository = hub.model(REPO)
     assert repository.messages[-1] == "Step 3 of 4"
-    assert len(repository.commits) <= 3, "a newer checkpoint replaces one that waits"
+    assert len(repository.commits) <= 3, "a newer checkpoint replaces a queued one"
     assert repository.files()["model.safetensors"] == weights[3]
     assert b"Step 3 of 4" in repository.files()["README.md"]
     assert "optimizer.pt" not in repository.files()
@@ -318,7 +321,7 @@ def test_strategies(hub, folder, tmp_path, strategy):
             assert files[f"last-checkpoint/{file.name}"] == file.read_bytes()
 
 
-def test_a_hub_that_is_down_costs_the_training_nothing_and_gets_the_model_at_the_end(hub, folder, tmp_path, capsys):
+def test_a_hub_that_is_down_does_not_stop_training_and_gets_the_model_at_the_end(hub, folder, tmp_path, capsys):
     hub.fail = lambda request, number: Failure(500)
     background = pusher(tmp_path)
     background.push(make_checkpoint(tmp_path, 1), "Step 1")
@@ -355,13 +358,13 @@ def test_stopping_waits_for_nothing(hub, tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_classifier_of_every_family_can_be_published(family, tmp_path):
-    """The names of the tensors in a file are not those of the modules; the check has to take each family's."""
+    """The names of the tensors in a file differ from those of the modules; the check works for each family."""
     save_tiny(family, tmp_path)
     size = json.loads((tmp_path / "config.json").read_text()).get("image_size", 32)
     image_processor(size, 0.875, [0.5] * 3, [0.5] * 3).save_pretrained(tmp_path)
     (tmp_path / "README.md").write_text(CARD)
-    assert check_folder(tmp_path) == ["README.md", "config.json", "model.safetensors", "preprocessor_config.json"]
+    assert check_model_folder(tmp_path) == ["README.md", "config.json", "model.safetensors", "preprocessor_config.json"]
 
 
-def test_the_checked_files_are_those_that_are_named(folder):
-    assert check_folder(folder) == ["README.md", "config.json", "model.safetensors", "preprocessor_config.json"]
+def test_only_published_files_are_returned(folder):
+    assert check_model_folder(folder) == ["README.md", "config.json", "model.safetensors", "preprocessor_config.json"]
