@@ -195,6 +195,16 @@ def known_options() -> set[str]:
     return found | {entry.name for entry in dataclasses.fields(TrainingArguments)}
 
 
+def test_a_contributor_finds_what_each_row_names_in_the_files_of_that_row():
+    rows = re.findall(r"^\| an? .+$", (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(rows) >= 5
+    for row in rows:
+        files = [ROOT / file for file in re.findall(r"`([\w./]+\.py)`", row) if "NAME" not in file]
+        text = "\n".join(file.read_text(encoding="utf-8") for file in files)
+        for word in re.findall(r"`(\w+)`", row):
+            assert re.search(rf"\b{word}\b", text), (word, row)
+
+
 def headings(file: Path) -> set[str]:
     """Anchors of a Markdown file, as GitHub makes them."""
     titles = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
