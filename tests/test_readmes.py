@@ -12,6 +12,7 @@ import json
 import re
 import shlex
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -203,6 +204,13 @@ def test_a_contributor_finds_what_each_row_names_in_the_files_of_that_row():
         text = "\n".join(file.read_text(encoding="utf-8") for file in files)
         for word in re.findall(r"`(\w+)`", row):
             assert re.search(rf"\b{word}\b", text), (word, row)
+
+
+def test_the_tests_readme_lists_every_fixture_and_helper():
+    listed = re.findall(r"`([\w./*]+)`", (ROOT / "tests" / "README.md").read_text(encoding="utf-8"))
+    helpers = [f"helpers/{file.name}" for file in (ROOT / "tests" / "helpers").glob("[!_]*.py")]
+    fixtures = [file.name + "/" * file.is_dir() for file in FIXTURES.iterdir()]
+    assert [name for name in helpers + fixtures if not any(fnmatch(name, pattern) for pattern in listed)] == []
 
 
 def headings(file: Path) -> set[str]:
