@@ -26,6 +26,8 @@ from helpers.paths import FIXTURES, ROOT
 from helpers.tiny_models import tiny
 from livt_hf.cli import COMMANDS, command, main
 from livt_hf.config.options import Options
+from livt_hf.config.parsing import RECIPES
+from livt_hf.losses import LOSS_NAMES
 
 DOCUMENTS = [
     ROOT / "README.md",
@@ -211,6 +213,15 @@ def test_the_tests_readme_lists_every_fixture_and_helper():
     helpers = [f"helpers/{file.name}" for file in (ROOT / "tests" / "helpers").glob("[!_]*.py")]
     fixtures = [file.name + "/" * file.is_dir() for file in FIXTURES.iterdir()]
     assert [name for name in helpers + fixtures if not any(fnmatch(name, pattern) for pattern in listed)] == []
+
+
+def test_every_loss_and_recipe_is_listed():
+    losses = (ROOT / "livt_hf" / "training" / "README.md").read_text(encoding="utf-8")
+    assert [loss for loss in LOSS_NAMES if f"`{loss}`" not in losses] == []
+    recipes = (ROOT / "livt_hf" / "config" / "README.md").read_text(encoding="utf-8").partition("## Recipes")[2]
+    for stage, table in zip(("pretrain", "finetune"), recipes.split("| Fine-tuning |"), strict=True):
+        names = [file.stem for file in (RECIPES / stage).glob("*.yaml")]
+        assert [recipe for recipe in names if f"`{recipe}`" not in table] == []
 
 
 def headings(file: Path) -> set[str]:
