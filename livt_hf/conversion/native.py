@@ -116,13 +116,13 @@ def largest_difference(model: Callable[[Tensor], Tensor], other: Callable[[Tenso
     return ((expected - other(pixels)).abs().max() / expected.abs().max().clamp(min=1.0)).item()
 
 
-def on_meta(model_class: Any, config: Any) -> Any:
+def build_on_meta(model_class: Any, config: Any) -> Any:
     """Build a model without memory for its weights, in evaluation mode."""
     with torch.device("meta"):
         return model_class(config).eval()
 
 
-def fill(model: PreTrainedModel, native: Mapping[str, Tensor]) -> None:
+def assign_weights(model: PreTrainedModel, native: Mapping[str, Tensor]) -> None:
     """Assign weights to a model without copying them.
 
     Raises:

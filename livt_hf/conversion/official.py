@@ -28,7 +28,7 @@ from ..models.loading import load_config, load_model
 from ..models.modeling_livt import ViTForBalancedClassification
 from ..models.modeling_livt_mae import LivtMAEForPreTraining
 from .key_map import check_plain_vit, decoder_fields, encoder_fields, key_map, kind_of, to_native, to_official
-from .native import class_fields, fill, on_meta, save_native
+from .native import assign_weights, build_on_meta, class_fields, save_native
 from .sources import DATASETS, SOURCES, Conversion
 
 # `args.loss` of the official code; margin_bce is the name of Bal-BCE in its older logs
@@ -109,13 +109,13 @@ def _native_model(
     fields = encoder_fields(weights, heads) | fields
     if kind == "classifier":
         fields |= {"use_mean_pooling": "fc_norm.weight" in weights}
-        model = on_meta(ViTForBalancedClassification, LivtConfig(**fields))
+        model = build_on_meta(ViTForBalancedClassification, LivtConfig(**fields))
     elif kind == "autoencoder":
-        model = on_meta(LivtMAEForPreTraining, LivtMAEConfig(**fields, **decoder_fields(weights, decoder_heads)))
+        model = build_on_meta(LivtMAEForPreTraining, LivtMAEConfig(**fields, **decoder_fields(weights, decoder_heads)))
     else:
-        model = on_meta(ViTMAEModel, ViTMAEConfig(**fields))
+        model = build_on_meta(ViTMAEModel, ViTMAEConfig(**fields))
     native, dropped = to_native(weights, key_map(model.config, encoder_only=kind == "encoder"))
-    fill(model, native)
+    assign_weights(model, native)
     return model, native, dropped
 
 

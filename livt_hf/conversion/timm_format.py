@@ -21,7 +21,7 @@ from ..models.configuration_livt import LivtConfig
 from ..models.loading import load_classifier
 from ..models.modeling_livt import ViTForBalancedClassification
 from .key_map import check_plain_vit, encoder_fields, key_map, kind_of, to_native, to_official
-from .native import TOLERANCE, class_fields, fill, largest_difference, on_meta, save_native
+from .native import TOLERANCE, assign_weights, build_on_meta, class_fields, largest_difference, save_native
 from .sources import Conversion
 
 
@@ -53,9 +53,9 @@ def convert_timm(
         config = LivtConfig(
             **fields, **classes, use_mean_pooling="fc_norm.weight" in weights, loss="ce", pretrained=f"timm {name}"
         )
-        converted = on_meta(ViTForBalancedClassification, config)
+        converted = build_on_meta(ViTForBalancedClassification, config)
         native, dropped = to_native(weights, key_map(config))
-        fill(converted, native)
+        assign_weights(converted, native)
     except ValueError as error:
         raise ValueError(f"{model}: {error}") from None
     difference = largest_difference(vit, lambda pixels: converted(pixels).logits, config.image_size)

@@ -53,10 +53,8 @@ class LivtMAEForPreTraining(ViTMAEForPreTraining):
         for layer in (*self.vit.layers, *self.decoder.decoder_layers):
             layer.attention = LivtMAEAttention(layer.attention.config)
         self.post_init()
-        self._no_split_modules = [
-            "ViTMAELayer",
-            "_LastDecoderLayer",
-        ]  # FSDP units; upstream lists the decoder class replaced here
+        # FSDP units; upstream's list names the decoder class that is replaced here.
+        self._no_split_modules = ["ViTMAELayer", "_LastDecoderLayer"]
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -110,7 +108,7 @@ class LivtMAEForPreTraining(ViTMAEForPreTraining):
             ``loss`` float32 scalar, mean squared error over the masked patches; ``logits`` (B, M, P), the predicted
             pixels of the masked patches in ascending order of their noise (normalized per patch with
             ``norm_pix_loss``); ``mask`` (B, T), 1 = masked; ``ids_restore`` (B, T), the rank of each patch's noise.
-            M is the fraction ``config.partial_reconstruction`` of the masked patches.
+            With ``config.partial_reconstruction`` below 1 only that fraction of the masked patches is predicted.
         """
         encoded = self.vit(pixel_values, noise=noise, **kwargs)
         order = encoded.ids_restore.argsort(dim=1)  # (B, T), patches in ascending order of their noise
@@ -143,13 +141,13 @@ class LivtMAEForPreTraining(ViTMAEForPreTraining):
         """
         encoded = self.vit(pixel_values, noise=noise)
         order = encoded.ids_restore.argsort(dim=1)
-        hidden = order[:, encoded.last_hidden_state.shape[1] - 1 :]  # (B, M)
+        masked_at = order[:, encoded.last_hidden_state.shape[1] - 1 :]  # (B, M)
         prediction = self.decoder(encoded.last_hidden_state, order).float()
         patches = self.patchify(pixel_values.float())
         if self.config.norm_pix_loss:
-            mean, std = patch_statistics(gather_patches(patches, hidden))
+            mean, std = patch_statistics(gather_patches(patches, masked_at))
             prediction = prediction * std + mean
-        patches = patches.scatter(1, hidden[:, :, None].expand_as(prediction), prediction)
+        patches = patches.scatter(1, masked_at[:, :, None].expand_as(prediction), prediction)
         return self.unpatchify(patches), encoded.mask
 
     @torch.no_grad()
@@ -288,12 +286,12 @@ def reconstruct_images(
     noise = torch.rand(len(images), grid * grid, generator=torch.Generator().manual_seed(seed))  # (B, T)
     device = mae.device
     reconstruction, mask = mae.reconstruct(data.normalize(images.to(device), mean, std), noise=noise.to(device))
-    hidden = mask.cpu().reshape(-1, 1, grid, grid).bool()  # (B, 1, G, G)
-    hidden = hidden.repeat_interleave(patch_size, 2).repeat_interleave(patch_size, 3)  # (B, 1, H, W)
+    masked_at = mask.cpu().reshape(-1, 1, grid, grid).bool()  # (B, 1, G, G)
+    masked_at = masked_at.repeat_interleave(patch_size, 2).repeat_interleave(patch_size, 3)  # (B, 1, H, W)
     channels = (1, 3, 1, 1)
     pixels = reconstruction.float().cpu() * torch.tensor(std).view(channels) + torch.tensor(mean).view(channels)
     pixels = pixels.mul(255).round().clamp(0, 255).to(torch.uint8)
     originals, masked, reconstructed = (
-        batch.permute(0, 2, 3, 1).numpy() for batch in (images, images.masked_fill(hidden, MASK_GRAY), pixels)
+        batch.permute(0, 2, 3, 1).numpy() for batch in (images, images.masked_fill(masked_at, MASK_GRAY), pixels)
     )
     return originals, masked, reconstructed

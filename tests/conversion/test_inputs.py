@@ -114,7 +114,7 @@ def test_the_option_overrides_the_argument(tmp_path):
     path = changed(tmp_path, args={"dataset": "iNat18"})
     convert_classifier(path, tmp_path / "model", dataset="cifar10-lt")
     assert tuple(AutoImageProcessor.from_pretrained(tmp_path / "model").image_mean) == (0.4914, 0.4822, 0.4465)
-    # Official pretraining has no statistics of its own for CIFAR.
+    # Official pretraining has no statistics for CIFAR.
     options = {**HEADS, **DECODER_HEADS, "dataset": "cifar10-lt"}
     convert_checkpoint(PRETRAINED, tmp_path / "mae", "livt-pretrain", **options)
     assert tuple(AutoImageProcessor.from_pretrained(tmp_path / "mae").image_mean) == (0.485, 0.456, 0.406)

@@ -1,4 +1,4 @@
-"""Checkpoints of the official code, as they are and changed, and their conversion."""
+"""Official checkpoints, original and modified, and their conversion."""
 
 import argparse
 
@@ -10,7 +10,7 @@ from livt_hf.conversion.official import convert_checkpoint, read_checkpoint
 
 FINETUNED = FIXTURES / "livt_finetune_global_pool.pth"
 PRETRAINED = FIXTURES / "livt_pretrain.pth"
-HEADS = {"num_attention_heads": 3}  # width 48 is none of the ViT family
+HEADS = {"num_attention_heads": 3}  # width 48 is outside the ViT family
 DECODER_HEADS = {"decoder_num_attention_heads": 4}
 
 

@@ -1,4 +1,4 @@
-"""Tiny random image classifiers of the families that people fine-tune, saved as checkpoints."""
+"""Tiny random image classifiers of common families, saved as checkpoints."""
 
 from pathlib import Path
 
@@ -59,7 +59,7 @@ FAMILIES = list(CLASSES)[:7]
 
 
 def tiny(family: str, num_labels: int = 10, **options) -> PreTrainedModel:
-    """A model with random weights that are the same at every call."""
+    """A model with random weights, the same on every call."""
     model_class, config_class, sizes = CLASSES[family]
     torch.manual_seed(0)
     model = model_class(config_class(**sizes, num_labels=num_labels, **options))

@@ -56,7 +56,7 @@ def test_loss_prediction_and_mask_equal_the_official_ones(norm_pix_loss):
     torch.testing.assert_close(output.logits, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_position_embeddings_start_as_the_official_ones():
+def test_position_embeddings_equal_the_official_ones():
     outputs = load_file(FIXTURES / "official_outputs.safetensors")
     model = tiny_mae()
     torch.testing.assert_close(model.vit.embeddings.position_embeddings.data, outputs["init_pos_embed"])
@@ -95,7 +95,7 @@ def test_upstream_still_starts_without_positions_which_is_why_ours_differs():
     assert not upstream.decoder.decoder_pos_embed.any()
 
 
-def test_weights_start_as_officially():
+def test_weights_are_initialized_as_officially():
     """Tokens ~ normal(0.02); Linear Xavier-uniform; q, k, v each a third of a Xavier-uniform (3D, D) matrix."""
     model = tiny_mae(hidden_size=192, intermediate_size=768)
     encoder, layer = model.vit.embeddings, model.vit.layers[1]
@@ -136,7 +136,7 @@ def test_loading_leaves_loaded_tensors_alone_and_initializes_missing_ones(tmp_pa
 
 
 def test_the_loss_reads_masked_patches_only():
-    """By hand: mean squared error over the masked patches; what is predicted for visible ones does not matter."""
+    """By hand: mean squared error over the masked patches; predictions for visible ones do not matter."""
     model = tiny_mae(norm_pix_loss=False)
     images = torch.randn(2, 3, 32, 32)
     noise = torch.rand(2, 64)
@@ -171,7 +171,7 @@ def test_the_loss_is_float32_under_autocast():
             output = model(images, noise=noise)
     assert output.logits.dtype == torch.bfloat16
     assert output.loss.dtype == torch.float32
-    # What bf16 costs is in the prediction; the loss of that prediction is exact.
+    # bf16 rounds the prediction only; its loss is computed in float32.
     mean, std = images_statistics(model, images)
     target = gather_patches((model.patchify(images) - mean) / std, noise.argsort(dim=1)[:, 16:])
     assert output.loss.item() == pytest.approx((output.logits.float() - target).square().mean().item(), rel=1e-6)
@@ -217,8 +217,8 @@ def test_loss_and_gradients_equal_upstreams_although_less_is_computed(norm_pix_l
             torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_partial_reconstruction_reads_the_first_share_of_the_masked_patches():
-    """A quarter of 48 masked patches: 12 are decoded, and the decoder is not shown the other 36."""
+def test_partial_reconstruction_predicts_the_first_masked_patches():
+    """A quarter of 48 masked patches: 12 are decoded, and the decoder does not get the other 36."""
     model = tiny_mae(partial_reconstruction=0.25, norm_pix_loss=False)
     images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 64)
     with torch.no_grad():

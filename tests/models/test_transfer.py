@@ -1,4 +1,4 @@
-"""Any image classifier of transformers: layer decay, checkpoints of other classes or sizes, the whole fine-tuning."""
+"""Any image classifier as a start: layer decay, checkpoints of other classes or sizes, the whole fine-tuning."""
 
 import json
 import os
@@ -74,7 +74,7 @@ def test_layers_by_hand(family, expected):
 
 
 @pytest.mark.parametrize("family", ["timm", "timm_convnext", "timm_swin"])
-def test_layers_and_decay_are_those_of_timm_but_for_the_final_norm(family):
+def test_layers_and_decay_are_those_of_timm_except_for_the_final_norm(family):
     model = tiny(family)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
 
@@ -93,7 +93,7 @@ def test_layers_and_decay_are_those_of_timm_but_for_the_final_norm(family):
     assert found.keys() == expected.keys()
 
 
-def test_the_rule_finds_the_layers_that_the_livt_model_declares():
+def test_the_general_rule_finds_the_layers_that_the_livt_model_declares():
     sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
     model = ViTForBalancedClassification(LivtConfig(**sizes, image_size=8, patch_size=4))
     declared, without_decay = layer_ids(model), names_without_weight_decay(model)
@@ -123,7 +123,7 @@ def test_positions_and_tokens_are_not_decayed():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_other_classes_need_consent_and_get_a_new_classifier(family, checkpoints):
+def test_other_classes_need_the_option_and_get_a_new_classifier(family, checkpoints):
     with pytest.raises(
         ValueError, match=r"other classes than the 10 of the dataset; give --ignore_mismatched_classifier"
     ):
@@ -150,7 +150,7 @@ def test_the_same_classes_in_another_order_keep_their_rows(family, tmp_path):
     assert list(model.config.id2label.values()) == ["n00000001", "n00000002", "n00000003"]
 
 
-def test_other_classes_of_the_same_number_are_other_classes(tmp_path):
+def test_the_same_number_of_other_classes_is_a_mismatch(tmp_path):
     path = str(save_tiny("vit", tmp_path, 3, id2label={0: "x", 1: "y", 2: "z"}, label2id={"x": 0, "y": 1, "z": 2}))
     counts = {"a": 3, "b": 2, "c": 1}
     with pytest.raises(ValueError, match="was trained on other classes than the 3 of the dataset"):
@@ -159,7 +159,7 @@ def test_other_classes_of_the_same_number_are_other_classes(tmp_path):
     assert model.classifier.weight.abs().max() < 1e-4
 
 
-def test_a_backbone_without_classifier_gets_one_unasked(tmp_path):
+def test_a_backbone_without_a_classifier_gets_one_without_the_option(tmp_path):
     tiny("dinov2").dinov2.save_pretrained(tmp_path)
     model = load_pretrained_classifier(str(tmp_path), DIGITS)
     assert model.classifier.weight.shape == (10, 32)
@@ -260,7 +260,7 @@ def test_class_counts_must_be_those_of_the_models_classes():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_finetune_trains_saves_and_resumes_bit_identically(family, checkpoints, tmp_path, monkeypatch, capsys):
-    """Every weight comes back after a stop in the middle, and the folder loads natively with the measured accuracy."""
+    """Weights after a stop and a resume equal those of the whole run, and the folder loads natively."""
     options = {**OPTIONS, "pretrained": str(checkpoints[family]), "image_size": None}
     options |= {"ignore_mismatched_classifier": True}
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
