@@ -143,7 +143,7 @@ class ImageLoader(DataLoader):
             return
         except BadImageError as error:
             message = str(error)
-            traceback.clear_frames(error.__traceback__)  # frees the workers; joining them would take 5 seconds each
+            traceback.clear_frames(error.__traceback__)  # they keep the workers alive, each of which takes 5 s to end
         raise BadImageError(message)
 
 

@@ -1,6 +1,6 @@
 """Masked generative pretraining (MGP; LiVT Algorithm 1, lines 1 to 9): the training loop, on Accelerate.
 
-Labels are never trained on. What a step sees is a function of the seed and the step alone (see `data/loading.py`), so a
+Labels are never trained on. What a step sees is a function of the seed and the step alone (see `data/loader.py`), so a
 run can be interrupted anywhere and continued, also with another number of processes at the same global batch, and
 with another engine (one device, DDP, FSDP2): a checkpoint holds whole tensors by name.
 """
