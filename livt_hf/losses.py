@@ -1,29 +1,27 @@
-"""Classification losses for long-tailed data, as small pure functions and one table of names.
+"""Classification losses for long-tailed data: pure functions, and one table of their names.
 
-Legend: B batch, C classes, z logits (B, C), t targets (B, C), y labels (B,), n_i images in class i, pi_i = n_i / sum n.
+Legend: B batch, C classes, z logits (B, C), t targets (B, C), y labels (B,), n_i images of class i, pi_i = n_i / sum n.
 
     ce        softmax cross-entropy
-    bal_ce    the same of z + tau * log pi                         LiVT Theorem 1, Eq. 3 (Ren et al., NeurIPS 2020)
+    bal_ce    ce of z + tau * log pi                               LiVT Theorem 1, Eq. 3 (Ren et al., NeurIPS 2020)
     bce       sigmoid cross-entropy over all classes               LiVT Eq. 5
-    bal_bce   the same of z + tau * (log pi - log(1 - pi))         LiVT Theorem 2, Eq. 6
-    cb_ce     ce, each class weighted by its effective number      Cui et al., CVPR 2019: (1 - beta) / (1 - beta^n_i)
+    bal_bce   bce of z + tau * (log pi - log(1 - pi))              LiVT Theorem 2, Eq. 6
+    cb_ce     ce, classes weighted by their effective number       Cui et al., CVPR 2019: (1 - beta) / (1 - beta^n_i)
     cb_bce    bce, weighted in the same way
     focal     ce, each image weighted by (1 - p_y)^gamma           Lin et al., ICCV 2017, Eq. 4
     ldam      ce with a margin m_y ~ n_y^(-1/4) on the label       Cao et al., NeurIPS 2019
     las       ce with smoothing s_y that grows with n_y            Zhong et al., CVPR 2021 (MiSLAS)
-    lade      bal_ce and a regularizer of the raw logits           Hong et al., CVPR 2021
+    lade      bal_ce plus a regularizer of the raw logits          Hong et al., CVPR 2021
 
-Hard labels, int64 (B,), serve every loss. Soft targets, float (B, C) with rows that sum to 1, serve all but lade: the
-losses that are linear in t take the whole row; ldam and las take its two largest entries, those of the two images that
-were mixed, and drop the rest, as the official LiVT code does. ``label_smoothing`` is for hard labels: whoever mixed
-soft ones has smoothed them already.
+All losses take hard labels, int64 (B,); all but lade also soft targets, float (B, C) with rows that sum to 1. Of a soft
+row, ldam and las use the two largest entries only, those of the two mixed images, as in the official LiVT code.
+``label_smoothing`` applies to hard labels; soft targets are assumed to be smoothed already.
 
-The BCE family is summed over classes and averaged over the batch, as the official code has it. Everything is computed
-in float32, also under autocast. Biases, margins and weights act in training only; inference takes the logits as they
-are.
+The BCE family is summed over classes and averaged over the batch, as in the official code. All losses are computed in
+float32, also under autocast. Biases, margins and weights act in training only; inference uses the raw logits.
 
-Faults of the official code that are not copied: its Bal-BCE ignores ``bal_tau`` and exists only with mixup; its BCE
-option crashes; its LADE is the regularizer alone (`lade_regularizer`), without the cross-entropy.
+Known deviations from the official code: its Bal-BCE ignores ``bal_tau`` and exists only with mixup; its BCE option
+crashes; its LADE is the regularizer alone (`lade_regularizer`), without the cross-entropy.
 """
 
 from __future__ import annotations
@@ -44,16 +42,16 @@ from .prior import ClassPrior
 ClassCounts = Mapping[str, int] | Sequence[int]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-# ---- The losses: of float32 logits (B, C) and int64 labels (B,) or float32 rows (B, C); smoothing is 0 for rows.
+# ---- The losses. Logits are float32 (B, C), targets int64 (B,) or float32 rows (B, C); smoothing is 0 for rows.
 
 
 def softmax_cross_entropy(
     logits: Tensor, targets: Tensor, smoothing: float, bias: Tensor | float = 0.0, class_weights: Tensor | None = None
 ) -> Tensor:
-    """Mean over the batch of ``-sum_i w_i t_i log softmax(z + b)_i``; weighted, by torch's own convention.
+    """Mean over the batch of ``-sum_i w_i t_i log softmax(z + b)_i``, with torch's convention for weights.
 
-    That is, with weights and hard labels, the sum over the batch divided by ``sum_b w[y_b]`` (so that it depends on
-    which images share a micro-batch), with weights and soft targets the sum divided by B.
+    With weights and hard labels, the sum over the batch is divided by ``sum_b w[y_b]`` and so depends on which images
+    share a micro-batch; with weights and soft targets, it is divided by B.
     """
     return F.cross_entropy(logits + bias, targets, weight=class_weights, label_smoothing=smoothing)
 
@@ -70,7 +68,7 @@ def sigmoid_cross_entropy(
 def focal(logits: Tensor, targets: Tensor, smoothing: float, gamma: float) -> Tensor:
     """Mean over the batch of ``-sum_i t_i (1 - p_i)^gamma log p_i``, ``p = softmax(z)``: Eq. 4, for many classes."""
     log_p = F.log_softmax(logits, dim=-1)
-    # 1 - p without cancellation; kept above 0, where a power below 1 has an infinite slope.
+    # 1 - p without cancellation; kept above 0, where the slope of a power below 1 is infinite.
     miss = (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).tiny)
     return -(target_rows(targets, logits, smoothing) * miss**gamma * log_p).sum(dim=-1).mean()
 
@@ -84,28 +82,28 @@ def ldam(
         shifted = scale * (logits - margins * F.one_hot(labels, logits.shape[1]))
         return F.cross_entropy(shifted, labels, weight=class_weights, label_smoothing=smoothing, reduction="none")
 
-    per_image = over_mixed_labels(of_labels, targets)
+    per_image = sum_over_mixed_labels(of_labels, targets)
     if class_weights is None or targets.is_floating_point():
         return per_image.mean()
     return per_image.sum() / class_weights[targets].sum()
 
 
 def label_aware_smoothing(logits: Tensor, targets: Tensor, smoothing: float, class_smoothing: Tensor) -> Tensor:
-    """Mean of ``-[(1 - s_y) log p_y + s_y mean_i log p_i]``; uniform label smoothing comes on top of ``s``."""
+    """Mean of ``-[(1 - s_y) log p_y + s_y mean_i log p_i]``; uniform label smoothing is added to ``s``."""
     log_p = F.log_softmax(logits, dim=-1)
 
     def of_labels(labels: Tensor) -> Tensor:  # (B,) -> (B,)
-        share = 1.0 - (1.0 - class_smoothing[labels]) * (1.0 - smoothing)
-        return -((1.0 - share) * log_p.gather(1, labels[:, None]).squeeze(1) + share * log_p.mean(dim=1))
+        s = 1.0 - (1.0 - class_smoothing[labels]) * (1.0 - smoothing)
+        return -((1.0 - s) * log_p.gather(1, labels[:, None]).squeeze(1) + s * log_p.mean(dim=1))
 
-    return over_mixed_labels(of_labels, targets).mean()
+    return sum_over_mixed_labels(of_labels, targets).mean()
 
 
 def lade_regularizer(logits: Tensor, labels: Tensor, log_prior: Tensor, remine_lambda: float = 0.1) -> Tensor:
     """``-sum_c pi_c [mean_{b: y_b = c} z_bc - E_c - lambda E_c^2]``, ``E_c = log mean_b exp(z_bc) / (C pi_c)``.
 
-    The regularized Donsker-Varadhan bound of each class; a class absent from the batch has 0 for its first term. It
-    needs the whole batch: accumulated micro-batches give the mean of their regularizers.
+    The regularized Donsker-Varadhan bound of each class; the first term is 0 for a class absent from the batch. The
+    sum is over one micro-batch: accumulation averages the regularizers.
     """
     num_images, num_classes = logits.shape
     of_class = F.one_hot(labels, num_classes)  # (B, C)
@@ -117,9 +115,9 @@ def lade_regularizer(logits: Tensor, labels: Tensor, log_prior: Tensor, remine_l
 def lade(
     logits: Tensor, labels: Tensor, smoothing: float, log_prior: Tensor, tau: float, alpha: float, remine_lambda: float
 ) -> Tensor:
-    """Prior-compensated cross-entropy, of ``z + tau log pi``, plus ``alpha`` times the regularizer of z."""
+    """Cross-entropy of ``z + tau log pi`` plus ``alpha`` times the regularizer of z."""
     if labels.is_floating_point():
-        raise ValueError("targets: the loss 'lade' is defined for hard labels alone; train without mixup and cutmix")
+        raise ValueError("targets: the loss 'lade' is defined for hard labels only; train without mixup and cutmix")
     cross_entropy = softmax_cross_entropy(logits, labels, smoothing, tau * log_prior)
     return cross_entropy + alpha * lade_regularizer(logits, labels, log_prior, remine_lambda)
 
@@ -128,45 +126,47 @@ def lade(
 
 
 def target_rows(targets: Tensor, logits: Tensor, smoothing: float) -> Tensor:
-    """Hard labels become ``(1 - s) * one_hot + s / C``, shape (B, C); soft targets stay as they are."""
+    """Rows (B, C): ``(1 - s) * one_hot + s / C`` of hard labels; soft targets are returned unchanged."""
     if targets.is_floating_point():
         return targets
     one_hot = F.one_hot(targets, logits.shape[1]).to(logits.dtype)
     return one_hot * (1.0 - smoothing) + smoothing / logits.shape[1]
 
 
-def over_mixed_labels(of_labels: Callable[[Tensor], Tensor], targets: Tensor) -> Tensor:
-    """The loss of each image (B,): of its label, or the sum over the two largest entries ``t_y * loss(y)`` of its row.
+def sum_over_mixed_labels(of_labels: Callable[[Tensor], Tensor], targets: Tensor) -> Tensor:
+    """Per-image loss (B,): ``loss(y)`` of a hard label, or ``sum_y t_y loss(y)`` over the two largest entries of a row.
 
-    In a row that was smoothed but not mixed, which class comes second is `torch.topk`'s choice; its share is s / C.
+    For a row that was smoothed but not mixed, `torch.topk` picks the second class; its weight is s / C.
     """
     if not targets.is_floating_point():
         return of_labels(targets)
-    shares, labels = targets.topk(2, dim=1)  # (B, 2) each
-    return shares[:, 0] * of_labels(labels[:, 0]) + shares[:, 1] * of_labels(labels[:, 1])
+    weights, labels = targets.topk(2, dim=1)  # (B, 2) each
+    return weights[:, 0] * of_labels(labels[:, 0]) + weights[:, 1] * of_labels(labels[:, 1])
 
 
 def checked_targets(targets: Tensor, num_classes: int, values: bool = True) -> Tensor:
-    """Targets as int64 (B,) or float32 (B, C); ValueError where the shape, or with ``values`` the content, is wrong."""
+    """Targets as int64 (B,) or float32 (B, C); ValueError for a wrong shape or, with ``values``, content."""
     if not targets.is_floating_point():
         if targets.ndim != 1:
             raise ValueError(f"targets: hard labels need shape (B,), got {tuple(targets.shape)}")
         wrong = targets[(targets < 0) | (targets >= num_classes)] if values else targets[:0]
         if len(wrong):
-            raise ValueError(f"targets: label {wrong[0]} is none of the {num_classes} classes, 0 ... {num_classes - 1}")
+            raise ValueError(
+                f"targets: label {wrong[0]} is out of range; {num_classes} classes have labels 0 to {num_classes - 1}"
+            )
         return targets.long()
     if targets.ndim != 2 or targets.shape[1] != num_classes:
         raise ValueError(f"targets: soft targets need shape (B, {num_classes}), got {tuple(targets.shape)}")
     targets = targets.float()
     if values:
         sums = targets.sum(dim=1)
-        wrong = sums[~((sums - 1).abs() <= 0.01)]  # rows in bfloat16 are off by up to 0.004; NaN is wrong, too
+        wrong = sums[~((sums - 1).abs() <= 0.01)]  # rows in bfloat16 are off by up to 0.004; NaN fails, too
         if len(wrong):
             raise ValueError(f"targets: each row of soft targets must sum to 1, one sums to {wrong[0]:.4g}")
     return targets
 
 
-# ---- What the losses take from the class counts: float64 arrays (C,)
+# ---- Per-class weights, margins and smoothing: float64 arrays (C,)
 
 
 def effective_number_weights(class_counts: ClassCounts, beta: float = 0.9999) -> np.ndarray:
@@ -183,24 +183,24 @@ def effective_number_weights(class_counts: ClassCounts, beta: float = 0.9999) ->
 def deferred_weights(
     class_counts: ClassCounts, progress: float, start: float = 0.8, beta: float = 0.9999
 ) -> np.ndarray:
-    """Deferred re-weighting (DRW; Cao et al.): ``class_weights`` for ldam at a point of the training.
+    """Deferred re-weighting (DRW; Cao et al.): ``class_weights`` for ldam, as a function of training progress.
 
-    Weights of 1 until ``progress``, the share of the training that is done, reaches ``start``; from there the effective
-    number's. The paper's 160th of 200 epochs is 0.8. Build the loss anew when the schedule crosses ``start``.
+    Weights are 1 until ``progress``, the fraction of training that is done, reaches ``start``, then those of
+    `effective_number_weights`. The paper's epoch 160 of 200 is 0.8. Rebuild the loss when progress crosses ``start``.
     """
     return effective_number_weights(class_counts, beta if progress >= start else 0.0)
 
 
 def ldam_margins(class_counts: ClassCounts, max_margin: float = 0.5) -> np.ndarray:
-    """Margins in proportion to ``n^(-1/4)``, the smallest class's being ``max_margin`` (Cao et al.)."""
+    """Margins proportional to ``n^(-1/4)``; that of the smallest class is ``max_margin`` (Cao et al.)."""
     margins = ClassPrior(class_counts).counts ** -0.25
     return margins * (max_margin / margins.max())
 
 
 def las_smoothing(class_counts: ClassCounts, smooth_head: float = 0.3, smooth_tail: float = 0.0) -> np.ndarray:
-    """From ``smooth_tail`` (the smallest class) to ``smooth_head`` (the largest), concave in n (Zhong et al.).
+    """Smoothing from ``smooth_tail`` (smallest class) to ``smooth_head`` (largest), concave in n (Zhong et al.).
 
-    Classes of equal size all get ``smooth_tail``.
+    If all classes are of equal size, all get ``smooth_tail``.
     """
     if max(smooth_head, smooth_tail) > 1.0:
         raise ValueError(f"smooth_head, smooth_tail: must be in [0, 1], got {smooth_head} and {smooth_tail}")
@@ -213,13 +213,13 @@ def las_smoothing(class_counts: ClassCounts, smooth_head: float = 0.3, smooth_ta
 
 
 class _Loss(NamedTuple):
-    """A row of the table; ``arguments`` takes prior, tau and the loss's own options."""
+    """A row of the table."""
 
-    title: str  # in tables and charts
-    name: str
+    short_name: str  # in tables and charts
+    title: str
     function: Callable[..., Tensor]
-    arguments: Callable[..., dict[str, Any]]
-    balanced: bool = False  # tau scales a bias of its logits, which then assume a class prior of pi ** (1 - tau)
+    arguments: Callable[..., dict[str, Any]]  # (prior, tau, **options) -> the function's arguments after smoothing
+    balanced: bool = False  # whether tau scales a logit bias; the logits then assume the class prior pi ** (1 - tau)
 
 
 _LOSSES = {
@@ -289,13 +289,13 @@ _LOSSES = {
     ),
 }
 LOSS_NAMES = tuple(_LOSSES)
-SHORT_NAMES = {key: loss.title for key, loss in _LOSSES.items()}
-LOSS_TITLES = {key: loss.name for key, loss in _LOSSES.items()}
+SHORT_NAMES = {key: loss.short_name for key, loss in _LOSSES.items()}
+LOSS_TITLES = {key: loss.title for key, loss in _LOSSES.items()}
 BALANCED_LOSSES = tuple(key for key, loss in _LOSSES.items() if loss.balanced)
 
 
 def check_loss_name(name: str) -> str:
-    """Return ``name``; ValueError with the nearest known name if it is unknown."""
+    """Return ``name``; ValueError with the closest known name if it is unknown."""
     if name not in _LOSSES:
         hint = did_you_mean(str(name).replace("-", "_").lower(), LOSS_NAMES)
         raise ValueError(f"loss: {name!r} is unknown;{hint} known: {', '.join(LOSS_NAMES)}")
@@ -303,7 +303,7 @@ def check_loss_name(name: str) -> str:
 
 
 def loss_options(name: str) -> dict[str, Any]:
-    """The options that a loss takes, with their defaults."""
+    """The options of a loss, with their defaults."""
     parameters = list(inspect.signature(_LOSSES[check_loss_name(name)].arguments).parameters.values())[2:]
     return {parameter.name: parameter.default for parameter in parameters}
 
@@ -311,22 +311,22 @@ def loss_options(name: str) -> dict[str, Any]:
 def build_loss(
     name: str, class_counts: ClassCounts, tau: float = 1.0, label_smoothing: float = 0.0, **options: Any
 ) -> Loss:
-    """A callable ``(logits (B, C) of any float dtype, targets) -> float32 scalar``.
+    """A loss ``(logits (B, C) of any float dtype, targets) -> float32 scalar``.
 
     Targets are hard labels, int64 (B,), or soft ones, float (B, C) (see the module's docstring). Their values are
-    checked in every batch on a CPU, and in the first one on an accelerator, which would have to wait for it.
+    checked in every batch on a CPU, but on an accelerator only in the first one, since the check synchronizes.
 
     Args:
         name: one of `LOSS_NAMES`.
         class_counts: training images of each class (see `ClassPrior`); integer label ``i`` is the i-th class.
         tau: scale of the logit bias (LiVT Algorithm 1, line 16); losses without a bias ignore it.
         label_smoothing: for hard labels only.
-        options: of `loss_options(name)`: ``class_weights`` (the ``w_i`` of Eq. 6, length C; bce, bal_bce, ldam),
-            ``beta`` (cb_ce, cb_bce), ``gamma`` (focal), ``max_margin`` and ``scale`` (ldam), ``smooth_head`` and
-            ``smooth_tail`` (las), ``alpha`` and ``remine_lambda`` (lade; both as in its configuration for ImageNet-LT).
+        options: see `loss_options`: ``class_weights`` (the ``w_i`` of Eq. 6, length C; bce, bal_bce, ldam), ``beta``
+            (cb_ce, cb_bce), ``gamma`` (focal), ``max_margin`` and ``scale`` (ldam), ``smooth_head`` and ``smooth_tail``
+            (las), ``alpha`` and ``remine_lambda`` (lade; defaults of its ImageNet-LT configuration).
 
     Raises:
-        ValueError: unknown name or option, unusable counts, a value out of range, weights that do not fit.
+        ValueError: unknown name or option, invalid counts, a value out of range, weights of another length than C.
     """
     function, arguments_of = _LOSSES[check_loss_name(name)].function, _LOSSES[name].arguments
     prior = ClassPrior(class_counts)
@@ -338,7 +338,7 @@ def build_loss(
     known = loss_options(name)
     for option, value in options.items():
         if option not in known:
-            raise ValueError(f"{option}: the loss {name!r} takes no such option, it takes {', '.join(known) or 'none'}")
+            raise ValueError(f"{option}: not an option of the loss {name!r}; its options: {', '.join(known) or 'none'}")
         is_default = value is None and known[option] is None
         if not is_default and (value is None or not np.isfinite(value).all() or np.min(value) < 0):
             raise ValueError(f"{option}: must be finite and not negative, got {value}")
@@ -349,16 +349,16 @@ def build_loss(
     arguments = arguments_of(prior, tau, **options)
     if arguments.get("class_weights") is not None:
         arguments["class_weights"] = np.asarray(arguments["class_weights"], dtype=np.float64)
-    # Rounded to float32 once, from float64; copied to each device once.
+    # Rounded from float64 to float32 once, and copied to each device once.
     arguments = {k: torch.from_numpy(v).float() if isinstance(v, np.ndarray) else v for k, v in arguments.items()}
     on_device: dict[torch.device, dict[str, Any]] = {}
 
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
         if logits.ndim != 2 or logits.shape[1] != num_classes:
-            raise ValueError(f"logits: need shape (B, {num_classes}), one column a class, got {tuple(logits.shape)}")
+            raise ValueError(f"logits: need shape (B, {num_classes}), one column per class, got {tuple(logits.shape)}")
         device = logits.device
-        look = (device.type == "cpu" or device not in on_device) and not torch.compiler.is_compiling()
-        targets = checked_targets(targets, num_classes, values=look)
+        check_values = (device.type == "cpu" or device not in on_device) and not torch.compiler.is_compiling()
+        targets = checked_targets(targets, num_classes, check_values)
         if device not in on_device:
             on_device[device] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in arguments.items()}
         smoothing = 0.0 if targets.is_floating_point() else label_smoothing
@@ -371,16 +371,16 @@ def build_loss(
 def compute_loss_func(
     name: str, class_counts: ClassCounts, tau: float = 1.0, label_smoothing: float = 0.0, **options: Any
 ) -> Callable[..., Tensor]:
-    """What a stock `transformers.Trainer` takes as ``compute_loss_func``; arguments as for `build_loss`.
+    """A ``compute_loss_func`` for a stock `transformers.Trainer`; arguments as for `build_loss`.
 
         Trainer(model, args, compute_loss_func=compute_loss_func("bal_bce", class_counts), ...)
 
-    Trainer counts the entries of all labels of an optimizer step, over micro-batches and, with
-    ``average_tokens_across_devices``, processes: B for hard labels, B x C for soft ones. It does not divide by the
-    accumulation steps then, and multiplies by the number of processes, which DDP's mean takes out again. So each
-    micro-batch counts by its share of that total: batch 8x1, 4x2 accumulated and 2 processes x 4 give the same
-    gradients. Left out are the losses that look at a batch as a whole: class weights on hard labels (cb_ce, ldam) and
-    lade's regularizer. ``TrainingArguments.label_smoothing_factor`` has no effect; use ``label_smoothing`` here.
+    Trainer counts the label entries of an optimizer step (B for hard labels, B x C for soft ones), over micro-batches
+    and, with ``average_tokens_across_devices``, processes. It then does not divide by the accumulation steps, and
+    multiplies by the number of processes, which DDP's mean cancels. Each micro-batch is therefore weighted by its
+    fraction of that total: batch 8x1, 4x2 accumulated and 2 processes x 4 give the same gradients, except for losses
+    that depend on the batch as a whole (class weights on hard labels in cb_ce and ldam, lade's regularizer).
+    ``TrainingArguments.label_smoothing_factor`` has no effect; use ``label_smoothing`` here.
     """
     loss = build_loss(name, class_counts, tau, label_smoothing, **options)
 
@@ -390,7 +390,7 @@ def compute_loss_func(
         value = loss(_logits(outputs), labels)
         if num_items_in_batch is None:
             return value
-        # DataParallel: one count a GPU, and the result is multiplied by the number of GPUs. Their sum undoes both.
+        # DataParallel passes one count per GPU and multiplies the result by the number of GPUs; the sum undoes both.
         return value * (labels.numel() / torch.as_tensor(num_items_in_batch, device=value.device).sum())
 
     return trainer_loss
