@@ -69,18 +69,13 @@ class Fence:
 
 
 def fences(document: Path) -> list[Fence]:
-    found, above, opened = [], "", None
-    for number, line in enumerate(document.read_text(encoding="utf-8").splitlines(), start=1):
-        if opened is not None and line == "```":
-            mark = re.fullmatch(r"<!-- not run: (.+) -->", opened[0])
-            found.append(Fence(document, opened[1], opened[2], "\n".join(opened[3]), mark and mark[1]))
-            opened, line = None, ""
-        elif opened is not None:
-            opened[3].append(line)
-        elif line.startswith("```"):
-            opened = (above, number, line.removeprefix("```"), [])
-        above = line
-    assert opened is None, f"{document}: a fence is not closed"
+    text = document.read_text(encoding="utf-8")
+    pattern = re.compile(r"(?:^<!-- not run: ([^\n]+) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    found = [
+        Fence(document, text.count("\n", 0, match.start(2)) + 1, match[2], match[3], reason=match[1])
+        for match in pattern.finditer(text)
+    ]
+    assert len(re.findall("^```", text, re.MULTILINE)) == 2 * len(found), f"{document}: a fence is not closed"
     return found
 
 
@@ -117,8 +112,6 @@ def run(line: str, prepared: set[str], where: str) -> None:
                 prepared.remove(output_dir)
                 shutil.rmtree(output_dir)
         assert main([*words[1:], *TINY.get(words[1], "").split()]) == 0, f"{where}: {line}"
-    elif words[:2] == ["python", "-c"]:
-        exec(words[2], {})
     else:
         assert not words, f"{where}: cannot run {words[0]!r} here; mark the fence"
 
