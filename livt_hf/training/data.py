@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from datasets import DatasetDict
+from torch import Tensor
 
+from ..class_names import check_same_names
 from ..config.arguments import StageArguments
 from ..data import ImageDataset, TrainingBatches, class_counts, load_long_tailed
 from ..data.streaming import StreamedSamples, open_stream
+from ..models.configuration_livt import ordered_class_counts
 from ..optimization import Schedule
 
 
@@ -92,3 +95,43 @@ def plan_schedule(args: StageArguments, batches: TrainingBatches) -> Schedule:
         base_lr=args.base_lr,
         min_lr=args.min_lr,
     )
+
+
+def check_labels(config: Any, dataset: ImageDataset | StreamedSamples) -> None:
+    """ValueError unless label i of the training images is class i of the model."""
+    found, expected = dataset.class_names, list(ordered_class_counts(config))
+    check_same_names(expected, found, "the model", "the training images")
+    if found != expected:
+        label = next(label for label, name in enumerate(found) if name != expected[label])
+        raise ValueError(
+            f"class_counts: label {label} is {found[label]!r} in the training images, and {expected[label]!r} in the "
+            "model; give both the same order"
+        )
+
+
+class EpochLoader:
+    """The training data as Trainer wants it, one iterator per epoch, over one loader that never pauses between epochs.
+
+    The first iterator starts at the trainer's current step, so that a resumed run continues where it stopped.
+    """
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+        self.dataset = trainer.train_dataset  # read by Trainer
+        self.micro_batches: Iterator[dict[str, Tensor]] | None = None
+
+    def __len__(self) -> int:
+        return self.trainer.training_batches().steps_per_epoch * self.trainer.args.gradient_accumulation_steps
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        state, args = self.trainer.state, self.trainer.args
+        if self.micro_batches is None:
+            batches = self.trainer.training_batches(state.global_step, state.max_steps)
+            pin_memory = args.device.type == "cuda"
+            self.micro_batches = iter(self.dataset.loader(batches, args.dataloader_num_workers, pin_memory))
+        done = state.global_step * args.gradient_accumulation_steps % len(self)
+        for _ in range(len(self) - done):
+            batch = next(self.micro_batches, None)
+            if batch is None:
+                return
+            yield batch

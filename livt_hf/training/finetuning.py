@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,13 @@ def finetune(args: FinetuneArguments, training_arguments: dict[str, Any] | None 
     data = finetuning_data(args, images, model.config.image_size, mean, run)
     schedule = plan_schedule(args, data.batches)
     trainer = build_trainer(args, model, data, schedule, mean, std, run)
+    settings: dict[str, Any] = {"dataset": args.dataset, "seed": args.seed, "num_workers": args.num_workers}
+    evaluate: Callable[..., Any] = partial(evaluate_run, run.folder, splits, **settings, repo_id=args.hub_model_id)
     if run.is_finished(schedule.steps, "it is only evaluated" if is_unevaluated(run, splits) else "nothing to do"):
-        return finished_results(args, run, trainer.accelerator, splits)
+        return finished_results(run, evaluate, splits, trainer.accelerator)
     checkpoint = run.find_checkpoint(schedule.steps)
     processor = image_processor(model.config.image_size, args.crop_ratio, mean, std)
-    run.start(describe(args, model, data), schedule, processor, trainer.accelerator, checkpoint)
-    warn_of_unused_options(args, model)
+    run.start(describe(model, data.num_images), schedule, processor, trainer.accelerator, checkpoint)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.stopped_by:
         run.stopped(trainer.stopped_by, trainer.state.global_step)
@@ -72,7 +74,7 @@ def finetune(args: FinetuneArguments, training_arguments: dict[str, Any] | None 
     trained, results = trainer.final_model(), None
     if run.is_main:
         run.save(trained)
-        results = evaluate_run(args, run.folder, trained, processor, splits)
+        results = evaluate(trained, processor)
     run.publish(trainer.accelerator)
     return results
 
@@ -115,8 +117,21 @@ def build_trainer(
     run: StageRun,
 ) -> BalancedTrainer:
     """The trainer that the options describe."""
-    eval_split = data.splits.get(args.eval_split)
     config: Any = model.config
+    mixup = (
+        Mixup(
+            config.num_labels,
+            mixup_alpha=args.mixup,
+            cutmix_alpha=args.cutmix,
+            prob=args.mixup_prob,
+            switch_prob=args.mixup_switch_prob,
+            label_smoothing=args.label_smoothing,
+            seed=args.seed,
+        )
+        if args.mixes
+        else None
+    )
+    eval_split = data.splits.get(args.eval_split)
     eval_transform = EvalTransform(config.image_size, args.crop_ratio)
     return BalancedTrainer(
         model,
@@ -132,20 +147,8 @@ def build_trainer(
         classifier_only=args.stage == "classifier",
         # --max_steps shortens the schedule, and this with it
         drw_epoch=None if args.drw_epoch is None else args.drw_epoch * schedule.epochs / args.epochs,
-        mixup=build_mixup(args, config.num_labels) if args.mixes else None,
+        mixup=mixup,
         run=run,
-    )
-
-
-def build_mixup(args: FinetuneArguments, num_classes: int) -> Mixup:
-    return Mixup(
-        num_classes,
-        mixup_alpha=args.mixup,
-        cutmix_alpha=args.cutmix,
-        prob=args.mixup_prob,
-        switch_prob=args.mixup_switch_prob,
-        label_smoothing=args.label_smoothing,
-        seed=args.seed,
     )
 
 
@@ -180,19 +183,13 @@ def trainer_arguments(
     )
 
 
-def describe(args: FinetuneArguments, model: PreTrainedModel, data: TrainingData) -> str:
-    """What is trained on what, for the first line of a run."""
+def describe(model: PreTrainedModel, num_images: int) -> str:
+    """Model, loss and data, for the first line that a run logs."""
+    config: Any = model.config
     return (
-        f"fine-tuning {model.num_parameters() / 1e6:.2f} M parameters with {args.loss} (tau {args.tau}) on "
-        f"{data.num_images} images of {model.config.num_labels} classes at {model.config.image_size} px"
+        f"fine-tuning {model.num_parameters() / 1e6:.2f} M parameters with {config.loss} (tau {config.tau}) on "
+        f"{num_images} images of {config.num_labels} classes at {config.image_size} px"
     )
-
-
-def warn_of_unused_options(args: FinetuneArguments, model: PreTrainedModel) -> None:
-    if unused := unused_sizes(args.given_sizes(), model.config, args.pretrained):
-        logger.info(unused)
-    if args.drop_path and not has_drop_path(model.config):
-        logger.info(f"drop_path: {type(model).__name__} has none; --drop_path {args.drop_path} has no effect")
 
 
 def build_classifier(args: FinetuneArguments, counts: dict[str, int]) -> PreTrainedModel:
@@ -215,15 +212,29 @@ def build_classifier(args: FinetuneArguments, counts: dict[str, int]) -> PreTrai
         )
         return ViTForBalancedClassification(config)
     if load_config(args.pretrained).model_type == "vit_mae":
-        if args.stage == "classifier":
-            raise ValueError(
-                f"stage: {args.pretrained!r} is a masked autoencoder, and the stage 'classifier' retrains the last "
-                "layer of a trained classifier; give its folder with --pretrained"
-            )
-        settings |= {"drop_path_rate": args.drop_path, "use_mean_pooling": args.pooling == "mean"}
-        if args.image_size is not None:
-            settings["image_size"] = args.image_size
-        return ViTForBalancedClassification.from_mae(args.pretrained, counts, **settings)
+        model = _on_autoencoder(args, counts, settings)
+    else:
+        model = _from_classifier(args, counts, settings)
+    if unused := unused_sizes(args.given_sizes(), model.config, args.pretrained):
+        logger.info(unused)
+    if args.drop_path and not has_drop_path(model.config):
+        logger.info(f"drop_path: {type(model).__name__} has none; --drop_path {args.drop_path} has no effect")
+    return model
+
+
+def _on_autoencoder(args: FinetuneArguments, counts: dict[str, int], settings: dict[str, Any]) -> PreTrainedModel:
+    if args.stage == "classifier":
+        raise ValueError(
+            f"stage: {args.pretrained!r} is a masked autoencoder, and the stage 'classifier' retrains the last "
+            "layer of a trained classifier; give its folder with --pretrained"
+        )
+    settings |= {"drop_path_rate": args.drop_path, "use_mean_pooling": args.pooling == "mean"}
+    if args.image_size is not None:
+        settings["image_size"] = args.image_size
+    return ViTForBalancedClassification.from_mae(args.pretrained, counts, **settings)
+
+
+def _from_classifier(args: FinetuneArguments, counts: dict[str, int], settings: dict[str, Any]) -> PreTrainedModel:
     if args.pooling == "cls":
         raise ValueError(f"pooling: {args.pretrained!r} is a trained classifier and keeps what it reads; leave it out")
     model = load_pretrained_classifier(
@@ -267,32 +278,44 @@ def is_unevaluated(run: StageRun, splits: DatasetDict) -> bool:
 
 
 def finished_results(
-    args: FinetuneArguments, run: StageRun, accelerator: Accelerator, splits: DatasetDict
+    run: StageRun, evaluate: Callable[..., Any], splits: DatasetDict, accelerator: Accelerator
 ) -> dict[str, Any] | None:
-    """Results of a finished run, which is evaluated now if that is missing."""
+    """Results of a finished run, which is evaluated first if they are missing."""
     if is_unevaluated(run, splits) and run.is_main:
-        evaluate_run(args, run.folder, *load_classifier(run.folder), splits)
+        evaluate(*load_classifier(run.folder))
     accelerator.wait_for_everyone()
     file = run.folder / "results.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
 def evaluate_run(
-    args: FinetuneArguments, output_dir: Path, model: PreTrainedModel, processor: Any, splits: DatasetDict
+    output_dir: Path,
+    splits: DatasetDict,
+    model: PreTrainedModel,
+    processor: Any,
+    *,
+    dataset: str,
+    seed: int,
+    num_workers: int,
+    repo_id: str | None,
 ) -> dict[str, Any] | None:
-    """Results, report and card of the saved model in the output folder."""
+    """Evaluate the model in the output folder, and write results, report and card there.
+
+    Returns:
+        Results on the test split, or on the validation split if there is no test split; None without either.
+    """
     name = "test" if "test" in splits else "validation"
     split: Dataset | None = splits.get(name)
     if split is None:
-        logger.info(f"{args.dataset} has neither a test nor a validation split: nothing is evaluated")
+        logger.info(f"{dataset} has neither a test nor a validation split: nothing is evaluated")
         return None
-    description = {"model": str(output_dir), "dataset": args.dataset, "split": name, "seed": args.seed}
+    description = {"model": str(output_dir), "dataset": dataset, "split": name, "seed": seed}
     try:
-        results = evaluate_model(model, split, processor, num_workers=args.num_workers, description=description)
+        results = evaluate_model(model, split, processor, num_workers=num_workers, description=description)
     except ValueError as error:
         raise ValueError(
             f"{error}; the trained model is saved in {output_dir}, and the same command then evaluates it"
         ) from error
     write_report(results, output_dir, mistaken_images(results, split))
-    write_model_card(output_dir, results, repo_id=args.hub_model_id)
+    write_model_card(output_dir, results, repo_id=repo_id)
     return results

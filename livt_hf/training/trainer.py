@@ -7,47 +7,30 @@ and layer decay, mixup of the global batch, accuracies by shot group.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    get_model_state_dict,
-    get_optimizer_state_dict,
-)
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Subset
-from transformers import (
-    PreTrainedModel,
-    PrinterCallback,
-    ProgressCallback,
-    Trainer,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, TrainingArguments
 
-from ..class_names import check_same_names
 from ..data import ImageDataset, Mixup, TrainingBatches, erase, evaluation_loader, normalize
 from ..data.streaming import StreamedSamples
 from ..data.transforms import image_processor
 from ..evaluation.predictions import predict_split
-from ..files import RUN_FILE, write_text
 from ..losses import Loss, build_loss, deferred_weights
 from ..metrics import calibration_error, long_tail_accuracy
 from ..models.configuration_livt import check_not_adjusted, ordered_class_counts
 from ..optimization import WeightAverage, adamw, parameter_groups, warmup_cosine
-from .callbacks import ProgressBar, StepCallback
-from .checkpoint import FULL_STATE_DICT, load_optimizer, load_tensors, load_weights, set_schedule
-from .classifier_retraining import fold_scales, load_scales, save_scales
+from .data import EpochLoader, check_labels
+from .resumable_trainer import ResumableTrainer
 from .run import Run, not_finite, trainer_pusher
 
 
-class BalancedTrainer(Trainer):
+class BalancedTrainer(ResumableTrainer):
     """A `transformers.Trainer` for balanced fine-tuning.
 
     Differs from it in: layer-wise learning-rate decay and the paper's schedule; images and their augmentation that
@@ -73,7 +56,6 @@ class BalancedTrainer(Trainer):
         run: the run in its output folder, if a stage has opened one.
     """
 
-    model: PreTrainedModel
     train_dataset: ImageDataset | StreamedSamples
     eval_dataset: ImageDataset | None
 
@@ -118,14 +100,7 @@ class BalancedTrainer(Trainer):
             raise ValueError("stage: a classifier alone needs no sharded weights; launch it without FSDP")
         self.ema = None if ema is None else WeightAverage(self.model, ema)
         self.run = run or self._own_run()
-        self.stopped_by: str | None = None
-        self.resumed_from: Path | None = None
-        self._staging: Path | None = None
-        self.remove_callback(PrinterCallback)
-        self.remove_callback(ProgressCallback)
-        self.add_callback(StepCallback(self))
-        if not args.disable_tqdm:
-            self.add_callback(ProgressBar)
+        self._add_callbacks()
 
     def _own_run(self) -> Run:
         """The run of a trainer that no stage has made; it uploads with ``TrainingArguments(push_to_hub=True)``."""
@@ -158,8 +133,8 @@ class BalancedTrainer(Trainer):
             labels=dataset.labels if self.classifier_only else None,
         )
 
-    def get_train_dataloader(self) -> _EpochLoader:  # type: ignore[override]  # Trainer takes anything it can iterate
-        return _EpochLoader(self)
+    def get_train_dataloader(self) -> EpochLoader:  # type: ignore[override]  # Trainer takes anything it can iterate
+        return EpochLoader(self)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """A micro-batch of the loader -> what the model takes, on the device: normalized, erased and mixed."""
@@ -266,131 +241,6 @@ class BalancedTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(args, self.state, self.control, metrics)
         return metrics
 
-    # Checkpoints
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        with self.run.stop_signal:
-            try:
-                return super().train(*args, **kwargs)
-            finally:
-                for callback in self.callback_handler.callbacks:
-                    if isinstance(callback, ProgressBar):
-                        callback.close()
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._staging) if self._staging else super()._get_output_dir(trial)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """As upstream, but into a hidden folder that is renamed once everything is on the disk."""
-        saves = self.args.should_save
-        with self.run.checkpoint(self.state.global_step, self.accelerator, saves) as folder:
-            self._staging = folder.parent
-            try:
-                super()._save_checkpoint(model, trial)
-            finally:
-                self._staging = None
-            # Upstream forgets the losses since the last logged step.
-            loss_sum = self.accelerator.reduce(self._tr_loss.detach().clone(), "mean").item()
-            if saves:
-                save_scales(self.accelerator.unwrap_model(self.model), folder)
-                if self.ema is not None:
-                    self.ema.save(folder)
-                logging_state = {"loss_sum": loss_sum, "last_step": self._globalstep_last_logged}
-                record = {**self.run.record, "logging": logging_state}
-                write_text(folder / RUN_FILE, json.dumps(record, indent=2))
-
-    def final_model(self) -> PreTrainedModel:
-        """`whole_model` as it is saved in the end: the moving average if there is one, scales folded in."""
-        model = self.whole_model()
-        if self.is_world_process_zero():
-            if self.ema is not None:
-                model.load_state_dict(self.ema.weights)
-            fold_scales(model)
-        return model
-
-    def whole_model(self) -> PreTrainedModel:
-        """The trained model as it will be loaded: without mixed precision, put together from the shards of FSDP.
-
-        All processes call it; of FSDP's, the main one alone gets the weights.
-        """
-        model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-        if not self.is_fsdp_enabled:
-            return model
-        weights = get_model_state_dict(model, options=FULL_STATE_DICT)
-        whole = type(model)(model.config)  # FSDP's class makes one of the original class
-        if self.is_world_process_zero():
-            whole.load_state_dict(weights)
-        return whole
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Whole tensors under FSDP, too, so that `from_pretrained` reads every checkpoint."""
-        if not self.is_fsdp_enabled:
-            super().save_model(output_dir, _internal_call)
-            return
-        weights = get_model_state_dict(self.model, options=FULL_STATE_DICT)
-        if self.args.should_save:
-            self._save(output_dir, state_dict=weights)
-
-    def _optimizer_and_schedule(self) -> tuple[torch.optim.Optimizer, LambdaLR]:
-        """Those of a run that has begun: the optimizer is the one inside Accelerate's."""
-        assert isinstance(self.optimizer, AcceleratedOptimizer)
-        assert self.lr_scheduler is not None
-        return self.optimizer.optimizer, self.lr_scheduler
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """By tensor name, so that a run goes on with another engine (one device, DDP, FSDP2)."""
-        model = self.accelerator.unwrap_model(self.model)
-        optimizer, schedule = self._optimizer_and_schedule()
-        state = get_optimizer_state_dict(model, optimizer, options=FULL_STATE_DICT)
-        if self.args.should_save:
-            torch.save(state, Path(output_dir) / "optimizer.pt")
-            torch.save(schedule.state_dict(), Path(output_dir) / "scheduler.pt")
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """The options of both stay those of the arguments, which may have changed since the checkpoint."""
-        if checkpoint is None:
-            return
-        model = self.accelerator.unwrap_model(self.model)
-        optimizer, schedule = self._optimizer_and_schedule()
-        load_optimizer(model, optimizer, load_tensors(Path(checkpoint) / "optimizer.pt"))
-        # Not the global step: with fp16, the schedule waits where the scaler skips an update.
-        set_schedule(schedule, load_tensors(Path(checkpoint) / "scheduler.pt")["last_epoch"])
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Not yet: upstream would upload from a folder that is about to be renamed. `_save_checkpoint` does it."""
-
-    def _finish_current_push(self) -> None:
-        if self.run.pusher:
-            self.run.pusher.wait()
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if state_dict is None and self.classifier_only:  # `save_scales` keeps the rest
-            state_dict = {name: w for name, w in self.model.state_dict().items() if not name.endswith(".scales")}
-        super()._save(output_dir, state_dict)
-        output_dir = output_dir or self.args.output_dir
-        assert output_dir is not None  # TrainingArguments puts a default there
-        # A pickle, which nothing here reads; run.json holds the arguments.
-        with contextlib.suppress(FileNotFoundError):
-            (Path(output_dir) / "training_args.bin").unlink()
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Upstream loads the file raw: names that were mapped on saving are then silently left out."""
-        self.resumed_from = Path(resume_from_checkpoint)
-        model = self.model if model is None else model
-        assert isinstance(model, PreTrainedModel)  # FSDP's class is a subclass of the model's
-        load_weights(model, self.resumed_from, sharded=self.is_fsdp_enabled)
-        load_scales(model, self.resumed_from)
-        if self.ema is not None:
-            self.ema.load(self.resumed_from, model)
-
-    # Logging
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        super().log(logs, start_time)
-        if "train_runtime" not in logs:
-            values = {"lr" if name == "learning_rate" else name: value for name, value in logs.items()}
-            self.run.log({"step": self.state.global_step, "epoch": self.state.epoch, **values})
-
 
 @contextlib.contextmanager
 def _tracker_errors() -> Iterator[None]:
@@ -413,43 +263,3 @@ def training_loss(config: Any, reweighted: bool = False) -> Loss:
         )
     options = {"class_weights": deferred_weights(counts, progress=1.0)} if reweighted else {}
     return build_loss(config.loss, counts, config.tau, config.label_smoothing, **options)
-
-
-def check_labels(config: Any, dataset: ImageDataset | StreamedSamples) -> None:
-    """ValueError unless label i of the training images is class i of the model."""
-    found, expected = dataset.class_names, list(ordered_class_counts(config))
-    check_same_names(expected, found, "the model", "the training images")
-    if found != expected:
-        label = next(label for label, name in enumerate(found) if name != expected[label])
-        raise ValueError(
-            f"class_counts: label {label} is {found[label]!r} in the training images, and {expected[label]!r} in the "
-            "model; give both the same order"
-        )
-
-
-class _EpochLoader:
-    """The training data as Trainer wants it, one iterator per epoch, over one loader that never pauses between epochs.
-
-    The first iterator starts at the trainer's current step, so that a resumed run continues where it stopped.
-    """
-
-    def __init__(self, trainer: BalancedTrainer):
-        self.trainer = trainer
-        self.dataset = trainer.train_dataset  # read by Trainer
-        self.micro_batches: Iterator[dict[str, Tensor]] | None = None
-
-    def __len__(self) -> int:
-        return self.trainer.training_batches().steps_per_epoch * self.trainer.args.gradient_accumulation_steps
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        state, args = self.trainer.state, self.trainer.args
-        if self.micro_batches is None:
-            batches = self.trainer.training_batches(state.global_step, state.max_steps)
-            pin_memory = args.device.type == "cuda"
-            self.micro_batches = iter(self.dataset.loader(batches, args.dataloader_num_workers, pin_memory))
-        done = state.global_step * args.gradient_accumulation_steps % len(self)
-        for _ in range(len(self) - done):
-            batch = next(self.micro_batches, None)
-            if batch is None:
-                return
-            yield batch

@@ -1,0 +1,231 @@
+"""The half of `BalancedTrainer` that knows no loss: checkpoints, exact resume, log, stop signal and progress bar."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
+from torch.optim.lr_scheduler import LambdaLR
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+
+from ..data import TrainingBatches
+from ..files import RUN_FILE, write_text
+from ..optimization import WeightAverage
+from .checkpoint import FULL_STATE_DICT, load_optimizer, load_tensors, load_weights, set_schedule
+from .classifier_retraining import fold_scales, load_scales, save_scales
+from .run import Run
+
+
+class ResumableTrainer(Trainer):
+    """A `transformers.Trainer` whose checkpoints are complete or not there, and from which runs resume exactly.
+
+    Attributes:
+        run: the run in its output folder.
+        ema: moving average of the weights, saved and restored with them.
+        classifier_only: only the classifier is trained; its scales, if any, are saved beside the native model.
+        stopped_by: name of the signal that stopped training.
+        resumed_from: checkpoint that training continued from.
+    """
+
+    model: PreTrainedModel
+    run: Run
+    ema: WeightAverage | None
+    classifier_only: bool
+    stopped_by: str | None = None
+    resumed_from: Path | None = None
+    _staging: Path | None = None
+
+    def training_batches(self, start_step: int = 0, stop_step: int | None = None) -> TrainingBatches:
+        raise NotImplementedError
+
+    def _add_callbacks(self) -> None:
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+        self.add_callback(StepCallback(self))
+        if not self.args.disable_tqdm:
+            self.add_callback(ProgressBar)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        with self.run.stop_signal:
+            try:
+                return super().train(*args, **kwargs)
+            finally:
+                for callback in self.callback_handler.callbacks:
+                    if isinstance(callback, ProgressBar):
+                        callback.close()
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging) if self._staging else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As upstream, but into a hidden folder that is renamed once everything is on the disk."""
+        saves = self.args.should_save
+        with self.run.checkpoint(self.state.global_step, self.accelerator, saves) as folder:
+            self._staging = folder.parent
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._staging = None
+            # Upstream forgets the losses since the last logged step.
+            loss_sum = self.accelerator.reduce(self._tr_loss.detach().clone(), "mean").item()
+            if saves:
+                save_scales(self.accelerator.unwrap_model(self.model), folder)
+                if self.ema is not None:
+                    self.ema.save(folder)
+                logging_state = {"loss_sum": loss_sum, "last_step": self._globalstep_last_logged}
+                record = {**self.run.record, "logging": logging_state}
+                write_text(folder / RUN_FILE, json.dumps(record, indent=2))
+
+    def final_model(self) -> PreTrainedModel:
+        """`whole_model` as it is saved in the end: the moving average if there is one, scales folded in."""
+        model = self.whole_model()
+        if self.is_world_process_zero():
+            if self.ema is not None:
+                model.load_state_dict(self.ema.weights)
+            fold_scales(model)
+        return model
+
+    def whole_model(self) -> PreTrainedModel:
+        """The trained model as it will be loaded: without mixed precision, put together from the shards of FSDP.
+
+        All processes call it; of FSDP's, the main one alone gets the weights.
+        """
+        model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        if not self.is_fsdp_enabled:
+            return model
+        weights = get_model_state_dict(model, options=FULL_STATE_DICT)
+        whole = type(model)(model.config)  # FSDP's class makes one of the original class
+        if self.is_world_process_zero():
+            whole.load_state_dict(weights)
+        return whole
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Whole tensors under FSDP, too, so that `from_pretrained` reads every checkpoint."""
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        weights = get_model_state_dict(self.model, options=FULL_STATE_DICT)
+        if self.args.should_save:
+            self._save(output_dir, state_dict=weights)
+
+    def _optimizer_and_schedule(self) -> tuple[torch.optim.Optimizer, LambdaLR]:
+        """Those of a run that has begun: the optimizer is the one inside Accelerate's."""
+        assert isinstance(self.optimizer, AcceleratedOptimizer)
+        assert self.lr_scheduler is not None
+        return self.optimizer.optimizer, self.lr_scheduler
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """By tensor name, so that a run goes on with another engine (one device, DDP, FSDP2)."""
+        model = self.accelerator.unwrap_model(self.model)
+        optimizer, schedule = self._optimizer_and_schedule()
+        state = get_optimizer_state_dict(model, optimizer, options=FULL_STATE_DICT)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / "optimizer.pt")
+            torch.save(schedule.state_dict(), Path(output_dir) / "scheduler.pt")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """The options of both stay those of the arguments, which may have changed since the checkpoint."""
+        if checkpoint is None:
+            return
+        model = self.accelerator.unwrap_model(self.model)
+        optimizer, schedule = self._optimizer_and_schedule()
+        load_optimizer(model, optimizer, load_tensors(Path(checkpoint) / "optimizer.pt"))
+        # Not the global step: with fp16, the schedule waits where the scaler skips an update.
+        set_schedule(schedule, load_tensors(Path(checkpoint) / "scheduler.pt")["last_epoch"])
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Not yet: upstream would upload from a folder that is about to be renamed. `_save_checkpoint` does it."""
+
+    def _finish_current_push(self) -> None:
+        if self.run.pusher:
+            self.run.pusher.wait()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if state_dict is None and self.classifier_only:  # `save_scales` keeps the rest
+            state_dict = {name: w for name, w in self.model.state_dict().items() if not name.endswith(".scales")}
+        super()._save(output_dir, state_dict)
+        output_dir = output_dir or self.args.output_dir
+        assert output_dir is not None  # TrainingArguments puts a default there
+        # A pickle, which nothing here reads; run.json holds the arguments.
+        with contextlib.suppress(FileNotFoundError):
+            (Path(output_dir) / "training_args.bin").unlink()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Upstream loads the file raw: names that were mapped on saving are then silently left out."""
+        self.resumed_from = Path(resume_from_checkpoint)
+        model = self.model if model is None else model
+        assert isinstance(model, PreTrainedModel)  # FSDP's class is a subclass of the model's
+        load_weights(model, self.resumed_from, sharded=self.is_fsdp_enabled)
+        load_scales(model, self.resumed_from)
+        if self.ema is not None:
+            self.ema.load(self.resumed_from, model)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs, start_time)
+        if "train_runtime" not in logs:
+            values = {"lr" if name == "learning_rate" else name: value for name, value in logs.items()}
+            self.run.log({"step": self.state.global_step, "epoch": self.state.epoch, **values})
+
+
+class StepCallback(TrainerCallback):
+    """At the start the log, at every step the epoch, the weight average and a stop on a signal."""
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.steps_per_epoch = self.trainer.training_batches().steps_per_epoch
+        if self.trainer.resumed_from is not None:
+            record = json.loads((self.trainer.resumed_from / RUN_FILE).read_text(encoding="utf-8"))
+            self.trainer._tr_loss.fill_(record["logging"]["loss_sum"])
+            self.trainer._globalstep_last_logged = record["logging"]["last_step"]
+        self.trainer.run.begin(state.global_step)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        # Trainer counts from the first step after a resume; the epoch of a step does not depend on that.
+        state.epoch = state.global_step / self.steps_per_epoch
+        if self.trainer.ema is not None:
+            self.trainer.ema.update(self.trainer.accelerator.unwrap_model(self.trainer.model))
+        stopped_by = self.trainer.run.stop_requested(self.trainer.accelerator, state.global_step)
+        if stopped_by and state.global_step < state.max_steps:
+            self.trainer.stopped_by = stopped_by
+            control.should_save = control.should_training_stop = True
+        return control
+
+
+class ProgressBar(TrainerCallback):
+    """One line: steps, time left, the last logged loss and learning rate, the last validation accuracies."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.shown: dict[str, str] = {}
+        self.bar = tqdm(
+            total=state.max_steps,
+            initial=state.global_step,
+            disable=not state.is_world_process_zero,
+            desc="fine-tuning",
+            unit="step",
+        )
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        formats = {"loss": ".3f", "learning_rate": ".2e", "eval_accuracy": ".1f", "eval_few": ".1f"}
+        shown = {name: format(logs[name], form) for name, form in formats.items() if name in logs}
+        self.shown |= {name.replace("learning_rate", "lr"): value for name, value in shown.items()}
+        if hasattr(self, "bar"):
+            self.bar.set_postfix(self.shown, refresh=False)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.close()
+
+    def close(self):
+        if hasattr(self, "bar"):
+            self.bar.close()
