@@ -14,8 +14,7 @@ from typing import Any
 
 from livt_hf.losses import BALANCED_LOSSES, LOSS_TITLES
 from livt_hf.reporting.blocks import escape_markdown, markdown_table
-from livt_hf.reporting.card import PICTURES
-from livt_hf.reporting.evaluation_report import percent
+from livt_hf.reporting.evaluation_report import CHARTS, percent
 from livt_hf.reporting.provenance import public_name
 
 MODEL_CARDS = Path(__file__).parents[1] / "model_cards"
@@ -34,7 +33,7 @@ def add_model(model_dir: Path, model_cards: Path = MODEL_CARDS) -> None:
             raise ValueError(f"{model_dir}: it holds no {name}; name the output folder of `livt finetune`")
     folder = model_cards / model_dir.resolve().name
     folder.mkdir(exist_ok=True)
-    for name in ("README.md", "results.json", *PICTURES):
+    for name in ("README.md", "results.json", *CHARTS):
         if (model_dir / name).is_file():
             shutil.copyfile(model_dir / name, folder / name)
 

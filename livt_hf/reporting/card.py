@@ -1,4 +1,4 @@
-"""Model cards: README.md of a trained classifier, of a masked autoencoder, and of a model of which no more is known.
+"""Model cards (README.md) of classifiers, masked autoencoders, and models without any record.
 
 The text is in templates/*.md (Jinja); the values are computed here.
 """
@@ -22,17 +22,12 @@ from ..prior import ClassPrior
 from .blocks import Code, Markdown, Picture, Section, Table, code_span, percent, to_markdown
 from .card_metadata import TAGS, autoencoder_metadata, classifier_metadata, example_images
 from .charts import plot_loss_curve
-from .evaluation_report import accuracy_table, adjustments, data_name
-from .provenance import hardware_words, measurement, public_name, version_words
+from .evaluation_report import CHARTS, GROUP_SENTENCE, accuracy_table, adjustments, data_name
+from .provenance import hardware_words, measurement_blocks, public_name, version_words
 
-PICTURES = {  # those that `write_report` draws
-    "class_frequency.png": "Training images and accuracy of each class, largest class first",
-    "predictions.png": "Share of each class in the predictions, the test set and the training set",
-    "reliability.png": "Accuracy against confidence",
-}
 LOSS_CURVE, RECONSTRUCTIONS = "loss_curve.png", "reconstructions.png"
 ENDS_SHOWN = 5  # largest and smallest classes in the card
-# Values are blocks, rendered like those of a report: text is escaped unless it is `Markdown`.
+# Values are blocks, rendered as in a report: text is escaped unless it is `Markdown`.
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
     undefined=jinja2.StrictUndefined,
@@ -44,7 +39,7 @@ _TEMPLATES = jinja2.Environment(
 
 
 def render_card(metadata: ModelCardData, template: str, values: Mapping[str, Any]) -> str:
-    """The text of a README.md: metadata, then one of templates/ filled with values."""
+    """The text of a README.md: metadata, then a file of templates/ filled with values."""
     return _with_metadata(metadata, _TEMPLATES.get_template(template).render(values))
 
 
@@ -67,13 +62,13 @@ def write_model_card(
     """Write README.md into the folder of a saved classifier.
 
     Args:
-        model_dir: folder that `save_pretrained` wrote; the pictures of `write_report` and what run.json says of the
-            training are shown if they are there. Images in its folder ``examples`` are offered on the Hub.
-        results: what `evaluate_model` returned for it.
-        repo_id: "org/name" on the Hub, if it is known; the examples then load from there.
-        dataset_id: Hub id of the dataset, if it has one.
-        license: the Hub's id of the license of the weights.
-        sections: further parts, ``{heading: Markdown}``, shown after the results; e.g. a comparison.
+        model_dir: folder written by `save_pretrained`. The card includes the charts of `write_report` and the training
+            record in run.json, if present; images in a subfolder ``examples`` become examples of the Hub's widget.
+        results: from `evaluate_model`.
+        repo_id: "org/name" on the Hub, which the code examples then load from.
+        dataset_id: Hub id of the dataset.
+        license: license of the weights, as the Hub spells it.
+        sections: ``{heading: Markdown}`` to insert after the results, such as a comparison.
 
     Returns:
         The path of README.md.
@@ -86,11 +81,11 @@ def write_model_card(
     values = {
         "title": name.split("/")[-1],
         "quoted_name": Markdown(json.dumps(name)),
-        "pictures": [Picture(words, file) for file, words in PICTURES.items() if (folder / file).is_file()],
+        "pictures": [Picture(caption, file) for file, caption in CHARTS.items() if (folder / file).is_file()],
         "sections": [Section(heading, [Markdown(text)]) for heading, text in (sections or {}).items()],
         "run": _training_run(read_run(folder)),
         "adjust_command": Code(_adjust_command(name, results, config)),
-        "measurement": Markdown(measurement(results)),
+        "measurement": Section("", measurement_blocks(results)),
         **_result_values(results),
         **_data_values(results),
         **_training_values(results, config),
@@ -100,7 +95,7 @@ def write_model_card(
 
 
 def _result_values(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Figures of the evaluation, and how many test images support the few-shot accuracy."""
+    """Metrics, and the number of test images behind the few-shot accuracy."""
     groups = ClassPrior(results["class_counts"]).groups(**results["groups"]["definition"])
     names = list(results["class_counts"])
     tested = [results["test_counts"][names[label]] for label in groups["few"] if results["test_counts"][names[label]]]
@@ -109,6 +104,7 @@ def _result_values(results: Mapping[str, Any]) -> dict[str, Any]:
         "images": f"{results['images']:,}",
         "data": data_name(results),
         "accuracy_table": Markdown(accuracy_table(results)),
+        "group_sentence": GROUP_SENTENCE,
         "bins": len(results["reliability"]),
         "top5": None if results["top5"] is None else percent(results["top5"]),
         **{name: percent(results[name]) for name in ("macro_accuracy", "harmonic_mean", "worst_class", "ece", "mce")},
@@ -120,7 +116,7 @@ def _result_values(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _data_values(results: Mapping[str, Any]) -> dict[str, Any]:
-    """How long the tail is: totals, and the classes at both ends."""
+    """Size and imbalance of the training data, with the largest and smallest classes."""
     prior = ClassPrior(results["class_counts"])
     counts = prior.counts
     shown, which = sorted(range(len(prior)), key=lambda label: -counts[label]), "All classes"
@@ -141,7 +137,7 @@ def _data_values(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _training_values(results: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Start, loss, adjustment and architecture."""
+    """Initialization, loss, adjustment and architecture."""
     is_vit, is_balanced = _is_livt(config), _is_balanced(results)
     assumed, ends = _assumed_prior(results, config)
     timm_name = to_markdown(f"(timm's {config['architecture']})") if "architecture" in config else ""
@@ -163,14 +159,14 @@ def _training_values(results: Mapping[str, Any], config: Mapping[str, Any]) -> d
         "loss": LOSS_TITLES.get(results["loss"], results["loss"]),
         "tau": f"{results['tau']:g}",
         "adjusted": bool(config.get("adjustment")),
-        "adjustments": ", ".join(adjustments(config.get("adjustment"))) or "nothing changed",
+        "adjustments": ", ".join(adjustments(config.get("adjustment"))) or "none in effect",
         "assumed_prior": assumed,
         "given_prior": ends,
     }
 
 
 def _is_livt(config: Mapping[str, Any]) -> bool:
-    """A plain ViT of LiVT's, as opposed to a classifier of another kind that was fine-tuned with its losses."""
+    """Whether it is a plain ViT, not another architecture fine-tuned with LiVT's losses."""
     return config.get("model_type", "beit") == "beit" and config.get("use_absolute_position_embeddings", True)
 
 
@@ -182,7 +178,8 @@ def _assumed_prior(results: Mapping[str, Any], config: Mapping[str, Any]) -> tup
     """The class prior that the logits assume: an adjustment's target prior, else proportional to pi ** (1 - tau).
 
     Returns:
-        "unknown", "given", "train", "uniform", "partly train" or "inverse"; and the ends of a given one.
+        "unknown", "given", "train", "uniform", "partly train" or "inverse"; for "given", also its most and least
+        probable class, in words.
     """
     adjustment = config.get("adjustment") or {}
     target = adjustment.get("target_prior")
@@ -199,12 +196,12 @@ def _assumed_prior(results: Mapping[str, Any], config: Mapping[str, Any]) -> tup
 
 
 def _assumes_uniform(results: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    """Whether the training made the logits those of equally likely classes."""
+    """Whether training made the logits assume a uniform prior."""
     return _is_balanced(results) and results["tau"] == 1.0 or bool(config.get("class_balanced_batches"))
 
 
 def _adjust_command(name: str, results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """How to make the model assume another class prior. `livt adjust` refuses what it has adjusted already."""
+    """The command that makes the model assume another class prior, or that undoes an adjustment."""
     if config.get("adjustment"):
         return "livt adjust --model FOLDER --undo --output_dir original"
     target = "train" if _assumes_uniform(results, config) else "uniform"  # the other one would change nothing
@@ -222,15 +219,14 @@ def write_autoencoder_card(
     images: int | None = None,
     hardware: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write README.md, and loss_curve.png if there is a metrics.jsonl, into the folder of a masked autoencoder.
+    """Write README.md, and with a metrics.jsonl also loss_curve.png, into the folder of a masked autoencoder.
 
     Args:
-        output_dir: folder with config.json; run.json and metrics.jsonl of the run and reconstructions.png are used if
-            they are there.
-        repo_id: "org/name" on the Hub, if it is known; the examples then load from there.
-        dataset_id: Hub id of the dataset, if it has one.
+        output_dir: folder with config.json; run.json, metrics.jsonl and reconstructions.png are used if present.
+        repo_id: "org/name" on the Hub, which the code examples then load from.
+        dataset_id: Hub id of the dataset.
         images: number of training images.
-        hardware: ``device``, ``cpu`` and ``cores`` as results.json has them.
+        hardware: from `provenance.hardware`.
 
     Returns:
         The path of README.md.
@@ -243,8 +239,8 @@ def write_autoencoder_card(
     losses = [(f"{line['epoch']:g}", f"{line['loss']:.4f}") for line in lines if "loss" in line]
     if losses:
         plot_loss_curve(lines, folder / LOSS_CURVE)
-    pictures = {LOSS_CURVE: "Training loss over epochs", RECONSTRUCTIONS: "Original, masked and reconstructed images"}
-    found = {file: Picture(words, file) for file, words in pictures.items() if (folder / file).is_file()}
+    pictures = {LOSS_CURVE: "Training loss by epoch", RECONSTRUCTIONS: "Original, masked and reconstructed images"}
+    found = {file: Picture(caption, file) for file, caption in pictures.items() if (folder / file).is_file()}
     finetune = f"livt finetune --dataset photos --pretrained {shlex.quote(name)} --output_dir classifier"
     values = {
         "title": name.split("/")[-1],
@@ -269,7 +265,7 @@ def write_autoencoder_card(
 
 
 def _training_run(run: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Hyperparameters, command and versions of the training, if the run left a record (run.json)."""
+    """Hyperparameters, command and versions from the training record (run.json)."""
     if run is None:
         return None
     command = run.get("command")  # older records have none
@@ -281,7 +277,7 @@ def _training_run(run: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def hyperparameters(run: Mapping[str, Any]) -> Table:
-    """The options that say how the model was trained, those of the other stage left out."""
+    """A table of the options that determine training, without those of the other stage."""
     arguments = run["arguments"]
     stage = PretrainArguments if "mask_ratio" in arguments else FinetuneArguments
     rows = [
@@ -299,7 +295,7 @@ def _word(value: Any) -> str:
 
 
 def ensure_card(folder: str | Path, repo_id: str) -> None:
-    """Write README.md unless there is one: from the evaluation or the pretraining that the folder tells of."""
+    """Write README.md unless there is one, from the evaluation results or the pretraining record in the folder."""
     folder = Path(folder)
     if not folder.is_dir() or (folder / "README.md").exists():
         return
@@ -314,7 +310,7 @@ def ensure_card(folder: str | Path, repo_id: str) -> None:
 
 
 def plain_card(folder: Path, repo_id: str, text: str) -> str:
-    """README.md of a model of which no more is known; ``text`` is Markdown."""
+    """README.md of a model without evaluation results; ``text`` is Markdown."""
     is_autoencoder = read_json(folder, "config.json").get("architectures") == ["ViTMAEForPreTraining"]
     metadata = ModelCardData(
         license="apache-2.0",

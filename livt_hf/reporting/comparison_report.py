@@ -1,4 +1,7 @@
-"""What `livt compare` makes of its runs: mean and spread over seeds, the paper's table, pictures and the report."""
+"""Reports that compare runs: mean and standard deviation over seeds, the paper's table, charts.
+
+`livt compare` writes `write_comparison`'s files, `livt quickstart` those of `quickstart_report`.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_text
-from ..losses import SHORT_NAMES
+from ..losses import LOSS_TITLES, SHORT_NAMES
 from ..metrics import describe_groups
-from .blocks import escape_markdown, markdown_table
+from .blocks import Markdown, Picture, Section, Table, escape_markdown, markdown_table, percent, to_markdown
 from .comparison_charts import plot_comparison, plot_convergence, plot_model_size
-from .evaluation_report import percent
-from .provenance import measurement
+from .provenance import measurement_blocks
 
 POST_HOC_NAMES = {"logit_adjustment": "LA", "tau_norm": "tau-norm"}
 MEASURES = {
@@ -30,15 +32,15 @@ LOWER_IS_BETTER = ("ece", "mce")
 
 
 def summarize(runs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each pretraining, size and loss: mean and sample standard deviation (n - 1) over its runs.
+    """One row per pretraining, size, loss and post-hoc method: mean and sample standard deviation (n - 1) of its runs.
 
     Args:
-        runs: results of runs (results.json), each with "pretraining", the words for what it started from, and
-            "post_hoc", what was done to the trained model, if anything.
+        runs: results of runs (results.json), each with "pretraining", the name of the pretrained model or "none", and,
+            if the trained model was adjusted, "post_hoc", a key of `POST_HOC_NAMES`.
 
     Returns:
         ``{"pretraining", "parameters", "loss", "post_hoc", "seeds": [...], "accuracy": {"mean", "std"}, ...}``, with
-        all of `MEASURES`; "std" is None for a single run, both are None where a run has no such figure.
+        all of `MEASURES`; "std" is None for a single run, both are None if a run lacks the metric.
     """
     rows: dict[tuple, list[Mapping[str, Any]]] = {}
     for run in runs:
@@ -65,10 +67,10 @@ def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
 
 
 def shown_measures(accuracies: Iterable[tuple[float, float | None]]) -> dict[str, str]:
-    """`MEASURES`; without the macro accuracy where it is the accuracy, as on a test set with equally large classes.
+    """`MEASURES`, without macro accuracy if it equals accuracy throughout, as on a balanced test set.
 
     Args:
-        accuracies: accuracy and macro accuracy of everything that is shown.
+        accuracies: (accuracy, macro accuracy) of all rows shown.
     """
     if any(macro is not None and abs(accuracy - macro) > 1e-6 for accuracy, macro in accuracies):
         return MEASURES
@@ -76,7 +78,7 @@ def shown_measures(accuracies: Iterable[tuple[float, float | None]]) -> dict[str
 
 
 def row_name(row: Mapping[str, Any]) -> str:
-    """Loss, and what was done after the training."""
+    """Loss and post-hoc method."""
     return SHORT_NAMES[row["loss"]] + (f" + {POST_HOC_NAMES[row['post_hoc']]}" if row["post_hoc"] else "")
 
 
@@ -87,14 +89,14 @@ _LATEX = {"bold": r"\textbf{{{}}}", "pm": r" $\pm$ ", "up": r" $\uparrow$", "dow
 
 
 def comparison_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The paper's table in Markdown, of what `summarize` returned; the best mean of each column in bold."""
+    """The rows of `summarize` as the paper's table in Markdown, the best mean of each column in bold."""
     header, cells = _table(rows, _MARKDOWN)
     cells = [[escape_markdown(row[1]) if place == 1 else cell for place, cell in enumerate(row)] for row in cells]
     return markdown_table(header, cells, "lll" + "r" * (len(header) - 3))
 
 
 def latex_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    r"""The same for LaTeX: a tabular with the rules of booktabs, ``\midrule`` between sizes and pretrainings."""
+    r"""The same table in LaTeX with booktabs, ``\midrule`` between sizes and pretrained models."""
     header, cells = _table(rows, _LATEX)
     lines = [
         r"\begin{tabular}{lll" + "r" * (len(header) - 3) + "}",
@@ -149,30 +151,35 @@ def _escape_latex(text: str) -> str:
 
 
 def write_comparison(output_dir: Path, comparison: Mapping[str, Any]) -> None:
-    """Tables, pictures and report; results.json last."""
+    """Write table.md, table.tex, charts, report.md, and last results.json.
+
+    Args:
+        output_dir: an existing folder.
+        comparison: what `compare` returns.
+    """
     rows = comparison["rows"]
-    pictures = draw_comparison(output_dir, rows, comparison["runs"])
+    captions = draw_comparison(output_dir, rows, comparison["runs"])
     write_text(output_dir / "table.md", comparison_table(rows) + "\n")
     write_text(output_dir / "table.tex", latex_table(rows))
-    write_text(output_dir / "report.md", _report(comparison, pictures))
+    write_text(output_dir / "report.md", comparison_report(comparison, captions))
     write_text(output_dir / "results.json", json.dumps(comparison, indent=2, ensure_ascii=False) + "\n")
 
 
 def draw_comparison(
     output_dir: Path, rows: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]
 ) -> dict[str, str]:
-    """Draw accuracy.png and, where there is something to see, convergence.png and model_size.png.
+    """Draw accuracy.png, convergence.png (of more than one epoch) and model_size.png (of more than one size).
 
     Args:
-        output_dir: where they go.
-        rows: what the table shows, of `summarize`.
+        output_dir: an existing folder.
+        rows: from `summarize`.
         runs: the runs of these rows, with their curves.
 
     Returns:
-        The caption of each file.
+        File name -> caption, for the charts drawn.
     """
     panels = {(row["pretraining"], row["parameters"]): _panel_name(row, rows) for row in rows}
-    captions = {"accuracy.png": "Accuracy of each loss, with the spread over seeds."}
+    captions = {"accuracy.png": "Accuracy of each loss; error bars: standard deviation over seeds."}
     bars = [_bar(row, panels[row["pretraining"], row["parameters"]]) for row in rows]
     plot_comparison(bars, output_dir / "accuracy.png")
     trained = [run for run in runs if not run["post_hoc"]]
@@ -186,7 +193,7 @@ def draw_comparison(
         plot_convergence(curves, trained[0]["curve"]["split"], output_dir / "convergence.png")
     sizes = {(row["pretraining"] == "none", row["parameters"]) for row in rows}
     if len(sizes) > len({from_scratch for from_scratch, _ in sizes}):
-        captions["model_size.png"] = "Accuracy over the number of parameters."
+        captions["model_size.png"] = "Accuracy by number of parameters."
         plot_model_size([{**row, "name": row_name(row)} for row in rows], output_dir / "model_size.png")
     return captions
 
@@ -201,7 +208,7 @@ def _bar(row: Mapping[str, Any], panel: str) -> dict[str, Any]:
 
 
 def _panel_name(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
-    """Pretraining and size of a row, as far as they differ between the rows."""
+    """Pretraining and size of a row, unless all rows share them."""
     words = []
     if len({other["pretraining"] for other in rows}) > 1:
         words.append("no pretraining" if row["pretraining"] == "none" else row["pretraining"])
@@ -211,50 +218,105 @@ def _panel_name(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> st
 
 
 def _convergence_caption(runs: Sequence[Mapping[str, Any]]) -> str:
-    caption = f"Accuracy on the {runs[0]['curve']['split']} split while training."
-    if len({run["seed"] for run in runs}) > 1:
-        caption = f"{caption[:-1]}: the mean over seeds, and the range from the lowest to the highest."
+    caption = f"Accuracy on the {runs[0]['curve']['split']} split during training"
+    caption += ": mean and range over seeds." if len({run["seed"] for run in runs}) > 1 else "."
     if runs[0]["curve"]["split"] == "test":
-        caption += " Nothing is chosen by it: the table holds the last epoch, and all options were set before."
+        caption += " No model is selected by it: the table reports the last epoch, with options fixed in advance."
     return caption
 
 
-def _post_hoc_sentence(runs: Sequence[Mapping[str, Any]]) -> str:
-    words = {
-        "logit_adjustment": " LA: the trained model after post-hoc logit adjustment to uniform class shares.",
-        "tau_norm": " tau-norm: the trained model's class weights over their norms (tau 1), without biases; "
-        "their scale is arbitrary, and with it ECE and MCE.",
-    }
-    used = {run["post_hoc"] for run in runs}
-    return "".join(sentence for method, sentence in words.items() if method in used)
+def comparison_report(comparison: Mapping[str, Any], captions: Mapping[str, str]) -> str:
+    """The text of report.md.
 
-
-def _report(comparison: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
-    runs, counts = comparison["runs"], comparison["class_counts"]
+    Args:
+        comparison: what `compare` returns.
+        captions: from `draw_comparison`.
+    """
+    runs = comparison["runs"]
     measures = shown_measures((run["accuracy"], run["macro_accuracy"]) for run in runs)
-    definition = describe_groups(comparison["groups"]["definition"])
+    figures = [(run["name"], *(percent(run[measure]) for measure in measures)) for run in runs]
     seeds = sorted({run["seed"] for run in runs})
-    spread = f"One seed ({seeds[0]}): a difference of a few points may be chance."
     if len(seeds) > 1:
         names = ", ".join(map(str, seeds))
-        spread = f"Mean ± sample standard deviation (n - 1) over the seeds {names}, on the same training images."
-    parts = [
-        f"# Losses compared on {escape_markdown(comparison['dataset'])}",
-        f"{sum(counts.values()):,} training images of {len(counts)} classes, the largest with {max(counts.values()):,} "
-        f"and the smallest with {min(counts.values()):,}; tested on the {comparison['images']:,} images of the "
-        f"{comparison['split']} split. Accuracies and calibration errors in percent, of models after the last epoch, "
-        f"best in bold. {spread}",
-        comparison_table(comparison["rows"]),
-        f"Groups: {'; '.join(f'{name}: {words}' for name, words in definition.items())}. All options but the loss, the "
-        f"seed and what the table names are the same for every run.{_post_hoc_sentence(runs)}",
-        *(f"![{text.split('.')[0]}]({file})\n\n*{text}*" for file, text in pictures.items()),
-        "## Every run",
-        markdown_table(
-            ("Run", *measures.values()),
-            [(escape_markdown(run["name"]), *(percent(run[measure]) for measure in measures)) for run in runs],
-            "l" + "r" * len(measures),
+        spread = f"Mean ± sample standard deviation (n - 1) over seeds {names}, on the same training images."
+    else:
+        spread = f"One seed ({seeds[0]}): a difference of a few points may be noise."
+    charts = [(Picture(caption.split(".")[0], file), Markdown(f"*{caption}*")) for file, caption in captions.items()]
+    sections = [
+        Section(
+            "",
+            [
+                f"{_data_sentence(comparison)} All results are from the last epoch. {spread}",
+                Markdown(comparison_table(comparison["rows"])),
+                f"{_groups_sentence(comparison)} Runs differ only in the loss, the seed and what the table names."
+                f"{_post_hoc_sentences(runs)}",
+                *(block for chart in charts for block in chart),
+            ],
         ),
-        "## How it was measured",
-        measurement(comparison),
+        Section("Individual runs", [Table(("Run", *measures.values()), figures, "l" + "r" * len(measures))]),
+        Section("Evaluation setup", measurement_blocks(comparison)),
     ]
-    return "\n\n".join(parts) + "\n"
+    return f"# Loss comparison on {to_markdown(comparison['dataset'])}\n\n{to_markdown(*sections)}\n"
+
+
+def quickstart_report(rows: Sequence[Mapping[str, Any]], published: Mapping[str, Any], caption: str) -> str:
+    """The text of the quickstart's report.md, beside comparison.png, reconstructions.png and the folder livt-digits.
+
+    Args:
+        rows: results of the runs, each with "pretraining".
+        published: results of the run whose model is livt-digits.
+        caption: of the reconstructions.
+    """
+    losses = dict.fromkeys(row["loss"] for row in rows)
+    names = "; ".join(f"{SHORT_NAMES[loss]}: {LOSS_TITLES[loss].split(' (')[0]}" for loss in losses)
+    sections = [
+        Section(
+            "",
+            [
+                f"scikit-learn's digits, made long-tailed. {_data_sentence(published)} Seed {published['seed']}.",
+                Markdown(comparison_table(summarize(rows))),
+                f"{names}. {_groups_sentence(published)}",
+                Picture("Accuracy of each run", "comparison.png"),
+            ],
+        ),
+        Section(
+            "Masked reconstructions",
+            [caption, Picture("Original, masked and reconstructed digits", "reconstructions.png")],
+        ),
+        Section(
+            "The published model",
+            [
+                Markdown(
+                    "[livt-digits](livt-digits/README.md) is the Bal-BCE run with the pretrained encoder; "
+                    "[its report](livt-digits/report.md) lists every class."
+                )
+            ],
+        ),
+        Section("Evaluation setup", measurement_blocks(rows[0])),
+    ]
+    return f"# LiVT on long-tailed digits\n\n{to_markdown(*sections)}\n"
+
+
+def _data_sentence(results: Mapping[str, Any]) -> str:
+    """Training and test images; ``results`` of a run or a comparison."""
+    counts = results["class_counts"]
+    return (
+        f"{sum(counts.values()):,} training images in {len(counts):,} classes ({max(counts.values()):,} to "
+        f"{min(counts.values()):,} per class); evaluated on the {results['images']:,} images of the {results['split']} "
+        "split. Accuracies and calibration errors in percent, best in bold."
+    )
+
+
+def _groups_sentence(results: Mapping[str, Any]) -> str:
+    definition = describe_groups(results["groups"]["definition"])
+    return f"Groups: {'; '.join(f'{name}: {words}' for name, words in definition.items())}."
+
+
+def _post_hoc_sentences(runs: Sequence[Mapping[str, Any]]) -> str:
+    sentences = {
+        "logit_adjustment": " LA: post-hoc logit adjustment of the trained model to a uniform target prior.",
+        "tau_norm": " tau-norm: class weights divided by their norms (tau 1), biases dropped; the logit scale, "
+        "and with it ECE and MCE, is arbitrary.",
+    }
+    used = {run["post_hoc"] for run in runs}
+    return "".join(sentence for method, sentence in sentences.items() if method in used)

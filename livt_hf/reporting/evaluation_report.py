@@ -27,6 +27,11 @@ from .charts import as_svg, class_frequency_figure, plot_thumbnails, prediction_
 from .provenance import measurement_blocks, public_name
 
 TEMPLATE = Path(__file__).parent / "templates" / "report.html"
+CHARTS = {  # file -> caption; every report and card has them
+    "class_frequency.png": "Training images and accuracy of each class, largest class first",
+    "predictions.png": "Class distribution of predictions, test set and training set",
+    "reliability.png": "Reliability diagram: accuracy by confidence",
+}
 HARDEST = "hardest.png"
 RECONSTRUCTIONS = "reconstructions.png"
 THUMBNAIL = 160  # longer side in pixels
@@ -112,17 +117,10 @@ def report_sections(
 
     Args:
         images: as in `write_report`.
-        elements: HTML elements for ``class_frequency``, ``reliability``, ``predictions`` and ``reconstructions``.
+        elements: HTML elements of the `CHARTS`, by file name without suffix, and of ``reconstructions``.
     """
-    frequency = Picture(
-        "Training images and accuracy of each class", "class_frequency.png", elements.get("class_frequency", "")
-    )
-    reliability = Picture("Reliability diagram", "reliability.png", elements.get("reliability", ""))
-    predictions = Picture(
-        "Class distribution of predictions, test set and training set",
-        "predictions.png",
-        elements.get("predictions", ""),
-    )
+    charts = [Picture(caption, file, elements.get(Path(file).stem, "")) for file, caption in CHARTS.items()]
+    frequency, predictions, reliability = charts
     sections = [
         Section("", [_accuracy_table(results), GROUP_SENTENCE + _counts_sentence(results), _metric_table(results)]),
         Section("Accuracy along the long tail", [frequency]),
@@ -229,7 +227,7 @@ def _subtitle(results: Mapping[str, Any]) -> str:
 
 
 def _training_sentence(results: Mapping[str, Any]) -> str:
-    """How the model was trained and adjusted, as far as its config records it."""
+    """How the model was trained and adjusted, according to its config."""
     done = adjustments(results.get("adjustment"))
     adjusted = f" Adjusted post hoc: {', '.join(done)}." if results.get("adjustment") else ""
     if results["loss"] is None:

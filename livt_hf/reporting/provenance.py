@@ -1,4 +1,4 @@
-"""Provenance of a result: command, versions, hardware, and names fit to be published."""
+"""Provenance of a result: command, versions, hardware, and names without local paths."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from .blocks import Block, Code, to_markdown
+from .blocks import Block, Code
 
 
 def command_line() -> str:
-    """The command that runs, without the folders of this machine that lead to it."""
+    """The current command, the program without its folder."""
     program = Path(sys.argv[0]).name
     program = (
         "livt" if program in ("livt", "__main__.py") else f"python {program}" if program.endswith(".py") else program
@@ -27,7 +27,7 @@ def command_line() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and the libraries that numbers depend on."""
+    """Versions of Python and of the libraries that results depend on."""
     libraries = ("torch", "torchvision", "transformers", "datasets", "pillow", "numpy")
     return {
         "livt_hf": importlib.metadata.version("livt-hf"),
@@ -37,7 +37,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware(device: str | torch.device = "cpu") -> dict[str, Any]:
-    """The machine: CPU name and usable cores, and the GPU's name if it is used."""
+    """Device (GPU name, or "cpu"), CPU name and usable cores."""
     device = torch.device(device)
     cpu_info = Path("/proc/cpuinfo")
     model_names = re.findall(r"model name\s*: (.+)", cpu_info.read_text()) if cpu_info.is_file() else []
@@ -54,28 +54,23 @@ def available_cores() -> int:
 
 
 def measurement_blocks(results: Mapping[str, Any]) -> list[Block]:
-    """Command, machine and versions."""
+    """Command, hardware and versions of a result, as blocks of a report."""
     machine, libraries = hardware_words(results["hardware"]), version_words(results["versions"])
     return [Code(results["command"]), f"Run on: {machine}. Versions: {libraries}."]
 
 
 def hardware_words(machine: Mapping[str, Any]) -> str:
-    """What `hardware` found, in words."""
+    """The output of `hardware` in words."""
     device = "CPU" if machine["device"] == "cpu" else machine["device"]
     return f"{device} ({machine['cpu']}, {machine['cores']} cores)"
 
 
 def version_words(libraries: Mapping[str, str]) -> str:
-    """What `versions` found, in words."""
+    """The output of `versions` in words."""
     return ", ".join(f"{name} {version}" for name, version in libraries.items())
 
 
-def measurement(results: Mapping[str, Any]) -> str:
-    """The same in Markdown."""
-    return to_markdown(*measurement_blocks(results))
-
-
 def public_name(name: Any) -> str:
-    """On one line, and of a local path the last part: where files lie on the author's machine is nobody's business."""
+    """The name on one line; local paths are reduced to their last component."""
     name = " ".join(str(name).split())
     return Path(name).name if name.startswith((".", "/", "~")) else name

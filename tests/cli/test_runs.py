@@ -108,7 +108,7 @@ def test_quickstart_leaves_other_folders_alone(capsys, tmp_path):
     (tmp_path / "out" / "notes.txt").write_text("mine")
     assert error() == f"output_dir: '{tmp_path / 'out'}' is not empty; name a new folder"
     (tmp_path / "out" / "results.json").write_text("[]")
-    assert error().startswith(f"output_dir: '{tmp_path / 'out'}' holds a finished quickstart; name a new folder")
+    assert error().startswith(f"output_dir: '{tmp_path / 'out'}' contains a finished quickstart; name a new folder")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["notes.txt", "results.json"]
 
 

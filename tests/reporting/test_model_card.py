@@ -138,13 +138,13 @@ def test_names_from_data_cannot_change_the_card(folder, results):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, "take every class to be equally likely"),
-        ({"tau": 0.5}, "does not undo the class frequencies"),
-        ({"tau": 1.5}, "leans towards the classes that were rare"),
-        ({"loss": "bce"}, "does not undo the class frequencies"),
+        ({}, "assume a uniform class prior"),
+        ({"tau": 0.5}, "corrects for the class prior of the training images in part at most"),
+        ({"tau": 1.5}, "over-predicts the classes that were rare"),
+        ({"loss": "bce"}, "corrects for the class prior of the training images in part at most"),
         ({"loss": "bce"}, "Loss: binary cross-entropy (BCE).\n"),
         ({"pretrained": None}, "random weights, without masked pretraining"),
-        ({"pretrained": None}, "as a point of comparison for the LiVT method"),
+        ({"pretrained": None}, "as a baseline for the LiVT method"),
     ],
 )
 def test_the_text_follows_how_the_model_was_trained(folder, results, changes, expected):
@@ -157,16 +157,16 @@ UNDO = "undo the adjustment first, as shown above"
 @pytest.mark.parametrize(
     ("loss", "adjustment", "named", "expected"),
     [
-        ("ce", {"target_prior": "uniform"}, "target prior uniform", f"every class to be equally likely. .*{UNDO}"),
-        ("bal_bce", {"target_prior": "train"}, "target prior train", f"as frequent as in the training.*, and {UNDO}"),
+        ("ce", {"target_prior": "uniform"}, "target prior uniform", f"a uniform class prior. .*{UNDO}"),
+        ("bal_bce", {"target_prior": "train"}, "target prior train", f"prior of the training images. .*: {UNDO}"),
         (
             "bal_bce",
             {"target_prior": {"a|b": 3, "six": 1}, "temperature": 1.25},
             "target prior from a file, temperature 1.25",
             f"from a&#124;b \\(75 %\\) to six \\(25 %\\). .*{UNDO}",
         ),
-        ("bal_bce", {"temperature": 2.0}, "temperature 2", f"every class to be equally likely. .*{UNDO}"),
-        ("ce", {"tau_norm": 1.0}, "tau-norm 1", "assume is not known"),
+        ("bal_bce", {"temperature": 2.0}, "temperature 2", f"a uniform class prior. .*{UNDO}"),
+        ("ce", {"tau_norm": 1.0}, "tau-norm 1", "assume is unknown"),
     ],
 )
 @pytest.mark.parametrize("model_type", ["beit", "resnet"])
@@ -179,4 +179,5 @@ def test_the_text_follows_how_the_model_was_adjusted(folder, results, loss, adju
     assert f"- Adjusted post hoc with `livt adjust`: {named}.\n" in text
     assert len(re.findall(rf"\n- .*{expected}", text)) == 1
     assert re.findall("livt adjust --.*", text) == ["livt adjust --model FOLDER --undo --output_dir original"]
-    assert len(re.findall("equally likely|too seldom|is not known|from .* to ", text[text.index("## Limits") :])) == 1
+    limitations = text[text.index("## Limitations") :]
+    assert len(re.findall("assume a uniform|-predict|is unknown|from .* to ", limitations)) == 1

@@ -45,7 +45,7 @@ def test_a_folder_with_nothing_but_a_model_gets_a_card_too(folder):
     for name in ("run.json", "metrics.jsonl", "reconstructions.png"):
         (folder / name).unlink()
     text = write_autoencoder_card(folder).read_text()
-    assert "images whose origin is not recorded" in text
+    assert "on a dataset that is not recorded" in text
     assert ".png" not in text
 
 
@@ -53,7 +53,7 @@ def test_a_record_without_a_command_gives_a_card_without_one(folder):
     record = json.loads((folder / "run.json").read_text())
     del record["command"]
     (folder / "run.json").write_text(json.dumps(record))
-    assert "## How it was made\n\nVersions: torch" in write_autoencoder_card(folder).read_text()
+    assert "## Training setup\n\nVersions: torch" in write_autoencoder_card(folder).read_text()
 
 
 def test_names_cannot_change_the_card(folder):
@@ -62,13 +62,13 @@ def test_names_cannot_change_the_card(folder):
     record["command"] = "livt pretrain --dataset 'a|b ``` <script>alert(1)</script> 😀'"
     (folder / "run.json").write_text(json.dumps(record))
     text = write_autoencoder_card(folder).read_text()
-    before, command = text.split("## How it was made")
+    before, command = text.split("## Training setup")
     assert "<script" not in before
     assert "a&#124;b &#96;&#96;&#96; &#60;script&#62;" in before
     assert command.startswith("\n\n````bash\n")  # a fence that the name's cannot end
 
 
-def test_the_epochs_of_a_run_that_ended_by_its_steps_are_not_told(folder):
+def test_max_steps_replaces_the_epochs(folder):
     record = json.loads((folder / "run.json").read_text())
     assert "| `epochs` |" in to_markdown(hyperparameters(record))
     record["arguments"]["max_steps"] = 7

@@ -25,7 +25,7 @@ def test_every_model_has_a_card_with_its_pictures_and_no_weights():
         card = (folder / "README.md").read_text(encoding="utf-8")
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         assert f"**{results['accuracy']:.1f}**" in card
-        assert all((folder / name).is_file() for name in model_cards.PICTURES if f"({name})" in card)
+        assert all((folder / name).is_file() for name in model_cards.CHARTS if f"({name})" in card)
         assert not list(folder.glob("*.safetensors"))
 
 

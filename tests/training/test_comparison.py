@@ -106,12 +106,14 @@ def test_figures_are_those_of_single_runs_and_only_missing_runs_are_trained(tmp_
     names = ["bal_bce-seed0-mae", "bal_bce-seed1-mae"]
     assert [entry["name"] for entry in first["runs"]] == names
     single = ["--loss=bal_bce", "--seed=1", "--imbalance_seed=0", f"--pretrained={autoencoder}", "--eval_split=test"]
-    args, more = parse_arguments(FinetuneArguments, [*OPTIONS, *single, f"--output_dir={tmp_path / 'single'}"])
-    alone = finetune(args, more)
+    args, training_arguments = parse_arguments(
+        FinetuneArguments, [*OPTIONS, *single, f"--output_dir={tmp_path / 'single'}"]
+    )
+    alone = finetune(args, training_arguments)
     assert {key: first["runs"][1][key] for key in ("accuracy", "few", "ece")} == {
         key: alone[key] for key in ("accuracy", "few", "ece")
     }
-    # The split that is watched changes nothing of the training.
+    # Evaluating during training does not change it.
     theirs = load_file(output / names[1] / "model.safetensors")
     assert all(
         torch.equal(tensor, theirs[name]) for name, tensor in load_file(args.output_dir + "/model.safetensors").items()
@@ -133,7 +135,7 @@ def test_figures_are_those_of_single_runs_and_only_missing_runs_are_trained(tmp_
     report = (output / "report.md").read_text()
     assert comparison_table(again["rows"]) in report
     assert comparison_table(again["rows"]) in printed
-    assert "Mean ± sample standard deviation (n - 1) over the seeds 0, 1" in report
+    assert "Mean ± sample standard deviation (n - 1) over seeds 0, 1" in report
     for picture in ("accuracy.png", "convergence.png"):
         assert (output / picture).read_bytes().startswith(b"\x89PNG")
         assert f"({picture})" in report
@@ -175,7 +177,7 @@ def test_without_a_validation_split_the_curve_is_of_the_test_split_and_says_so(f
         assert entry["curve"]["accuracy"][-1] == entry["accuracy"]
         assert entry["curve"]["epoch"] == [1.0, 2.0]
     report = (tmp_path / "report.md").read_text()
-    assert "Accuracy on the test split while training. Nothing is chosen by it" in report
+    assert "Accuracy on the test split during training. No model is selected by it" in report
     assert "(model_size.png)" in report
     assert "One seed (0)" in report
 
@@ -196,14 +198,17 @@ def test_post_hoc_rows_are_the_adjusted_models_of_the_same_runs(folder, tmp_path
     written = (adjusted / "model.safetensors").stat().st_mtime_ns
     assert main(command) == 0
     assert (adjusted / "model.safetensors").stat().st_mtime_ns == written
-    assert "LA: the trained model after post-hoc logit adjustment" in (tmp_path / "out" / "report.md").read_text()
+    assert "LA: post-hoc logit adjustment of the trained model" in (tmp_path / "out" / "report.md").read_text()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--losses=ce", "--post_hoc=la"], "post_hoc: 'la' is unknown; known: logit_adjustment, tau_norm"),
-        (["--losses=bal_ce", "--post_hoc=tau_norm"], "post_hoc: it is for unbalanced losses; add one, such as ce"),
+        (["--losses=ce", "--post_hoc=la"], "post_hoc: 'la' is unknown; use one of: logit_adjustment, tau_norm"),
+        (
+            ["--losses=bal_ce", "--post_hoc=tau_norm"],
+            "post_hoc: it applies to unbalanced losses only; add one, such as ce",
+        ),
         (["--losses=ce,bal_be"], "loss: 'bal_be' is unknown; did you mean 'bal_bce'?"),
         (["--losses=ce,ce"], "losses: 'ce,ce'; give different values"),
         (["--losses=ce", "--seeds=0,,1"], "seeds: '0,,1'; give different values"),
@@ -215,8 +220,8 @@ def test_post_hoc_rows_are_the_adjusted_models_of_the_same_runs(folder, tmp_path
             ["--losses=ce", "--pretrained=/no/such"],
             "pretrained: '/no/such' cannot be loaded as a model: there is no such folder; give",
         ),
-        (["--losses=ce", "--pretrained=a/mae,b/mae"], "pretrained: a/mae, b/mae: the runs are named by the last part"),
-        (["--losses=ce", "--streaming"], "streaming: nothing could be evaluated"),
+        (["--losses=ce", "--pretrained=a/mae,b/mae"], "pretrained: a/mae, b/mae: runs are named by the last path"),
+        (["--losses=ce", "--streaming"], "streaming: a stream has no split to compare on"),
     ],
 )
 def test_what_cannot_be_compared_is_said_before_anything_is_trained(capsys, tmp_path, monkeypatch, options, message):

@@ -47,10 +47,10 @@ def test_it_writes_report_results_pictures_and_a_hub_ready_model(tmp_path, short
     assert json.loads((model_dir / "results.json").read_text()) == results[RUNS.index(("bal_bce", True))]
 
     assert cli.main(["quickstart", "--output_dir", str(output)]) == 2
-    assert "holds a finished quickstart" in capsys.readouterr().err
+    assert "contains a finished quickstart" in capsys.readouterr().err
 
 
-def test_an_interrupted_quickstart_goes_on_with_what_is_missing(tmp_path, short_recipes, capsys):
+def test_an_interrupted_quickstart_resumes(tmp_path, short_recipes, capsys):
     output = tmp_path / "out"
     first = quickstart(output)
     for path in (output / "results.json", output / "runs" / "bal_ce" / "run.json"):
