@@ -1,4 +1,4 @@
-"""Files of an output folder: their names, and writing them so that a crash leaves the old or the new content."""
+"""Files of an output folder: names, crash-safe writing, and reading back the record and the log of a run."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-MARKER = "complete.json"
+MARKER = "complete.json"  # in a complete checkpoint: its files and their sizes
 METRICS_FILE = "metrics.jsonl"
-RUN_FILE = "run.json"  # in the output folder of a finished run: its arguments and steps
+RUN_FILE = "run.json"  # in the output folder of a finished run, and in checkpoints of fine-tuning
 
 
 def check_folder(output_dir: str | Path) -> None:
-    """ValueError, in one line, where the folder of ``--output_dir`` is a file or cannot be made. It makes nothing."""
+    """ValueError if ``--output_dir`` is a file or could not be created; creates nothing."""
     path = Path(output_dir)
     if path.is_file():
         raise ValueError(f"output_dir: {str(output_dir)!r} is a file; name a folder")
-    there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        reason = "is a file" if there.is_file() else "may not be written to"
-        raise ValueError(f"output_dir: {str(output_dir)!r} cannot be made, {there} {reason}; name another folder")
+    existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        reason = "is a file" if existing.is_file() else "is not writable"
+        raise ValueError(f"output_dir: {str(output_dir)!r} cannot be created, {existing} {reason}; name another folder")
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder to write into; on leaving it without an error it is published as ``path``.
+    """A temporary folder to write into, published as ``path`` on exit.
 
-    After an error the temporary folder is removed and ``path`` is as it was.
+    After an error, the temporary folder is removed and ``path`` is unchanged.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -47,7 +47,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def publish(folder: Path, path: Path) -> None:
-    """Flush a folder on the same disk, list its files in it, and rename it to ``path``, which it replaces."""
+    """Flush a folder to disk, add the list of its files, and rename it to ``path`` (same file system), replacing it."""
     sizes = {}
     for file in sorted(file for file in folder.rglob("*") if file.is_file()):
         _flush(file)
@@ -60,7 +60,7 @@ def publish(folder: Path, path: Path) -> None:
 
 @contextmanager
 def publish_files(path: Path) -> Iterator[Path]:
-    """A temporary folder whose files are moved into ``path``, beside what is there, on leaving it without an error."""
+    """A temporary folder whose files are moved into ``path`` on exit; other files there are kept."""
     temporary = path / ".final.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -77,28 +77,28 @@ def publish_files(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def explain_failed_write(path: Path) -> Iterator[None]:
-    """Turn a write that failed, as on a full disk, into a ValueError of one line that names the folder ``path``."""
+    """Turn a failed write into ``path``, such as on a full disk, into a one-line ValueError."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        # torch.save hides the system's reason behind an error of its own.
+        # torch.save wraps the OSError in a RuntimeError.
         if isinstance(error, RuntimeError) and not re.search("inline_container|PytorchStreamWriter", str(error)):
             raise
         reason = str(error).strip().splitlines()[0]
         free = shutil.disk_usage(next(folder for folder in path.parents if folder.exists())).free / 1e9
         raise ValueError(
             f"output_dir: {str(path)!r} cannot be written ({reason}; {free:.1f} GB are free); earlier checkpoints are "
-            "as they were: make room, and the same command continues the run"
+            "intact: make room and repeat the command to continue the run"
         ) from None
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that it holds either its old or its new text, whatever happens."""
+    """Write UTF-8 text atomically: after a crash, the file has either its old or its new content."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that it holds either its old or its new content, whatever happens."""
+    """As `write_text`, for bytes."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_bytes(data)
     _flush(temporary)
@@ -114,11 +114,11 @@ def _flush(path: Path) -> None:
 
 
 def incompleteness(checkpoint: Path) -> str | None:
-    """Why a checkpoint cannot be used, or None if it is complete."""
+    """Why a checkpoint is unusable, or None if it is complete."""
     try:
         sizes = dict(json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))["files"])
     except FileNotFoundError:
-        return f"it has no {MARKER}: it was not written to its end"
+        return f"it has no {MARKER}: its writing was interrupted"
     except (ValueError, KeyError, TypeError):
         return f"its {MARKER} is damaged"
     for name, size in sizes.items():
@@ -131,7 +131,7 @@ def incompleteness(checkpoint: Path) -> str | None:
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
-    """The record of the run that made the model in a folder; None if there is none, as beside a converted model."""
+    """The record of the run that trained the model in a folder; None if there is none, as for a converted model."""
     try:
         return json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -139,7 +139,7 @@ def read_run(folder: Path) -> dict[str, Any] | None:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; none without that file."""
+    """The entries of a run's metrics.jsonl; empty if there is no such file."""
     try:
         lines = (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -156,11 +156,10 @@ def check_new_folder(folder: str | Path, option: str = "output_dir") -> Path:
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON object in a model folder; ValueError if it is missing or invalid."""
     try:
         return dict(json.loads((folder / name).read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise ValueError(
-            f"model: {str(folder)!r} has no {name}; name the output folder of a finished training"
-        ) from None
+        raise ValueError(f"model: {str(folder)!r} has no {name}; name the output folder of a finished run") from None
     except (ValueError, TypeError):
         raise ValueError(f"model: {folder}/{name} is not valid JSON; save the model again") from None

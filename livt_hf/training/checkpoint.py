@@ -1,7 +1,7 @@
-"""Checkpoints that survive a crash at any instant, and the log of a run that goes with them.
+"""Checkpoints: which are complete, which to resume from, and restoring their state.
 
-A folder is filled under a temporary name, flushed to the disk, given a list of its files, and renamed. Only a folder
-whose list agrees with its files counts as complete.
+A checkpoint is written under a temporary name, flushed to disk, given a list of its files, and renamed (see `files`).
+Only a folder whose list matches its files counts as complete.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from ..files import METRICS_FILE, incompleteness
 
 logger = logging.getLogger(__name__)
 
-STATE_FILE = "state.json"  # in a checkpoint of pretraining: the run record and what else a resume needs
-FULL_STATE_DICT = StateDictOptions(full_state_dict=True, cpu_offload=True)  # tensors that are not cut into shards
+STATE_FILE = "state.json"  # in a checkpoint of pretraining: run record, step and sum of losses
+FULL_STATE_DICT = StateDictOptions(full_state_dict=True, cpu_offload=True)  # unsharded tensors
 _CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -42,19 +42,19 @@ def list_checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
 
 
 def find_resume_checkpoint(output_dir: Path, resume: str) -> tuple[Path | None, list[str]]:
-    """The checkpoint to resume from, and a line for each newer one that was skipped.
+    """The checkpoint to resume from, and one line per newer, incomplete one.
 
     Args:
-        resume: "auto" (the newest complete one of the run, if any), "never", or the path of one.
+        resume: "auto" (the newest complete checkpoint of the run, if any), "never", or a path.
 
     Raises:
-        ValueError: a path that is not a complete checkpoint; "never" although the run has checkpoints.
+        ValueError: the path is not a complete checkpoint, or "never" although the run has checkpoints.
     """
     if resume == "never":
         if list_checkpoints(output_dir):
             raise ValueError(
-                f"output_dir: {str(output_dir)!r} holds checkpoints of an earlier run; choose another folder, delete "
-                "them, or continue that run with --resume auto"
+                f"output_dir: {str(output_dir)!r} contains checkpoints of an earlier run; choose another folder, "
+                "delete them, or continue that run with --resume auto"
             )
         return None, []
     if resume != "auto":
@@ -72,43 +72,45 @@ def find_resume_checkpoint(output_dir: Path, resume: str) -> tuple[Path | None, 
 
 
 def archive_later_checkpoints(output_dir: Path, step: int) -> None:
-    """Move the complete checkpoints after the step that a run begins at into ``abandoned-N``, with the log, and say so.
+    """Move complete checkpoints later than the starting step, with a copy of the log, to ``abandoned-N``.
 
-    They are of a branch that it leaves. By their steps they would count as its newest ones: what it saves would be
-    removed as old, and ``auto`` would go on from them.
+    They belong to an abandoned branch of the run. Left in place, they would count as its newest: its own checkpoints
+    would be deleted as older, and ``auto`` would resume from theirs.
     """
     later = [folder for at, folder in list_checkpoints(output_dir) if at > step and incompleteness(folder) is None]
     if not later:
         return
     places = (output_dir / f"abandoned-{number}" for number in itertools.count(1))
-    aside = next(place for place in places if not place.exists())
-    aside.mkdir()
+    archive = next(place for place in places if not place.exists())
+    archive.mkdir()
     with suppress(FileNotFoundError):
-        shutil.copyfile(output_dir / METRICS_FILE, aside / METRICS_FILE)
+        shutil.copyfile(output_dir / METRICS_FILE, archive / METRICS_FILE)
     for folder in later:
-        folder.rename(aside / folder.name)
+        folder.rename(archive / folder.name)
     names = ", ".join(folder.name for folder in later)
-    logger.info(
-        f"this run begins at step {step}: {names} of {output_dir} and a copy of the log are now in {aside.name}"
-    )
+    logger.info(f"the run starts at step {step}: moved {names} and a copy of the log in {output_dir} to {archive.name}")
 
 
 def remove_old_checkpoints(output_dir: Path, keep: int) -> None:
-    """Delete all but the ``keep`` newest complete checkpoints, and incomplete ones."""
+    """Delete all checkpoints but the ``keep`` newest complete ones."""
     complete = [folder for _, folder in list_checkpoints(output_dir) if incompleteness(folder) is None]
-    stay = set(complete[-keep:])
+    kept = set(complete[-keep:])
     for _, folder in list_checkpoints(output_dir):
-        if folder not in stay:
+        if folder not in kept:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def load_weights(model: transformers.PreTrainedModel, checkpoint: Path, sharded: bool = False) -> None:
-    """All weights of a checkpoint, through `from_pretrained`: the names in the file are not those of the modules.
+    """Load all weights, through `from_pretrained`, since tensor names in the file differ from those in the model.
 
-    ``sharded``: FSDP has cut the model's tensors; then all processes call this, and only the first one's file counts.
+    Args:
+        sharded: the model is sharded by FSDP; all processes must call this, and the main one's file is used.
+
+    Raises:
+        ValueError: the weights do not fit the model.
     """
     saved = type(model).from_pretrained(checkpoint).state_dict()
-    # What a native model has no place for is kept elsewhere.
+    # Not part of the native model; `load_scales` restores them.
     saved |= {name: tensor for name, tensor in model.state_dict().items() if name.endswith(".scales")}
     try:
         if sharded:
@@ -124,11 +126,12 @@ def load_weights(model: transformers.PreTrainedModel, checkpoint: Path, sharded:
 
 
 def load_tensors(path: Path) -> dict[str, Any]:
+    """A file of `torch.save`, on the CPU, without unpickling code."""
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """State of torch's generators. The package draws from others, seeded anew for every sample; a model may not."""
+    """State of torch's global generators, from which a model may draw; samples have generators of their own."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -142,19 +145,20 @@ def set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> No
 
 
 def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """The moments and step counts of a saved state, by tensor name; the groups and their options stay the optimizer's.
+    """Restore moments and step counts by tensor name, but not the options of the parameter groups.
 
-    torch would bring back the saved options, so that a run resumed with another weight decay, betas or learning rate
-    would go on with the old ones.
+    torch would also restore those, and so ignore a changed weight decay, betas or learning rate.
     """
-    own: dict[str, Any] = get_optimizer_state_dict(model, optimizer)  # of FSDP, the shards: nothing is gathered
+    own: dict[str, Any] = get_optimizer_state_dict(model, optimizer)  # with FSDP only this process's shards
     state = {**saved, "param_groups": own["param_groups"]}
     set_optimizer_state_dict(model, optimizer, state, options=FULL_STATE_DICT)
 
 
 def set_schedule(schedule: LambdaLR, step: int) -> None:
-    """Put a schedule at a step: each group has the learning rate of that step, from its own peak."""
+    """Move a schedule to a step; each group gets the learning rate of that step, from its peak."""
     schedule.last_epoch = step
-    for group, peak, share in zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
-        group["lr"] = peak * share(step)
+    for group, peak, factor in zip(
+        schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
+    ):
+        group["lr"] = peak * factor(step)
     schedule._last_lr = [group["lr"] for group in schedule.optimizer.param_groups]

@@ -1,9 +1,9 @@
-"""Retraining only the classifier, on class-balanced batches: cRT and LWS (Kang et al., ICLR 2020).
+"""Retraining only the classifier on class-balanced batches (Kang et al., ICLR 2020); the backbone is frozen.
 
-crt   the classifier is drawn anew and trained, the backbone frozen
-lws   one scale f_i per class is learned, z_i -> f_i z_i, from 1; weights and biases stay. The paper
-      (Sec. 4.3) writes w_i -> f_i w_i; to scale the bias as well is our choice. The scales are folded into weight and
-      bias at the end, so that the saved model is a native one.
+crt   classifier retraining (cRT): the classifier is reinitialized and trained
+lws   learnable weight scaling (LWS): one scale f_i per class is learned, z_i -> f_i z_i, starting at 1; weights and
+      biases are frozen. The paper (Sec. 4.3) has w_i -> f_i w_i; scaling the bias as well is our choice. The scales are
+      finally folded into weight and bias, so that the saved model is native.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from ..models.loading import classifier_layers
 from ..models.modeling_livt import CLASSIFIER_STD
 
-SCALES_FILE = "classifier_scales.safetensors"  # in a checkpoint: a native model has no place for them
+SCALES_FILE = "classifier_scales.safetensors"  # in a checkpoint, since the native model has no such tensors
 
 
 class ScaledLinear(nn.Linear):
@@ -35,6 +35,7 @@ class ScaledLinear(nn.Linear):
 
     @torch.no_grad()
     def folded(self) -> nn.Linear:
+        """A plain linear layer with the same outputs."""
         layer = nn.Linear(self.in_features, self.out_features, self.bias is not None)
         layer.weight.copy_(self.weight * self.scales[:, None])
         if self.bias is not None:
@@ -43,7 +44,7 @@ class ScaledLinear(nn.Linear):
 
 
 def train_classifier_only(model: PreTrainedModel, method: str) -> None:
-    """Freeze all but what ``method`` ("crt" or "lws") trains."""
+    """Freeze everything but the parameters that ``method`` ("crt" or "lws") trains."""
     layers = classifier_layers(model)
     model.requires_grad_(False)
     for name, layer in layers.items():
@@ -57,16 +58,18 @@ def train_classifier_only(model: PreTrainedModel, method: str) -> None:
 
 
 def fold_scales(model: PreTrainedModel) -> None:
-    """Native layers in the place of the scaled ones, with the same outputs."""
+    """Replace scaled layers by plain linear layers with the same outputs."""
     for name, layer in scaled_layers(model).items():
         _replace(model, name, layer.folded())
 
 
 def scaled_layers(model: nn.Module) -> dict[str, ScaledLinear]:
+    """Scaled layers by module name; empty except for LWS."""
     return {name: module for name, module in model.named_modules() if isinstance(module, ScaledLinear)}
 
 
 def save_scales(model: nn.Module, folder: Path) -> None:
+    """Write the scales of LWS, if any, into a checkpoint."""
     scales = {name: layer.scales.detach().cpu() for name, layer in scaled_layers(model).items()}
     if scales:
         save_file(scales, folder / SCALES_FILE)
@@ -74,6 +77,7 @@ def save_scales(model: nn.Module, folder: Path) -> None:
 
 @torch.no_grad()
 def load_scales(model: nn.Module, folder: Path) -> None:
+    """Restore the scales of LWS, if any, from a checkpoint."""
     layers = scaled_layers(model)
     saved = load_file(folder / SCALES_FILE) if layers else {}
     for name, layer in layers.items():

@@ -1,4 +1,4 @@
-"""Training data of both stages: the images and their splits, transformed samples and the order of the batches."""
+"""Training data of both stages: splits, transformed samples, order of the batches."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def load_images(args: StageArguments, world: tuple[int, int]) -> LoadedImages:
         splits = load_long_tailed(args.dataset, **args.data_options())
         return LoadedImages(splits, class_counts(splits), functools.partial(ImageDataset, splits["train"]))
     if args.imbalance_factor is not None:
-        raise ValueError("imbalance_factor: a stream is taken as it is; leave out --streaming to cut a long tail")
+        raise ValueError("imbalance_factor: a stream cannot be subsampled; leave out one of the two")
     columns = {"image_column": args.image_column, "label_column": args.label_column}
     stream = open_stream(args.dataset, **columns, class_counts_file=args.class_counts)
     samples = functools.partial(StreamedSamples, stream, num_processes=world[0], process_index=world[1])
@@ -86,6 +86,7 @@ def training_data(
 
 
 def plan_schedule(args: StageArguments, batches: TrainingBatches) -> Schedule:
+    """Length and learning rate of a run on these batches."""
     return Schedule.plan(
         batches.steps_per_epoch,
         batches.global_batch_size,
@@ -110,7 +111,7 @@ def check_labels(config: Any, dataset: ImageDataset | StreamedSamples) -> None:
 
 
 class EpochLoader:
-    """The training data as Trainer wants it, one iterator per epoch, over one loader that never pauses between epochs.
+    """One iterator per epoch, as Trainer expects, over a single loader that does not restart between epochs.
 
     The first iterator starts at the trainer's current step, so that a resumed run continues where it stopped.
     """

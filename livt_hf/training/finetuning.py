@@ -1,6 +1,6 @@
-"""Balanced fine-tuning (BFT; LiVT Algorithm 1, lines 10 to 20): a Trainer with the paper's recipe.
+"""Balanced fine-tuning (BFT; LiVT Algorithm 1, lines 10 to 20): data, classifier, training, evaluation, publication.
 
-Official counterparts: `main_finetune.py`, `engine_finetune.py`. The loss is the one that the model's config names.
+Official counterparts: `main_finetune.py`, `engine_finetune.py`.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ def finetune(args: FinetuneArguments, training_arguments: dict[str, Any] | None 
         training_arguments: further fields of `TrainingArguments`.
 
     Returns:
-        The results on the test split (or the validation split if there is none, or None if there is neither). None also
-        if the run was stopped by a signal before its end (it has saved a checkpoint).
+        Results on the test split, or on the validation split if there is no test split; None without either, or if a
+        signal stopped the run (after saving a checkpoint).
 
     Raises:
-        ValueError: options or data that cannot work, or a loss that is not finite.
+        ValueError: invalid options or data, or a non-finite loss.
     """
     run = StageRun(args, training_arguments=training_arguments)
     images = load_images(args, run.world)
     splits, counts = images.splits, images.class_counts
-    ClassPrior(counts).groups(**args.shot_groups())  # fail fast on an invalid definition of the groups
+    ClassPrior(counts).groups(**args.shot_groups())  # fail fast on an invalid group definition
     model = build_classifier(args, counts)
     mean, std = pixel_statistics(args.pretrained, args.mean, args.std)
     data = finetuning_data(args, images, model.config.image_size, mean, run)
@@ -62,7 +62,7 @@ def finetune(args: FinetuneArguments, training_arguments: dict[str, Any] | None 
     trainer = build_trainer(args, model, data, schedule, mean, std, run)
     settings: dict[str, Any] = {"dataset": args.dataset, "seed": args.seed, "num_workers": args.num_workers}
     evaluate: Callable[..., Any] = partial(evaluate_run, run.folder, splits, **settings, repo_id=args.hub_model_id)
-    if run.is_finished(schedule.steps, "it is only evaluated" if is_unevaluated(run, splits) else "nothing to do"):
+    if run.is_finished(schedule.steps, "evaluation is missing" if is_unevaluated(run, splits) else "nothing to do"):
         return finished_results(run, evaluate, splits, trainer.accelerator)
     checkpoint = run.find_checkpoint(schedule.steps)
     processor = image_processor(model.config.image_size, args.crop_ratio, mean, std)
@@ -86,7 +86,7 @@ def finetuning_data(
     mean: Sequence[float],
     run: StageRun,
 ) -> TrainingData:
-    """Training images with the augmentation of the options."""
+    """Augmented training images."""
     transform = FinetuneTransform(
         image_size,
         min_crop_scale=args.min_crop_scale,
@@ -116,7 +116,7 @@ def build_trainer(
     std: Sequence[float],
     run: StageRun,
 ) -> BalancedTrainer:
-    """The trainer that the options describe."""
+    """Build the trainer from the arguments."""
     config: Any = model.config
     mixup = (
         Mixup(
@@ -155,7 +155,7 @@ def build_trainer(
 def trainer_arguments(
     args: FinetuneArguments, schedule: Schedule, eval_strategy: str, training_arguments: dict[str, Any]
 ) -> TrainingArguments:
-    """The options under upstream's names; those given as upstream's own come last."""
+    """The options under their names in `TrainingArguments`; fields given there directly take precedence."""
     return TrainingArguments(
         **{
             "output_dir": args.output_dir,
@@ -184,7 +184,7 @@ def trainer_arguments(
 
 
 def describe(model: PreTrainedModel, num_images: int) -> str:
-    """Model, loss and data, for the first line that a run logs."""
+    """Model, loss and data in words, for the log."""
     config: Any = model.config
     return (
         f"fine-tuning {model.num_parameters() / 1e6:.2f} M parameters with {config.loss} (tau {config.tau}) on "
@@ -193,7 +193,7 @@ def describe(model: PreTrainedModel, num_images: int) -> str:
 
 
 def build_classifier(args: FinetuneArguments, counts: dict[str, int]) -> PreTrainedModel:
-    """Build the model from the arguments: from scratch, on a masked autoencoder, or on any image classifier."""
+    """Build the model from the arguments: from scratch, from a masked autoencoder, or from any image classifier."""
     settings: dict[str, Any] = {
         "loss": args.loss,
         "tau": args.tau,
@@ -218,15 +218,15 @@ def build_classifier(args: FinetuneArguments, counts: dict[str, int]) -> PreTrai
     if unused := unused_sizes(args.given_sizes(), model.config, args.pretrained):
         logger.info(unused)
     if args.drop_path and not has_drop_path(model.config):
-        logger.info(f"drop_path: {type(model).__name__} has none; --drop_path {args.drop_path} has no effect")
+        logger.info(f"drop_path: {type(model).__name__} does not have it; --drop_path {args.drop_path} has no effect")
     return model
 
 
 def _on_autoencoder(args: FinetuneArguments, counts: dict[str, int], settings: dict[str, Any]) -> PreTrainedModel:
     if args.stage == "classifier":
         raise ValueError(
-            f"stage: {args.pretrained!r} is a masked autoencoder, and the stage 'classifier' retrains the last "
-            "layer of a trained classifier; give its folder with --pretrained"
+            f"stage: {args.pretrained!r} is a masked autoencoder, but --stage classifier retrains the last layer "
+            "of a trained classifier; give one with --pretrained"
         )
     settings |= {"drop_path_rate": args.drop_path, "use_mean_pooling": args.pooling == "mean"}
     if args.image_size is not None:
@@ -236,7 +236,7 @@ def _on_autoencoder(args: FinetuneArguments, counts: dict[str, int], settings: d
 
 def _from_classifier(args: FinetuneArguments, counts: dict[str, int], settings: dict[str, Any]) -> PreTrainedModel:
     if args.pooling == "cls":
-        raise ValueError(f"pooling: {args.pretrained!r} is a trained classifier and keeps what it reads; leave it out")
+        raise ValueError(f"pooling: {args.pretrained!r} is a trained classifier and keeps its pooling; leave it out")
     model = load_pretrained_classifier(
         args.pretrained,
         counts,
@@ -254,33 +254,33 @@ def _from_classifier(args: FinetuneArguments, counts: dict[str, int], settings: 
 def pixel_statistics(
     pretrained: str, mean: list[float] | None = None, std: list[float] | None = None
 ) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation for normalization: those given, of the pretrained model, or ImageNet's."""
+    """Mean and standard deviation per channel: those given, else the pretrained model's, else ImageNet's."""
     saved = None if pretrained == "none" else saved_statistics(pretrained)
     saved_mean, saved_std = saved or (list(IMAGENET_MEAN), list(IMAGENET_STD))
     return mean or saved_mean, std or saved_std
 
 
 def _device_options(mixed_precision: str | None) -> dict[str, bool]:
-    """Device and precision for TrainingArguments, which refuse bf16 on a CPU unless the CPU was asked for."""
+    """Device and precision for TrainingArguments, which refuse bf16 on a CPU without ``use_cpu``."""
     mixed_precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     check_precision(mixed_precision)
-    wants_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    use_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     return {
-        "use_cpu": wants_cpu or not torch.accelerator.is_available(),
+        "use_cpu": use_cpu or not torch.accelerator.is_available(),
         "bf16": mixed_precision == "bf16",
         "fp16": mixed_precision == "fp16",
     }
 
 
 def is_unevaluated(run: StageRun, splits: DatasetDict) -> bool:
-    """Whether a finished run lacks the results that it could have."""
+    """Whether a run with a split to evaluate on has no results."""
     return bool({"test", "validation"} & set(splits)) and not (run.folder / "results.json").exists()
 
 
 def finished_results(
     run: StageRun, evaluate: Callable[..., Any], splits: DatasetDict, accelerator: Accelerator
 ) -> dict[str, Any] | None:
-    """Results of a finished run, which is evaluated first if they are missing."""
+    """Results of a finished run; evaluates it if they are missing."""
     if is_unevaluated(run, splits) and run.is_main:
         evaluate(*load_classifier(run.folder))
     accelerator.wait_for_everyone()
@@ -307,14 +307,14 @@ def evaluate_run(
     name = "test" if "test" in splits else "validation"
     split: Dataset | None = splits.get(name)
     if split is None:
-        logger.info(f"{dataset} has neither a test nor a validation split: nothing is evaluated")
+        logger.info(f"{dataset} has neither a test nor a validation split: skipping evaluation")
         return None
     description = {"model": str(output_dir), "dataset": dataset, "split": name, "seed": seed}
     try:
         results = evaluate_model(model, split, processor, num_workers=num_workers, description=description)
     except ValueError as error:
         raise ValueError(
-            f"{error}; the trained model is saved in {output_dir}, and the same command then evaluates it"
+            f"{error}; the trained model is saved in {output_dir}; repeat the command to evaluate it"
         ) from error
     write_report(results, output_dir, mistaken_images(results, split))
     write_model_card(output_dir, results, repo_id=repo_id)

@@ -1,6 +1,6 @@
-"""Monitoring of a pretraining run: reconstructions of fixed images, the loss curve, a k-NN probe.
+"""Monitoring of pretraining: reconstructions of fixed images, loss curve, k-NN probe.
 
-Nothing here draws random numbers or changes the model, so a monitored run takes the same steps as one that is not.
+It draws no random numbers and does not change the model, so monitoring does not affect training.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ CROP_RATIO = 0.875
 
 @dataclass
 class Monitor:
-    """Probes the encoder of a run and draws its reconstructions at the epochs asked for.
+    """Probes the encoder and draws reconstructions at regular epochs.
 
-    All processes call its methods; the main one writes.
+    All processes must call its methods; the main one writes.
 
     Args:
-        folder: of the run.
-        splits: the dataset; empty where it is streamed: there are then no pictures and no probe.
-        picture_every, probe_every: epochs; 0 is never, but for the pictures at the end.
+        folder: output folder of the run.
+        splits: the dataset; empty if it is streamed, which disables reconstructions.
+        picture_every, probe_every: interval in epochs; 0 disables them, except for reconstructions at the end.
         steps_per_epoch: optimizer steps.
-        shot_groups: definition of the groups whose accuracies a probe reports (`ClassPrior.groups`).
+        shot_groups: group definition for the accuracies of a probe (`ClassPrior.groups`).
         mean, std: normalization of pixels in 0..1, per channel.
 
     Raises:
-        ValueError: a probe of a streamed dataset.
+        ValueError: a probe is requested, but the dataset is streamed.
     """
 
     accelerator: Accelerator
@@ -60,14 +60,14 @@ class Monitor:
 
     def __post_init__(self) -> None:
         if self.probe_every and not self.splits:
-            raise ValueError("probe_every: a stream cannot be probed; leave out --streaming or --probe_every")
+            raise ValueError("probe_every: a streamed dataset cannot be probed; leave out --streaming or --probe_every")
         self.transform = EvalTransform(self.image_size, CROP_RATIO)
         self.picture_steps = round(self.picture_every * self.steps_per_epoch)
         self.probe_steps = round(self.probe_every * self.steps_per_epoch)
         self.images: Tensor | None = None
 
     def probe(self, model: LivtMAEForPreTraining, step: int) -> dict[str, float]:
-        """k-NN accuracies (see `knn_accuracy`) if a probe is due at this step, otherwise nothing."""
+        """k-NN accuracies (see `knn_accuracy`) if a probe is due at this step, else an empty dict."""
         if not self.probe_steps or step % self.probe_steps:
             return {}
         was_training = model.training
@@ -88,7 +88,7 @@ class Monitor:
         return values
 
     def draw(self, model: LivtMAEForPreTraining, step: int, last: bool) -> None:
-        """Draw what is due: ``reconstructions/step-N.png``, last ``reconstructions.png``, and ``loss_curve.png``."""
+        """Draw loss_curve.png and reconstructions/step-N.png if due; at the end also reconstructions.png."""
         due = bool(self.picture_steps) and step % self.picture_steps == 0
         if not due and not last:
             return
@@ -113,7 +113,7 @@ class Monitor:
         return ImageDataset(self.splits[split], self.transform, max_bad_images=self.max_bad_images)
 
     def _fixed_images(self) -> Tensor:
-        """uint8 (8, 3, S, S): images spread evenly over the validation split, or else over the training split."""
+        """uint8 (8, 3, S, S): evenly spaced images of the validation split, or else of the training split."""
         images = self._images("validation" if "validation" in self.splits else "train")
         indices = evenly_spaced(len(images), NUM_PICTURES)
         return torch.stack([torch.as_tensor(images[(0, index)]["pixel_values"]) for index in indices])

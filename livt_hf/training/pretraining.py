@@ -35,10 +35,10 @@ def pretrain(args: PretrainArguments) -> Path | None:
     """Pretrain a masked autoencoder and save it in ``args.output_dir``.
 
     Returns:
-        The output folder, or None if the run was stopped by a signal before its end (it has saved a checkpoint).
+        The output folder, or None if a signal stopped the run (after saving a checkpoint).
 
     Raises:
-        ValueError: options or data that cannot work, or a loss that is not finite.
+        ValueError: invalid options or data, or a non-finite loss.
     """
     accelerator = build_accelerator(args.mixed_precision, args.log_with, args.output_dir, args.compile, args.tf32)
     run = StageRun(args, (accelerator.num_processes, accelerator.process_index))
@@ -70,10 +70,10 @@ def pretrain(args: PretrainArguments) -> Path | None:
 def build_accelerator(
     mixed_precision: str | None, trackers: Sequence[str], project_dir: str, compile: bool, tf32: bool
 ) -> Accelerator:
-    """The Accelerator, as configured by `accelerate launch`, with what the options add.
+    """The Accelerator as configured by `accelerate launch`, overridden by the options.
 
     Raises:
-        ValueError: a tracker that is unknown or not installed, or a type that the device cannot compute with.
+        ValueError: a tracker is unknown or not installed, or the device does not support the precision.
     """
     available = [str(tracker.value) for tracker in get_available_trackers()]
     for tracker in trackers:
@@ -92,7 +92,7 @@ def build_accelerator(
 
 
 def pretraining_data(args: PretrainArguments, image_size: int, patch_size: int, run: StageRun) -> TrainingData:
-    """Random crops with the noise that decides which patches are masked."""
+    """Random crops, and the noise that selects the masked patches."""
     transform = PretrainTransform(
         image_size,
         num_patches=(image_size // patch_size) ** 2,
@@ -120,7 +120,7 @@ def build_loop(
     schedule: Schedule,
     checkpoint: Path | None,
 ) -> PretrainingLoop:
-    """The training loop with its monitor and trackers, at the step of the checkpoint."""
+    """The training loop with its monitor and trackers, resumed from the checkpoint if there is one."""
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     monitor = Monitor(
@@ -157,12 +157,12 @@ def build_loop(
 
 
 def build_autoencoder(args: PretrainArguments) -> LivtMAEForPreTraining:
-    """Build the model from the arguments; with ``--pretrained``, weights and sizes are those of that model.
+    """Build the model from the arguments, or load weights and sizes of the ``--pretrained`` model.
 
-    At another image size the position embeddings are resized bicubically, as for fine-tuning.
+    If the image size differs, position embeddings are interpolated bicubically, as in fine-tuning.
 
     Raises:
-        ValueError: there is no such model, it is no masked autoencoder, or it has another patch size.
+        ValueError: the model cannot be loaded, is not a masked autoencoder, or has another patch size.
     """
     if args.pretrained == "none":
         return LivtMAEForPreTraining(mae_config(args))
@@ -177,7 +177,7 @@ def build_autoencoder(args: PretrainArguments) -> LivtMAEForPreTraining:
         logger.info(f"{args.pretrained}: {len(new)} weights of the decoder are missing and newly initialized")
     if args.patch_size != given.config.patch_size and args.patch_size != PretrainArguments.patch_size:
         raise ValueError(
-            f"patch_size: {args.patch_size} is not the {given.config.patch_size} of {args.pretrained}; leave it out"
+            f"patch_size: {args.patch_size} differs from {given.config.patch_size} of {args.pretrained}; leave it out"
         )
     if line := unused_sizes(args.given_sizes(), given.config, args.pretrained):
         logger.info(line)
@@ -194,7 +194,7 @@ def build_autoencoder(args: PretrainArguments) -> LivtMAEForPreTraining:
 
 
 def mae_config(args: PretrainArguments) -> LivtMAEConfig:
-    """The configuration of a model that starts from scratch."""
+    """The configuration of a new model."""
     check_width("decoder_", args.decoder_hidden_size, args.decoder_num_attention_heads)
     return LivtMAEConfig(
         **encoder_sizes(args.model_size, args.given_sizes()),

@@ -1,8 +1,8 @@
 """The training loop of masked pretraining, on Accelerate: optimizer steps, log and checkpoints.
 
-What a step sees is a function of the seed and the step alone (see `data/loader.py`), so a run can be interrupted
-anywhere and continued, also with another number of processes at the same global batch, and with another engine (one
-device, DDP, FSDP2): a checkpoint holds whole tensors by name.
+The data of a step is a function of seed and step only (see `data/loader.py`), and checkpoints contain unsharded tensors
+by name. So a run can be interrupted at any point and resumed, also with another number of processes at the same global
+batch size or on another engine (one device, DDP, FSDP2).
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class PretrainingLoop:
     """The training loop and its state: step, weights, optimizer, schedule, scaler, sum of losses.
 
     Args:
-        model: with the weights to start from, unless there is a checkpoint.
-        checkpoint: where to continue from.
-        accumulation_steps: micro-batches of an optimizer step.
-        save_every, logging_steps: optimizer steps.
+        model: with its initial weights.
+        checkpoint: to resume from; replaces these weights.
+        accumulation_steps: micro-batches per optimizer step.
+        save_every, logging_steps: intervals in optimizer steps.
     """
 
     def __init__(
@@ -77,14 +77,18 @@ class PretrainingLoop:
         self.scheduler = schedule.scheduler(self.optimizer.optimizer)
         self.step = 0
         self.shown: dict[str, str] = {}  # in the progress bar
-        # Sums since the last logged step, on the device: reading them there at every step would stall it.
+        # Accumulated on the device since the last logged step: reading them at every step would stall it.
         self.loss_sum = torch.zeros((), device=accelerator.device)
         self.first_bad_step = torch.full((), -1, device=accelerator.device)
         if checkpoint is not None:
             self._load(checkpoint)
 
     def train(self, micro_batches: Iterable[dict[str, Tensor]]) -> str | None:
-        """Run to the end of the schedule; the name of the signal that stopped it before, or None."""
+        """Train to the end of the schedule.
+
+        Returns:
+            The name of the signal that stopped training early, or None.
+        """
         steps, micro_batches = self.schedule.steps, iter(micro_batches)
         self.run.begin(self.step)
         bar = tqdm(total=steps, initial=self.step, disable=not self.run.is_main, desc="pretraining", unit="step")
@@ -108,13 +112,13 @@ class PretrainingLoop:
                 stopped_by = self.run.stop_requested(self.accelerator, self.step)
                 if (self.step % self.save_every == 0 and self.step < steps) or stopped_by:
                     self.save()
-                clock += time.perf_counter() - interrupted  # the speed is that of training
+                clock += time.perf_counter() - interrupted  # excluded from the training speed
         for tracker in self.accelerator.trackers:
             tracker.finish()
         return stopped_by
 
     def _log(self, values: dict[str, float], bar: tqdm) -> None:
-        """Log file, trackers and progress bar."""
+        """Write to log file, trackers and progress bar."""
         self.run.log(values)
         self.accelerator.log({name: value for name, value in values.items() if name != "step"}, step=self.step)
         formats = {"loss": ".4f", "lr": ".2e", "images_per_second": ".0f", "probe_accuracy": ".1f"}
@@ -122,7 +126,7 @@ class PretrainingLoop:
         bar.set_postfix(self.shown, refresh=False)
 
     def _monitor(self, bar: tqdm) -> None:
-        """Probe and pictures where they are due; before a checkpoint of the same step, so that no resume loses them."""
+        """Probe and draw if due; before a checkpoint of the same step, so that a resume does not skip them."""
         values = self.monitor.probe(self.unwrapped, self.step)
         if values:
             self._log({"step": self.step, "epoch": self._epoch(), **values}, bar)
@@ -147,7 +151,7 @@ class PretrainingLoop:
         bad = (~torch.isfinite(loss_sum)).float()
         if accelerator.num_processes > 1:
             bad = accelerator.reduce(bad, "sum").clamp(max=1)
-        # The fused optimizer skips its update by itself where this is set: no need to wait for the device.
+        # The fused optimizer then skips the update on the device, without synchronization.
         self.optimizer.optimizer.found_inf = bad
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -157,10 +161,10 @@ class PretrainingLoop:
         self.first_bad_step = torch.where((bad > 0) & (self.first_bad_step < 0), self.step, self.first_bad_step)
 
     def _read_logs(self) -> dict[str, float]:
-        """Mean loss over the processes and the steps since the last call.
+        """Mean loss over processes and steps since the last call, and the learning rate.
 
         Raises:
-            ValueError: one of them was not finite (its update was skipped, so the weights are those from before).
+            ValueError: a loss was not finite; its update was skipped.
         """
         self._check_finite()
         window = (self.step - 1) % self.logging_steps + 1
@@ -179,10 +183,11 @@ class PretrainingLoop:
             raise not_finite(step, self.run.folder)
 
     def whole_weights(self) -> dict[str, Any]:
-        """All weights by name, put together from the shards of FSDP; on the main process. All processes call it."""
+        """All weights by name, gathered from FSDP shards, on the main process; all processes must call it."""
         return get_model_state_dict(self.unwrapped, options=FULL_STATE_DICT)
 
     def save(self) -> None:
+        """Write a checkpoint; all processes must call it."""
         self._check_finite()
         loss_sum = self.accelerator.reduce(self.loss_sum, "mean")
         weights = self.whole_weights()
@@ -198,10 +203,9 @@ class PretrainingLoop:
                 write_text(folder / STATE_FILE, json.dumps(state, indent=2))
 
     def _load(self, checkpoint: Path) -> None:
-        """Everything but the weights.
+        """Restore everything but the weights.
 
-        The schedule and the position in the data are functions of the step, and the optimizer's options are those of
-        the command.
+        Schedule and data position are functions of the step; optimizer options come from the current arguments.
         """
         state = read_record(checkpoint, STATE_FILE)
         self.step = state["steps"]

@@ -1,4 +1,4 @@
-"""The half of `BalancedTrainer` that knows no loss: checkpoints, exact resume, log, stop signal and progress bar."""
+"""ResumableTrainer: checkpoints, exact resume, log, stop signal and progress bar of `BalancedTrainer`."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from .run import Run
 
 
 class ResumableTrainer(Trainer):
-    """A `transformers.Trainer` whose checkpoints are complete or not there, and from which runs resume exactly.
+    """A `transformers.Trainer` with atomic checkpoints from which runs resume exactly.
 
     Attributes:
         run: the run in its output folder.
         ema: moving average of the weights, saved and restored with them.
-        classifier_only: only the classifier is trained; its scales, if any, are saved beside the native model.
-        stopped_by: name of the signal that stopped training.
-        resumed_from: checkpoint that training continued from.
+        classifier_only: only the classifier is trained; the scales of LWS are saved beside the native model.
+        stopped_by: name of the signal that stopped training, if any.
+        resumed_from: checkpoint that training resumed from, if any.
     """
 
     model: PreTrainedModel
@@ -53,6 +53,7 @@ class ResumableTrainer(Trainer):
             self.add_callback(ProgressBar)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As upstream; SIGTERM and SIGUSR1 end training after the current step, with a checkpoint."""
         with self.run.stop_signal:
             try:
                 return super().train(*args, **kwargs)
@@ -65,7 +66,7 @@ class ResumableTrainer(Trainer):
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """As upstream, but into a hidden folder that is renamed once everything is on the disk."""
+        """As upstream, but into a hidden folder that is renamed once it is complete on disk."""
         saves = self.args.should_save
         with self.run.checkpoint(self.state.global_step, self.accelerator, saves) as folder:
             self._staging = folder.parent
@@ -73,7 +74,7 @@ class ResumableTrainer(Trainer):
                 super()._save_checkpoint(model, trial)
             finally:
                 self._staging = None
-            # Upstream forgets the losses since the last logged step.
+            # Upstream drops the losses since the last logged step.
             loss_sum = self.accelerator.reduce(self._tr_loss.detach().clone(), "mean").item()
             if saves:
                 save_scales(self.accelerator.unwrap_model(self.model), folder)
@@ -84,7 +85,7 @@ class ResumableTrainer(Trainer):
                 write_text(folder / RUN_FILE, json.dumps(record, indent=2))
 
     def final_model(self) -> PreTrainedModel:
-        """`whole_model` as it is saved in the end: the moving average if there is one, scales folded in."""
+        """The model to save at the end: `whole_model` with the moving average, if any, and with scales folded in."""
         model = self.whole_model()
         if self.is_world_process_zero():
             if self.ema is not None:
@@ -93,9 +94,9 @@ class ResumableTrainer(Trainer):
         return model
 
     def whole_model(self) -> PreTrainedModel:
-        """The trained model as it will be loaded: without mixed precision, put together from the shards of FSDP.
+        """The model without wrappers, its weights gathered from FSDP shards.
 
-        All processes call it; of FSDP's, the main one alone gets the weights.
+        All processes must call it; with FSDP, only the main one gets the weights.
         """
         model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         if not self.is_fsdp_enabled:
@@ -107,7 +108,7 @@ class ResumableTrainer(Trainer):
         return whole
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Whole tensors under FSDP, too, so that `from_pretrained` reads every checkpoint."""
+        """Save unsharded tensors with FSDP, too, so that `from_pretrained` reads every checkpoint."""
         if not self.is_fsdp_enabled:
             super().save_model(output_dir, _internal_call)
             return
@@ -116,13 +117,13 @@ class ResumableTrainer(Trainer):
             self._save(output_dir, state_dict=weights)
 
     def _optimizer_and_schedule(self) -> tuple[torch.optim.Optimizer, LambdaLR]:
-        """Those of a run that has begun: the optimizer is the one inside Accelerate's."""
+        """The optimizer (unwrapped) and schedule, once training has begun."""
         assert isinstance(self.optimizer, AcceleratedOptimizer)
         assert self.lr_scheduler is not None
         return self.optimizer.optimizer, self.lr_scheduler
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """By tensor name, so that a run goes on with another engine (one device, DDP, FSDP2)."""
+        """Save by tensor name, so that a run can resume on another engine (one device, DDP, FSDP2)."""
         model = self.accelerator.unwrap_model(self.model)
         optimizer, schedule = self._optimizer_and_schedule()
         state = get_optimizer_state_dict(model, optimizer, options=FULL_STATE_DICT)
@@ -131,34 +132,34 @@ class ResumableTrainer(Trainer):
             torch.save(schedule.state_dict(), Path(output_dir) / "scheduler.pt")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """The options of both stay those of the arguments, which may have changed since the checkpoint."""
+        """Restore state but not options, which the arguments may have changed since the checkpoint."""
         if checkpoint is None:
             return
         model = self.accelerator.unwrap_model(self.model)
         optimizer, schedule = self._optimizer_and_schedule()
         load_optimizer(model, optimizer, load_tensors(Path(checkpoint) / "optimizer.pt"))
-        # Not the global step: with fp16, the schedule waits where the scaler skips an update.
+        # Not the global step: with fp16, the schedule pauses when the scaler skips an update.
         set_schedule(schedule, load_tensors(Path(checkpoint) / "scheduler.pt")["last_epoch"])
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Not yet: upstream would upload from a folder that is about to be renamed. `_save_checkpoint` does it."""
+        """Do nothing: the folder is about to be renamed, and `Run.checkpoint` uploads it afterwards."""
 
     def _finish_current_push(self) -> None:
         if self.run.pusher:
             self.run.pusher.wait()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if state_dict is None and self.classifier_only:  # `save_scales` keeps the rest
+        if state_dict is None and self.classifier_only:  # `save_scales` saves those
             state_dict = {name: w for name, w in self.model.state_dict().items() if not name.endswith(".scales")}
         super()._save(output_dir, state_dict)
         output_dir = output_dir or self.args.output_dir
         assert output_dir is not None  # TrainingArguments puts a default there
-        # A pickle, which nothing here reads; run.json holds the arguments.
+        # A pickle that is never read; the arguments are in run.json.
         with contextlib.suppress(FileNotFoundError):
             (Path(output_dir) / "training_args.bin").unlink()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Upstream loads the file raw: names that were mapped on saving are then silently left out."""
+        """Load through `from_pretrained`: upstream would silently skip tensors whose names were mapped on saving."""
         self.resumed_from = Path(resume_from_checkpoint)
         model = self.model if model is None else model
         assert isinstance(model, PreTrainedModel)  # FSDP's class is a subclass of the model's
@@ -175,7 +176,7 @@ class ResumableTrainer(Trainer):
 
 
 class StepCallback(TrainerCallback):
-    """At the start the log, at every step the epoch, the weight average and a stop on a signal."""
+    """Begins the log; updates epoch and weight average at every step; stops on a signal."""
 
     def __init__(self, trainer: Any):
         self.trainer = trainer
@@ -189,7 +190,7 @@ class StepCallback(TrainerCallback):
         self.trainer.run.begin(state.global_step)
 
     def on_step_end(self, args, state, control, **kwargs):
-        # Trainer counts from the first step after a resume; the epoch of a step does not depend on that.
+        # Upstream counts epochs from the resumed step.
         state.epoch = state.global_step / self.steps_per_epoch
         if self.trainer.ema is not None:
             self.trainer.ema.update(self.trainer.accelerator.unwrap_model(self.trainer.model))
@@ -201,7 +202,7 @@ class StepCallback(TrainerCallback):
 
 
 class ProgressBar(TrainerCallback):
-    """One line: steps, time left, the last logged loss and learning rate, the last validation accuracies."""
+    """Progress with the last logged loss, learning rate and validation accuracies."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.shown: dict[str, str] = {}

@@ -1,7 +1,7 @@
-"""BalancedTrainer: a `transformers.Trainer` for balanced fine-tuning, for any run that has images, labels and counts.
+"""BalancedTrainer: a `transformers.Trainer` for balanced fine-tuning of any image classifier.
 
-What upstream's Trainer lacks, each piece beside its reason: exact resume, complete checkpoints, the paper's schedule
-and layer decay, mixup of the global batch, accuracies by shot group.
+It adds the paper's losses, schedule and layer decay, mixup of the global batch, accuracies by shot group and, from
+`ResumableTrainer`, exact resume.
 """
 
 from __future__ import annotations
@@ -33,27 +33,29 @@ from .run import Run, not_finite, trainer_pusher
 class BalancedTrainer(ResumableTrainer):
     """A `transformers.Trainer` for balanced fine-tuning.
 
-    Differs from it in: layer-wise learning-rate decay and the paper's schedule; images and their augmentation that
-    depend on seed, epoch and index alone, so that runs resume exactly and do not depend on the number of processes;
-    mixup of the global batch; checkpoints that are complete or not there; weights restored completely; accuracies of
-    the many-, medium- and few-shot classes as evaluation; a non-finite loss stops the run.
+    Differences: layer-wise learning-rate decay and the paper's schedule; augmentation depends on seed, epoch and sample
+    index only, so that runs resume exactly and do not depend on the number of processes; mixup of the global batch;
+    atomic checkpoints; evaluation reports many-, medium- and few-shot accuracy; a non-finite loss stops the run.
 
     Args:
-        model: any image classifier of transformers. `ViTForBalancedClassification` knows its class counts and loss;
-            for another one, `store_class_counts` writes them into its config first. The loss is computed here from the
-            logits, so that soft labels serve every model.
-        args: ``learning_rate`` is the peak rate; ``max_steps`` or ``num_train_epochs`` set the length.
+        model: any image classifier of transformers, with class counts and loss in its config: those of
+            `ViTForBalancedClassification` are there, `store_class_counts` writes them for any other model. The trainer
+            computes the loss from the logits, so that soft labels work with every model.
+        args: ``learning_rate`` is the peak rate; ``max_steps`` or ``num_train_epochs`` set the length of the schedule.
         train_dataset: `ImageDataset` or `StreamedSamples` with a `FinetuneTransform`.
         eval_dataset: `ImageDataset` with an `EvalTransform`.
         mean, std: normalization of pixels in 0..1, per channel.
         layer_decay: see `parameter_groups`.
         min_lr, warmup_epochs: see `learning_rate`.
-        mixup: what mixes a batch; None leaves hard labels.
-        ema: decay of the moving average of the weights (`WeightAverage`), which is then what is evaluated.
-        classifier_only: the batches hold each class equally often, and the model, of which `train_classifier_only`
-            froze all but the classifier, stays in evaluation mode.
-        drw_epoch: epoch from which ldam weights the classes (`deferred_weights`); None leaves it out.
-        run: the run in its output folder, if a stage has opened one.
+        mixup: MixUp and CutMix; None keeps hard labels.
+        ema: decay of the moving average of the weights (`WeightAverage`), which is then evaluated and saved.
+        drw_epoch: epoch from which ldam re-weights the classes (`deferred_weights`); None: never.
+        classifier_only: for a model frozen by `train_classifier_only`: class-balanced batches, and the model stays in
+            evaluation mode.
+        run: the run opened by `finetune`; by default, the trainer opens one.
+
+    Raises:
+        ValueError: the config lacks class counts, labels of the dataset and the model differ, or options conflict.
     """
 
     train_dataset: ImageDataset | StreamedSamples
@@ -82,28 +84,28 @@ class BalancedTrainer(ResumableTrainer):
         self.reweighted_loss = None if drw_epoch is None else training_loss(model.config, reweighted=True)
         check_labels(model.config, train_dataset)
         if classifier_only and train_dataset.labels is None:
-            raise ValueError("stage: class-balanced batches need all labels at hand; leave out --streaming")
+            raise ValueError("stage: class-balanced batches need the labels in advance; leave out --streaming")
         if kwargs.get("compute_loss_func") is not None:
-            raise ValueError("compute_loss_func: the loss is that of the model's config; set it by store_class_counts")
+            raise ValueError("compute_loss_func: the model's config sets the loss; change it with store_class_counts")
         args.ignore_data_skip = True  # the data position is a function of the global step
         args.remove_unused_columns = False
         with _tracker_errors():
             super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
-        # Its own loss is a mean over the micro-batch, to be averaged over accumulation steps, whatever the model takes.
+        # The loss is a mean over the micro-batch and must be averaged over accumulation steps, for every model.
         self.model_accepts_loss_kwargs = False
         self.mean, self.std, self.mixup = mean, std, mixup
         self.layer_decay, self.min_lr, self.warmup_epochs = layer_decay, min_lr, warmup_epochs
         self.drw_epoch, self.classifier_only = drw_epoch, classifier_only
         if ema is not None and self.is_fsdp_enabled:
-            raise ValueError("ema: sharded weights (FSDP) cannot be averaged; leave one of the two out")
+            raise ValueError("ema: sharded weights (FSDP) cannot be averaged; use one without the other")
         if classifier_only and self.is_fsdp_enabled:
-            raise ValueError("stage: a classifier alone needs no sharded weights; launch it without FSDP")
+            raise ValueError("stage: classifier retraining does not support FSDP; launch it without")
         self.ema = None if ema is None else WeightAverage(self.model, ema)
         self.run = run or self._own_run()
         self._add_callbacks()
 
     def _own_run(self) -> Run:
-        """The run of a trainer that no stage has made; it uploads with ``TrainingArguments(push_to_hub=True)``."""
+        """The run of a trainer used on its own; it uploads with ``TrainingArguments(push_to_hub=True)``."""
         args, is_main = self.args, self.is_world_process_zero()
         pusher = None
         if args.push_to_hub and is_main:
@@ -116,6 +118,7 @@ class BalancedTrainer(ResumableTrainer):
     # Data
 
     def training_batches(self, start_step: int = 0, stop_step: int | None = None) -> TrainingBatches:
+        """The micro-batches of this process from one optimizer step to another."""
         args, dataset = self.args, self.train_dataset
         if self.mixup is not None and args.per_device_train_batch_size % 2:
             raise ValueError(
@@ -137,7 +140,7 @@ class BalancedTrainer(ResumableTrainer):
         return EpochLoader(self)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """A micro-batch of the loader -> what the model takes, on the device: normalized, erased and mixed."""
+        """Move a micro-batch to the device, then normalize, erase and mix it."""
         inputs = super()._prepare_inputs(inputs)
         if "erase_box" not in inputs:
             return inputs
@@ -155,7 +158,7 @@ class BalancedTrainer(ResumableTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        """The loss of the config, from the logits; the model never sees the labels."""
+        """The config's loss, computed from the logits; labels are not passed to the model."""
         if self.classifier_only:
             model.eval()
         outputs = model(pixel_values=inputs["pixel_values"])
@@ -163,7 +166,7 @@ class BalancedTrainer(ResumableTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def loss_now(self) -> Loss:
-        """The loss of the current step: from ``drw_epoch`` on, the re-weighted one."""
+        """The loss function of the current step: re-weighted from ``drw_epoch`` on."""
         if self.reweighted_loss is None or self.drw_epoch is None:
             return self.loss
         epoch = self.state.global_step / self.training_batches().steps_per_epoch
@@ -193,7 +196,7 @@ class BalancedTrainer(ResumableTrainer):
         return self.lr_scheduler
 
     def _get_learning_rate(self) -> float:
-        """Log the head's, as the official code does; upstream takes the first group, which layer decay slows most."""
+        """The head's, as the official code logs it; upstream logs the first group's, lowered by layer decay."""
         assert self.lr_scheduler is not None  # training has begun
         return float(max(self.lr_scheduler.get_last_lr()))
 
@@ -211,17 +214,17 @@ class BalancedTrainer(ResumableTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Overall, many-, medium- and few-shot accuracy, ECE and MCE in percent; processes share the images."""
+        """Overall, many-, medium- and few-shot accuracy, ECE and MCE in percent; images are split among processes."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
-            raise ValueError("eval_dataset: there is nothing to evaluate on; give the dataset a validation split")
+            raise ValueError("eval_dataset: there is no split to evaluate on; give the dataset a validation split")
         if not len(dataset):
-            raise ValueError("eval_dataset: the split to evaluate on has no images; fill it, or leave it out")
+            raise ValueError("eval_dataset: the split to evaluate on is empty; add images, or leave it out")
         model, args = self.accelerator.unwrap_model(self.model), self.args
         config: Any = self.model.config
         was_training = model.training
-        share = range(args.process_index, len(dataset), args.world_size)
-        # As many images for every process, since those of FSDP run each batch together; what is too much is cut off.
+        indices = range(args.process_index, len(dataset), args.world_size)
+        # FSDP needs all processes in every batch: pad to equal numbers of images, then drop the padding.
         padded = range(args.process_index, -(-len(dataset) // args.world_size) * args.world_size, args.world_size)
         mine = Subset(dataset, [index % len(dataset) for index in padded])
         loader = evaluation_loader(mine, args.per_device_eval_batch_size, args.dataloader_num_workers)
@@ -229,7 +232,7 @@ class BalancedTrainer(ResumableTrainer):
             outcome = predict_split(model, loader, self.mean, self.std, args.device)
         model.train(was_training)
         if args.world_size > 1:
-            parts = gather_object([{name: values[: len(share)] for name, values in outcome.items()}])
+            parts = gather_object([{name: values[: len(indices)] for name, values in outcome.items()}])
             outcome = {name: np.concatenate([part[name] for part in parts]) for name in outcome}
         arrays = outcome["labels"], outcome["predictions"]
         counts = ordered_class_counts(config)
@@ -244,7 +247,7 @@ class BalancedTrainer(ResumableTrainer):
 
 @contextlib.contextmanager
 def _tracker_errors() -> Iterator[None]:
-    """A tracker that is not installed, as an error of one line."""
+    """Turn Trainer's error about a tracker that is not installed into one line."""
     try:
         yield
     except RuntimeError as error:
@@ -254,12 +257,12 @@ def _tracker_errors() -> Iterator[None]:
 
 
 def training_loss(config: Any, reweighted: bool = False) -> Loss:
-    """The loss that a config with `store_class_counts`'s fields describes; ``reweighted``: after ldam's deferral."""
-    counts = ordered_class_counts(config)  # first: it says what is missing
+    """The loss in a config (see `store_class_counts`); ``reweighted``: the one after ldam's deferral."""
+    counts = ordered_class_counts(config)  # raises if fields are missing
     check_not_adjusted(config)
     if reweighted and config.loss != "ldam":
         raise ValueError(
-            f"drw_epoch: deferred re-weighting belongs to ldam, and the loss is {config.loss}; leave it out"
+            f"drw_epoch: deferred re-weighting is for ldam only, and the loss is {config.loss}; leave it out"
         )
     options = {"class_weights": deferred_weights(counts, progress=1.0)} if reweighted else {}
     return build_loss(config.loss, counts, config.tau, config.label_smoothing, **options)

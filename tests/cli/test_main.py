@@ -153,7 +153,7 @@ def test_an_output_folder_that_is_a_file_is_named(capsys, tmp_path, data, stage)
     file.write_text("mine")
     assert the_error(capsys, run_stage(stage, data, file)).startswith(f"output_dir: '{file}'")
     error = the_error(capsys, run_stage(stage, data, file / "below"))
-    assert error == f"output_dir: '{file / 'below'}' cannot be made, {file} is a file; name another folder"
+    assert error == f"output_dir: '{file / 'below'}' cannot be created, {file} is a file; name another folder"
     assert file.read_text() == "mine"
 
 

@@ -1,4 +1,4 @@
-"""What survives a crash: complete folders, the log up to the resumed step, and the wish to stop."""
+"""What survives a crash: complete folders, the log up to the resumed step, and a stop request."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def test_a_folder_appears_complete_and_lists_its_files(tmp_path):
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
-def test_after_an_error_the_old_folder_stands_and_nothing_else(tmp_path, error):
+def test_after_an_error_only_the_old_folder_remains(tmp_path, error):
     write_checkpoint(tmp_path / "checkpoint-4", weights="old")
     before = files_of(tmp_path)
 
@@ -99,7 +99,7 @@ def remove_weights(folder):
     ("damage", "reason"),
     [
         (damage_nothing, None),
-        (remove_marker, f"it has no {MARKER}: it was not written to its end"),
+        (remove_marker, f"it has no {MARKER}: its writing was interrupted"),
         (truncate_weights, "its file weights has 3 bytes instead of 4"),
         (remove_weights, "its file weights is missing"),
     ],
@@ -131,22 +131,22 @@ def test_checkpoints_are_listed_by_step_and_nothing_else_is(tmp_path):
 # What a run resumes from
 
 
-def test_auto_takes_the_newest_complete_one_and_says_what_it_skipped(tmp_path):
+def test_auto_takes_the_newest_complete_one_and_reports_what_it_skipped(tmp_path):
     for step in (2, 4, 10, 12):
         write_checkpoint(tmp_path / f"checkpoint-{step}", weights="1234")
     truncate_weights(tmp_path / "checkpoint-10")
     remove_marker(tmp_path / "checkpoint-12")
-    remove_marker(tmp_path / "checkpoint-2")  # older than the one taken: no word about it
+    remove_marker(tmp_path / "checkpoint-2")  # older than the one taken: not reported
     assert find_resume_checkpoint(tmp_path, "auto") == (
         tmp_path / "checkpoint-4",
         [
-            f"skipped {tmp_path / 'checkpoint-12'}: it has no {MARKER}: it was not written to its end",
+            f"skipped {tmp_path / 'checkpoint-12'}: it has no {MARKER}: its writing was interrupted",
             f"skipped {tmp_path / 'checkpoint-10'}: its file weights has 3 bytes instead of 4",
         ],
     )
 
 
-def test_auto_starts_anew_where_nothing_is_complete(tmp_path):
+def test_auto_starts_from_scratch_if_nothing_is_complete(tmp_path):
     assert find_resume_checkpoint(tmp_path / "nowhere", "auto") == (None, [])
     (tmp_path / "checkpoint-3").mkdir()
     checkpoint, skipped = find_resume_checkpoint(tmp_path, "auto")
@@ -156,7 +156,7 @@ def test_auto_starts_anew_where_nothing_is_complete(tmp_path):
 def test_never_refuses_a_folder_with_checkpoints(tmp_path):
     assert find_resume_checkpoint(tmp_path, "never") == (None, [])
     (tmp_path / "checkpoint-3").mkdir()
-    with pytest.raises(ValueError, match=f"output_dir: '{tmp_path}' holds checkpoints of an earlier run"):
+    with pytest.raises(ValueError, match=f"output_dir: '{tmp_path}' contains checkpoints of an earlier run"):
         find_resume_checkpoint(tmp_path, "never")
 
 
@@ -182,8 +182,8 @@ def test_old_and_incomplete_checkpoints_are_removed_and_the_newest_complete_ones
     assert left == ["checkpoint-10", "checkpoint-30", "checkpoint-best", "metrics.jsonl"]
 
 
-def test_a_run_that_goes_on_from_an_earlier_checkpoint_keeps_what_it_writes(tmp_path, capsys):
-    """And what it leaves is moved, with its log, not lost."""
+def test_a_run_resumed_from_an_earlier_checkpoint_keeps_its_own_checkpoints(tmp_path, capsys):
+    """The later ones of the abandoned branch are moved, with its log, not lost."""
     for step in (600, 900, 1000):
         write_checkpoint(tmp_path / f"checkpoint-{step}")
     (tmp_path / "metrics.jsonl").write_text('{"step": 600}\n{"step": 1000}\n')
@@ -195,7 +195,7 @@ def test_a_run_that_goes_on_from_an_earlier_checkpoint_keeps_what_it_writes(tmp_
     assert [step for step, _ in list_checkpoints(tmp_path)] == [650, 700]
     assert find_resume_checkpoint(tmp_path, "auto") == (tmp_path / "checkpoint-700", [])
     assert capsys.readouterr().out == (
-        f"this run begins at step 600: checkpoint-900, checkpoint-1000 of {tmp_path} and a copy of the log are now in "
+        f"the run starts at step 600: moved checkpoint-900, checkpoint-1000 and a copy of the log in {tmp_path} to "
         "abandoned-1\n"
     )
     assert find_resume_checkpoint(tmp_path, str(tmp_path / "abandoned-1" / "checkpoint-1000"))[1] == []

@@ -43,9 +43,7 @@ def test_an_image_that_ends_the_evaluation_costs_no_training(tmp_path):
     args = finetune_arguments(
         tmp_path / "out", dataset=str(tmp_path / "photos"), batch_size=16, max_steps=2, mixup=0, cutmix=0
     )
-    with pytest.raises(
-        ValueError, match=r"cannot be decoded.*; the trained model is saved in .*, and the same command"
-    ):
+    with pytest.raises(ValueError, match=r"cannot be decoded.*; the trained model is saved in .*; repeat the command"):
         finetune(args, QUIET)
     trained = load_file(tmp_path / "out" / "model.safetensors")
     broken.write_bytes(whole)
@@ -80,7 +78,7 @@ def test_what_a_pretrained_classifier_or_the_machine_cannot_do_is_told(tmp_path,
         finetune_arguments(tmp_path / "out", pretrained=str(tmp_path / "classifier"), patch_size=4, max_steps=1), QUIET
     )
     assert "patch_size 4: not used, the sizes are those of" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="pooling: '.*' is a trained classifier and keeps what it reads; leave it out"):
+    with pytest.raises(ValueError, match="pooling: '.*' is a trained classifier and keeps its pooling; leave it out"):
         finetune(finetune_arguments(tmp_path / "out", pretrained=str(tmp_path / "classifier"), pooling="cls"), QUIET)
 
 

@@ -290,7 +290,7 @@ def test_a_finished_autoencoder_is_not_replaced(finished, tmp_path):
 
 
 def test_a_checkpoint_of_another_patch_size_image_size_or_stage_is_refused(finished, tmp_path):
-    with pytest.raises(ValueError, match="patch_size: 4 is not the 2 of"):
+    with pytest.raises(ValueError, match="patch_size: 4 differs from 2 of"):
         pretrain(pretrain_arguments(tmp_path / "a", pretrained=str(finished), patch_size=4))
     shutil.copytree(finished / "checkpoint-8", tmp_path / "b" / "checkpoint-8")
     with pytest.raises(ValueError, match="holds a run with another image_size: 8 -> 16"):

@@ -141,7 +141,7 @@ def test_ldam_is_reweighted_from_its_epoch_on(tmp_path):
     for step, expected in ((0, plain), (2 * steps - 1, plain), (2 * steps, weighted), (3 * steps, weighted)):
         subject.state.global_step = step
         assert subject.loss_now()(logits, labels) == expected
-    with pytest.raises(ValueError, match="drw_epoch: deferred re-weighting belongs to ldam, and the loss is bal_bce"):
+    with pytest.raises(ValueError, match="drw_epoch: deferred re-weighting is for ldam only, and the loss is bal_bce"):
         balanced_trainer(tmp_path, 8, 1, drw_epoch=2.0)
     with pytest.raises(
         ValueError, match="drw_epoch: deferred re-weighting belongs to ldam; leave it out with --loss ce"
@@ -170,5 +170,5 @@ def test_classes_in_another_order_than_the_images_are_refused(tmp_path):
 def test_an_empty_validation_split_is_named(tmp_path):
     subject = balanced_trainer(tmp_path, 8, 1)
     empty = ImageDataset(load_long_tailed("digits")["validation"].select([]), EvalTransform(8, 1.0))
-    with pytest.raises(ValueError, match="eval_dataset: the split to evaluate on has no images"):
+    with pytest.raises(ValueError, match="eval_dataset: the split to evaluate on is empty"):
         subject.evaluate(empty)
