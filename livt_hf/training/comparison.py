@@ -29,7 +29,7 @@ from ..reporting.comparison_report import MEASURES, summarize, write_comparison
 from ..reporting.provenance import command_line
 from .checkpoint import list_checkpoints
 from .finetuning import finetune
-from .run import completed_steps
+from .record import RunOptions
 
 # method -> arguments of `adjust`: Menon et al., ICLR 2021; Kang et al., ICLR 2020 (they search tau between 0 and 1)
 POST_HOC: dict[str, dict[str, Any]] = {"logit_adjustment": {"target": "uniform"}, "tau_norm": {"tau_norm": 1.0}}
@@ -130,7 +130,7 @@ def _train(run: PlannedRun, is_main: bool) -> dict[str, Any] | None:
         finetune(run.args, run.training_arguments)
     except ValueError as error:
         raise ValueError(f"{run.name}: {error}") from error
-    if completed_steps(run.folder, run.args, run.training_arguments) is None:
+    if RunOptions(run.args, run.training_arguments).completed_steps() is None:
         return None
     if is_main:
         for _, checkpoint in list_checkpoints(run.folder):  # with optimizer state, several times the finished model

@@ -36,7 +36,8 @@ from .checkpoint import (
     set_schedule,
 )
 from .monitor import Monitor
-from .run import Run, not_finite, read_record
+from .record import read_checkpoint_record
+from .run import Run, not_finite
 
 
 class PretrainingLoop:
@@ -207,7 +208,7 @@ class PretrainingLoop:
 
         Schedule and data position are functions of the step; optimizer options come from the current arguments.
         """
-        state = read_record(checkpoint, STATE_FILE)
+        state = read_checkpoint_record(checkpoint, STATE_FILE)
         self.step = state["steps"]
         self.loss_sum.fill_(state["loss_sum"])
         load_optimizer(self.unwrapped, self.optimizer.optimizer, load_tensors(checkpoint / "optimizer.pt"))

@@ -1,199 +1,57 @@
-"""A training run in its output folder: record, resume checks, log, checkpoints, stop signal and background upload.
+"""A training run in its output folder: log, checkpoints, stop signal, background upload.
 
-Both stages use it in the same way, and `BalancedTrainer` also without a stage:
+Both stages use it in the same way; `BalancedTrainer` without a stage uses `Run` alone:
 
     run = StageRun(args)                          # checks the folder, seeds
-    run.is_finished(steps)                        # the same command again: nothing to do
-    checkpoint = run.find_checkpoint(steps)       # options compared with those of the checkpoint
-    run.start(...)                                # one line that says what is trained; uploads may begin
+    run.is_finished(steps)                        # repeated command: nothing to do
+    checkpoint = run.find_checkpoint(steps)       # to resume from, if its options are compatible
+    run.start(...)                                # logs what is trained; starts uploads
     with run.stop_signal:
-        run.begin(step)                           # metrics.jsonl cut back to the step
+        run.begin(step)                           # truncates metrics.jsonl after the step
         run.log(...), run.stop_requested(...), run.checkpoint(...)
     run.stopped(...)  or  run.save(model); run.publish(...)
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import os
-import shlex
 import shutil
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-import transformers
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..config.arguments import StageArguments
-from ..config.options import options_that
 from ..files import METRICS_FILE, RUN_FILE, explain_failed_write, publish, publish_files, write_text
 from ..hub.background import BackgroundPusher
 from ..hub.upload import check_repo_id
 from ..optimization import Schedule
-from ..reporting.provenance import public_name
 from .checkpoint import STATE_FILE, archive_later_checkpoints, find_resume_checkpoint, remove_old_checkpoints
+from .record import RunOptions, read_checkpoint_record, stage_of
 
-AGREE_EVERY = 10  # steps between the moments at which several processes compare whether one received a signal
+AGREE_EVERY = 10  # steps between synchronizations of the stop signal across processes
 
 logger = logging.getLogger(__name__)
 
 
-def run_record(args: StageArguments, steps: int, training_arguments: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What is kept of a run beside its model; of further `TrainingArguments`, those that may change the result."""
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    training_arguments = {
-        name: value for name, value in (training_arguments or {}).items() if name not in _WITHOUT_EFFECT
-    }
-    return {
-        "steps": steps,
-        "command": training_command(args, training_arguments),
-        "arguments": dataclasses.asdict(args),
-        "training_arguments": training_arguments,
-        "versions": versions,
-    }
-
-
-def training_command(args: StageArguments, training_arguments: dict[str, Any]) -> str:
-    """The command that repeats a run: every option that differs from its default, local paths by their last part."""
-    options, defaults = dataclasses.asdict(args), dataclasses.asdict(type(args)())
-    words, repeated = ["livt", stage_of(options)], options_that(type(args), in_command=True)
-    given = {
-        name: value
-        for name, value in options.items()
-        if value is not None and value != defaults[name] and name in repeated
-    }
-    for name, value in (given | training_arguments).items():
-        values = value if isinstance(value, list) else [value]
-        words += [f"--{name}", *(public_name(f"{v:g}" if isinstance(v, float) else v) for v in values)]
-    return shlex.join(words)
-
-
-def stage_of(arguments: Mapping[str, Any]) -> str:
-    """The stage whose options these are."""
-    return "pretrain" if "mask_ratio" in arguments else "finetune"
-
-
-# Of `TrainingArguments`, those that change no result.
-_WITHOUT_EFFECT = {
-    "disable_tqdm",
-    "log_level",
-    "log_level_replica",
-    "logging_first_step",
-    "logging_strategy",
-    "per_device_eval_batch_size",
-    "project",
-    "report_to",
-    "run_name",
-}
-
-
-def changed_arguments(
-    record: dict[str, Any], args: StageArguments, training_arguments: dict[str, Any] | None = None
-) -> list[str]:
-    """A line for each option whose value differs from a run's record, those that cannot change the result left out.
-
-    An option that the record does not know, since the package did not when it was written, had today's default. A
-    record from before `TrainingArguments` were kept says nothing of them.
-    """
-    given = training_arguments or {}
-    given_before = record.get("training_arguments", given)
-    before = {**dataclasses.asdict(type(args)()), **record["arguments"], **given_before}
-    now = {**dataclasses.asdict(args), **given}
-    free = {*options_that(type(args), changes="nothing"), *_WITHOUT_EFFECT}
-    pairs = {name: (before.get(name, "its default"), now.get(name, "its default")) for name in {**now, **given_before}}
-    return [f"{name}: {old} -> {new}" for name, (old, new) in pairs.items() if name not in free and old != new]
-
-
-def read_record(checkpoint: Path, file: str) -> dict[str, Any]:
-    """A record in a checkpoint of this stage; ValueError if it is one of the other stage."""
-    try:
-        return json.loads((checkpoint / file).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(
-            f"resume: {str(checkpoint)!r} is a checkpoint of another stage (it has no {file}); choose another "
-            "output_dir or checkpoint"
-        ) from None
-
-
-def check_resume(
-    record: dict[str, Any],
-    args: StageArguments,
-    step: int,
-    steps: int,
-    training_arguments: dict[str, Any] | None = None,
-) -> list[str]:
-    """A line for each changed option of a run that continues from a checkpoint with that record at ``step``.
-
-    Raises:
-        ValueError: the options make another model, or there is nothing left to train with the changed ones.
-    """
-    changed = changed_arguments(record, args, training_arguments)
-    model_options = options_that(type(args), changes="model")
-    fixed = [line for line in changed if line.split(":")[0] in model_options]
-    advice = "choose another output_dir, delete it, or keep the options"
-    if fixed:
-        raise ValueError(f"output_dir: {args.output_dir!r} holds a run with another {'; '.join(fixed)}; {advice}")
-    if changed and step >= steps:
-        raise ValueError(
-            f"output_dir: {args.output_dir!r} holds a run that is at step {step} of {steps}: nothing would be trained "
-            f"with another {'; '.join(changed)}; {advice}"
-        )
-    return changed
-
-
-def check_overwrite(
-    output_dir: Path,
-    args: StageArguments,
-    steps: int,
-    checkpoint: Path | None,
-    training_arguments: dict[str, Any] | None = None,
-) -> None:
-    """ValueError if a run would replace the finished model of another run in its folder.
-
-    A longer run that continues from a checkpoint may, and so may ``--resume never``.
-    """
-    if args.resume == "never" or not (output_dir / RUN_FILE).is_file():
-        return
-    record = read_record(output_dir, RUN_FILE)
-    here = f"output_dir: {str(output_dir)!r} holds the finished model of"
-    if stage_of(record["arguments"]) != stage_of(vars(args)):
-        raise ValueError(f"{here} the other stage; name another folder")
-    changed = changed_arguments(record, args, training_arguments)
-    if changed and (checkpoint is None or steps <= record["steps"]):
-        raise ValueError(
-            f"{here} a run with another {'; '.join(changed)}; name another output_dir, keep the options, or replace it "
-            "with --resume never"
-        )
-
-
-def completed_steps(
-    output_dir: Path, args: StageArguments, training_arguments: dict[str, Any] | None = None
-) -> int | None:
-    """Steps of the finished run in a folder, if it is there and had the same arguments."""
-    try:
-        record = json.loads((output_dir / RUN_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    return None if changed_arguments(record, args, training_arguments) else record["steps"]
-
-
 def check_precision(mixed_precision: str | None) -> None:
-    """ValueError for fp16 without a GPU: Accelerate would silently compute in float32."""
+    """ValueError for fp16 without a GPU, where Accelerate would silently use float32."""
     if mixed_precision == "fp16" and not torch.cuda.is_available():
         raise ValueError("mixed_precision: fp16 needs a GPU; use bf16 or no")
 
 
 def describe_world(accelerator: Accelerator) -> str:
+    """World size, device, FSDP and precision in words."""
     sharded = f", {accelerator.distributed_type.value}" if accelerator.distributed_type == DistributedType.FSDP else ""
     return (
         f"world size {accelerator.num_processes} on {accelerator.device.type}{sharded}, "
@@ -202,13 +60,14 @@ def describe_world(accelerator: Accelerator) -> str:
 
 
 class Run:
-    """What a run keeps in its output folder while it trains: log, checkpoints, uploads; and its stop signal.
+    """Log, checkpoints, uploads and stop signal of a run.
 
-    Every process has one and calls its methods at the same steps; the main one writes.
+    Every process has an instance and must call its methods at the same steps; the main one writes.
 
     Args:
-        pusher: uploads checkpoints and the final model; of the main process, None without uploads.
-        save_total_limit: checkpoints to keep; None keeps all.
+        folder: output folder.
+        pusher: uploads checkpoints and the final model; None on other than the main process or without uploads.
+        save_total_limit: number of checkpoints to keep; None keeps all.
     """
 
     def __init__(
@@ -226,17 +85,18 @@ class Run:
         self._log: MetricsLog | None = None
 
     def begin(self, step: int) -> None:
-        """Training starts after ``step`` steps: the log is cut back to it, checkpoints beyond it are put aside."""
+        """Before training starts at ``step``: truncate the log after it, archive later checkpoints."""
         if self.is_main:
             archive_later_checkpoints(self.folder, step)
             self._log = MetricsLog(self.folder, step)
 
     def log(self, values: dict[str, Any]) -> None:
+        """Append a line to metrics.jsonl."""
         if self._log is not None:
             self._log.write(values)
 
     def stop_requested(self, accelerator: Accelerator, step: int) -> str | None:
-        """The signal that reached any process, known to all of them at the same step."""
+        """The signal received by any process, if any; all processes get it at the same step."""
         received = self.stop_signal.received
         if accelerator.num_processes == 1:
             return received
@@ -247,9 +107,12 @@ class Run:
 
     @contextmanager
     def checkpoint(self, step: int, accelerator: Accelerator, saves: bool | None = None) -> Iterator[Path]:
-        """A hidden folder to fill, which becomes ``checkpoint-STEP`` once everything is on the disk.
+        """A hidden folder to write into, renamed to ``checkpoint-STEP`` once it is complete on disk.
 
-        All processes enter it and get the same path; ``saves``: this one publishes the folder (the main one does).
+        All processes must enter and get the same path.
+
+        Args:
+            saves: whether this process publishes the folder; default: the main one.
         """
         saves = self.is_main if saves is None else saves
         path = self.folder / f"checkpoint-{step}"
@@ -275,14 +138,14 @@ class Run:
 
 
 class StageRun(Run):
-    """A run of one of the two stages, opened with its options.
+    """A run of one of the two stages.
 
     Args:
-        world: number of processes, and which one this is; None: as the launcher's environment variables say.
-        training_arguments: further `TrainingArguments` that were given.
+        world: number of processes and index of this one; default: from the launcher's environment variables.
+        training_arguments: further fields of `TrainingArguments` given by the user.
 
     Raises:
-        ValueError: the dataset or the output folder is missing, or cannot be used.
+        ValueError: dataset, output folder or repository id is missing or invalid.
     """
 
     def __init__(
@@ -295,55 +158,57 @@ class StageRun(Run):
         if args.hub_model_id:
             check_repo_id(args.hub_model_id)
         self.args, self.training_arguments = args, training_arguments or {}
+        self.options, self.stage = RunOptions(args, self.training_arguments), stage_of(vars(args))
         self.world = world or (int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0)))
         super().__init__(args.output_dir, is_main=self.world[1] == 0, save_total_limit=args.save_total_limit)
         set_seed(args.seed)
 
     def is_finished(self, steps: int, remaining: str = "nothing to do") -> bool:
-        """Whether the folder holds the model of this very run; ``remaining``: what is left to do then."""
-        finished = completed_steps(self.folder, self.args, self.training_arguments) == steps
+        """Whether the folder contains the finished model of this run; if so, logs what ``remaining`` says."""
+        finished = self.options.completed_steps() == steps
         if finished:
-            logger.info(f"{self.folder} holds this run, finished after {steps} steps; {remaining}")
+            logger.info(f"{self.folder} contains this run, finished after {steps} steps; {remaining}")
         return finished
 
     def find_checkpoint(self, steps: int) -> Path | None:
-        """The checkpoint to continue from, or None.
+        """The checkpoint to resume from, or None.
 
         Raises:
-            ValueError: it, or a finished model in the folder, is of a run with other options (see `check_resume` and
-                `check_overwrite`).
+            ValueError: the checkpoint, or a finished model in the folder, is of a run with other options (see
+                `RunOptions.check_resume` and `RunOptions.check_overwrite`).
         """
         checkpoint, skipped = find_resume_checkpoint(self.folder, self.args.resume)
         for line in skipped:
             logger.info(line)
-        check_overwrite(self.folder, self.args, steps, checkpoint, self.training_arguments)
+        self.options.check_overwrite(steps, checkpoint)
         if checkpoint is not None:
-            record, step = self.saved_state(checkpoint)
-            for line in check_resume(record, self.args, step, steps, self.training_arguments):
-                logger.info(f"resuming with another {line}")
+            for line in self.options.check_resume(*self.saved_state(checkpoint), steps):
+                logger.info(f"resuming with changed {line}")
         return checkpoint
 
     def saved_state(self, checkpoint: Path) -> tuple[dict[str, Any], int]:
-        """The record in a checkpoint of this stage, and its step."""
-        if stage_of(vars(self.args)) == "pretrain":
-            state = read_record(checkpoint, STATE_FILE)
+        """Record and step of a checkpoint of this stage."""
+        if self.stage == "pretrain":
+            state = read_checkpoint_record(checkpoint, STATE_FILE)
             return state, state["steps"]
-        return read_record(checkpoint, RUN_FILE), read_record(checkpoint, TRAINER_STATE_NAME)["global_step"]
+        step = read_checkpoint_record(checkpoint, TRAINER_STATE_NAME)["global_step"]
+        return read_checkpoint_record(checkpoint, RUN_FILE), step
 
     def start(
         self, what: str, schedule: Schedule, processor: Any, accelerator: Accelerator, checkpoint: Path | None
     ) -> None:
-        """Say in one line what is trained and how long; from here on, checkpoints are uploaded if that was asked for.
+        """Log what is trained and for how long; start uploads if requested.
 
         Args:
-            processor: image processor of the model, saved with it.
+            what: model and data in words.
+            processor: image processor to save with the model.
         """
         logger.info(
             f"{what}: {schedule.steps} steps of {schedule.global_batch_size} images "
             f"({schedule.steps / schedule.steps_per_epoch:.4g} epochs), peak learning rate {schedule.peak_lr:.3g}; "
             f"{describe_world(accelerator)}" + (f"; resumed from {checkpoint}" if checkpoint else "")
         )
-        self.record = run_record(self.args, schedule.steps, self.training_arguments)
+        self.record = self.options.record(schedule.steps)
         self.processor = processor
         args = self.args
         if args.push_to_hub and self.is_main:
@@ -357,39 +222,43 @@ class StageRun(Run):
             )
 
     def stopped(self, signal_name: str, step: int) -> None:
-        """After a stop: what is on its way to the Hub is no longer awaited."""
+        """After a stop by a signal: abandon pending uploads."""
         if self.pusher:
             self.pusher.stop()
         steps = self.record["steps"]
-        logger.info(f"stopped by {signal_name} after step {step} of {steps}; the same command continues the run")
+        logger.info(f"stopped by {signal_name} after step {step} of {steps}; repeat the command to continue")
 
     def save(self, model: PreTrainedModel, weights: dict[str, Any] | None = None) -> None:
-        """Final model, image processor and record in the output folder; ``weights``: those of a sharded model."""
+        """Write model, image processor and record into the output folder.
+
+        Args:
+            weights: unsharded weights of a model sharded by FSDP.
+        """
         with explain_failed_write(self.folder), publish_files(self.folder) as folder:
             model.save_pretrained(folder, state_dict=weights)
             self.processor.save_pretrained(folder)
-            (self.folder / "results.json").unlink(missing_ok=True)  # of the model before this one
+            (self.folder / "results.json").unlink(missing_ok=True)  # of an earlier model
             write_text(folder / RUN_FILE, json.dumps(self.record, indent=2))
 
     def publish(self, accelerator: Accelerator) -> None:
-        """The end of a run, whose folder is complete now: upload it if that was asked for."""
+        """After the folder is complete: upload it if requested."""
         accelerator.wait_for_everyone()
-        kind = "pretrained" if stage_of(vars(self.args)) == "pretrain" else "fine-tuned"
+        kind = "pretrained" if self.stage == "pretrain" else "fine-tuned"
         logger.info(f"saved the {kind} model in {self.folder}")
         if self.pusher and (error := self.pusher.finish(self.folder)):
             logger.warning(error)
 
 
 def not_finite(step: int, folder: str | Path) -> ValueError:
-    """The error for a loss that is not finite."""
+    """The error for a non-finite loss."""
     return ValueError(
-        f"the loss was not finite at step {step}; its update was not made and the last checkpoint in {folder} is good: "
+        f"the loss was not finite at step {step}; the update was skipped and the last checkpoint in {folder} is good: "
         "lower --base_lr, or use --mixed_precision bf16 or no instead of fp16"
     )
 
 
 class MetricsLog:
-    """OUTPUT/metrics.jsonl: one JSON object a logged step. A resume first cuts it back to the resumed step."""
+    """OUTPUT/metrics.jsonl: one JSON object per logged step; on resume truncated after the resumed step."""
 
     def __init__(self, output_dir: Path, resumed_step: int = 0):
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -413,7 +282,7 @@ def _lines_up_to(path: Path, step: int) -> Iterator[str]:
 
 
 class StopSignal:
-    """Remembers SIGTERM and SIGUSR1, so that the training loop can finish its step, save and leave."""
+    """Records SIGTERM and SIGUSR1, so that the training loop can finish its step, save and exit."""
 
     def __init__(self) -> None:
         self.received: str | None = None
@@ -433,7 +302,7 @@ class StopSignal:
 
 
 def trainer_pusher(args: TrainingArguments, repo_id: str, processor: Any) -> BackgroundPusher:
-    """The pusher for ``TrainingArguments(push_to_hub=True)``."""
+    """The background upload for ``TrainingArguments(push_to_hub=True)``."""
     return BackgroundPusher(
         repo_id,
         str(args.output_dir),

@@ -13,7 +13,7 @@ from livt_hf.config import parsing
 from livt_hf.config.arguments import BALANCED_LOSSES, FinetuneArguments, LossName, PretrainArguments
 from livt_hf.config.options import choices, options_that
 from livt_hf.config.parsing import RECIPES, parse_arguments, recipe_path, replaced_names
-from livt_hf.training.run import changed_arguments
+from livt_hf.training.record import RunOptions
 
 STAGES = {"pretrain": PretrainArguments, "finetune": FinetuneArguments}
 
@@ -398,7 +398,7 @@ def test_a_run_from_before_an_option_existed_is_the_same_run_with_its_default():
     record = {"arguments": dataclasses.asdict(args)}
     for name in ("betas", "eval_every", "loss"):
         del record["arguments"][name]
-    assert changed_arguments(record, args) == ["loss: bal_bce -> ce"]
+    assert RunOptions(args).changes(record) == ["loss: bal_bce -> ce"]
 
 
 def test_class_counts_that_nothing_would_read_are_refused():

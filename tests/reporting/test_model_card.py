@@ -11,7 +11,7 @@ from helpers.paths import FIXTURES
 from livt_hf.config.arguments import FinetuneArguments
 from livt_hf.config.parsing import parse_arguments
 from livt_hf.reporting.card import ensure_card, write_model_card
-from livt_hf.training.run import run_record
+from livt_hf.training.record import RunOptions
 
 FIXTURE = FIXTURES / "card.md"
 COUNTS = {
@@ -80,7 +80,7 @@ def test_whole_card(folder, results):
     (folder / "examples").mkdir()
     (folder / "examples" / "few shot.png").touch()
     args, _ = parse_arguments(FinetuneArguments, ["--dataset", "/home/someone/a|b", "--pretrained", "../mae"])
-    record = run_record(args, 400) | {"versions": {"torch": "2.15.0", "transformers": "5.23.0"}}
+    record = RunOptions(args).record(400) | {"versions": {"torch": "2.15.0", "transformers": "5.23.0"}}
     (folder / "run.json").write_text(json.dumps(record))
     path = write_model_card(folder, results, repo_id="org/livt-digits", sections={"Other | losses": "A *table*."})
     assert path == folder / "README.md"

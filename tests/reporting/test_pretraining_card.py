@@ -12,7 +12,7 @@ from livt_hf.config.parsing import parse_arguments
 from livt_hf.models.configuration_livt import LivtMAEConfig
 from livt_hf.reporting.blocks import to_markdown
 from livt_hf.reporting.card import hyperparameters, write_autoencoder_card
-from livt_hf.training.run import run_record
+from livt_hf.training.record import RunOptions
 
 FIXTURE = FIXTURES / "pretraining_card.md"
 
@@ -24,7 +24,7 @@ def folder(tmp_path):
     LivtMAEConfig(image_size=32, patch_size=4, hidden_size=96, num_hidden_layers=6).save_pretrained(folder)
     options = ["--dataset", "/home/someone/photos", "--epochs", "50", "--batch_size", "32", "--output_dir", str(folder)]
     args, _ = parse_arguments(PretrainArguments, options)
-    record = run_record(args, 1234) | {"versions": {"torch": "2.15.0", "transformers": "5.23.0"}}
+    record = RunOptions(args).record(1234) | {"versions": {"torch": "2.15.0", "transformers": "5.23.0"}}
     (folder / "run.json").write_text(json.dumps(record))
     lines = [{"step": 10, "epoch": 0.5, "loss": 1.01}, {"step": 1234, "epoch": 50.0, "loss": 0.42187}]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 12')

@@ -283,7 +283,7 @@ def test_a_finished_model_is_not_replaced_by_another_run(finished, mae_dir, tmp_
     for checkpoint in (tmp_path / "run").glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     same = {"pretrained": str(mae_dir)}
-    with pytest.raises(ValueError, match=r"holds the finished model of a run with another seed: 0 -> 5; name another"):
+    with pytest.raises(ValueError, match=r"contains the finished model of a run with different options: seed: 0 -> 5"):
         finetune(finetune_arguments(tmp_path / "run", seed=5, **same), QUIET)
     assert same_weights(finished, tmp_path / "run")
     replaced = finetune(finetune_arguments(tmp_path / "run", seed=5, resume="never", max_steps=2, **same), QUIET)

@@ -147,7 +147,7 @@ def test_a_finished_run_is_left_alone_and_a_changed_option_is_named(finished, tm
     pretrain(pretrain_arguments(tmp_path, max_steps=9))
     (tmp_path / "run.json").unlink()
     pretrain(pretrain_arguments(tmp_path, max_steps=9, weight_decay=0.1))
-    assert "resuming with another weight_decay: 0.05 -> 0.1" in capsys.readouterr().out
+    assert "resuming with changed weight_decay: 0.05 -> 0.1" in capsys.readouterr().out
 
 
 def test_a_resume_takes_the_changed_options_from_its_first_step(finished, tmp_path, monkeypatch):
@@ -281,10 +281,10 @@ def test_a_finished_autoencoder_is_not_replaced(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     for checkpoint in (tmp_path / "run").glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
-    with pytest.raises(ValueError, match="holds the finished model of a run with another seed: 0 -> 5; name another"):
+    with pytest.raises(ValueError, match="contains the finished model of a run with different options: seed: 0 -> 5"):
         pretrain(pretrain_arguments(tmp_path / "run", seed=5))
     classifier = FinetuneArguments(dataset="digits", pretrained=str(finished), output_dir=str(tmp_path / "run"))
-    with pytest.raises(ValueError, match="holds the finished model of the other stage; name another folder"):
+    with pytest.raises(ValueError, match="contains the finished model of the other stage; name another folder"):
         finetune(classifier)
     assert same_weights(finished, tmp_path / "run")
 
@@ -293,7 +293,7 @@ def test_a_checkpoint_of_another_patch_size_image_size_or_stage_is_refused(finis
     with pytest.raises(ValueError, match="patch_size: 4 differs from 2 of"):
         pretrain(pretrain_arguments(tmp_path / "a", pretrained=str(finished), patch_size=4))
     shutil.copytree(finished / "checkpoint-8", tmp_path / "b" / "checkpoint-8")
-    with pytest.raises(ValueError, match="holds a run with another image_size: 8 -> 16"):
+    with pytest.raises(ValueError, match="contains a run with different options: image_size: 8 -> 16"):
         pretrain(pretrain_arguments(tmp_path / "b", image_size=16))
     foreign = tmp_path / "c" / "checkpoint-8"
     shutil.copytree(finished / "checkpoint-8", foreign)

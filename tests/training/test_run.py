@@ -10,19 +10,19 @@ from helpers.training import QUIET, finetune_arguments, log_lines, pretrain_argu
 from livt_hf.config.arguments import FinetuneArguments, PretrainArguments
 from livt_hf.training.finetuning import finetune
 from livt_hf.training.pretraining import pretrain
-from livt_hf.training.run import run_record
+from livt_hf.training.record import RunOptions
 
 
 def test_the_record_holds_the_command_that_repeats_the_run(tmp_path):
     args = pretrain_arguments(tmp_path / "mae", betas=[0.9, 0.99], norm_pix_loss=False)
-    assert run_record(args, 24)["command"] == (
+    assert RunOptions(args).record(24)["command"] == (
         "livt pretrain --dataset digits --hidden_size 32 --num_hidden_layers 2 --num_attention_heads 2 --patch_size 2 "
-        "--image_size 8 --epochs 100 --warmup_epochs 10 --max_steps 24 --batch_size 32 --base_lr 0.004 --betas 0.9 "
-        "0.99 --output_dir mae --norm_pix_loss False --decoder_hidden_size 16 --decoder_num_hidden_layers 1 "
-        "--decoder_num_attention_heads 2"
+        "--image_size 8 --epochs 100 --warmup_epochs 10 --max_steps 24 --batch_size 32 --base_lr 0.004 "
+        "--betas 0.9 0.99 --output_dir mae --norm_pix_loss False --decoder_hidden_size 16 "
+        "--decoder_num_hidden_layers 1 --decoder_num_attention_heads 2"
     )
     args = finetune_arguments(tmp_path / "model", pretrained=str(tmp_path / "mae"), loss="ce")
-    command = run_record(args, 24, {"max_grad_norm": 1.0, "disable_tqdm": True})["command"]
+    command = RunOptions(args, {"max_grad_norm": 1.0, "disable_tqdm": True}).record(24)["command"]
     assert command.startswith("livt finetune --dataset digits --pretrained mae --hidden_size 32 ")
     assert " --output_dir model " in command
     assert " --loss ce " in command
