@@ -1,1 +1,4 @@
-"""In: results as plain dictionaries and arrays. Out: charts, reports in Markdown and HTML, and model cards."""
+"""In: results as dictionaries and images as arrays.
+
+Out: charts, evaluation and comparison reports in Markdown and HTML, and model cards.
+"""

@@ -1,7 +1,7 @@
 """Building blocks of reports and cards: sections, tables and pictures, rendered to Markdown or HTML.
 
-A report is a list of `Section`, built once. Text in blocks is plain: the renderers escape it, so that class and file
-names show and do nothing else.
+A report is a list of `Section`, built once and rendered to both. Text in blocks is plain: the renderers escape it, so
+that class and file names are shown verbatim.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# What can start markup, a table cell, HTML or a link; an underscore only at the edge of a word.
+# Characters that can start markup, a table cell, HTML or a link; an underscore only at the edge of a word.
 _MARKUP = re.compile(r"[|`<>&*\[\]~$\\#!]|(?<![^\W_])_|_(?![^\W_])|(?<=:)//|@")
-# Line breaks, control characters, and marks that reverse the direction of the text around them.
+# Line breaks, control characters, and marks that reverse text direction.
 INVISIBLE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]+")
 
 
@@ -24,11 +24,11 @@ class Strong(str):
 
 
 class Markdown(str):
-    """Text that is Markdown already and is not escaped; for cards, which have no HTML."""
+    """Markdown, not escaped; for cards and comparisons, which have no HTML version."""
 
 
 class Share(float):
-    """A table cell that holds a percentage, shaded by it in HTML."""
+    """A table cell with a percentage, shaded in proportion in HTML."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Table:
     """Rows of plain text, `Strong`, `Share` or `Markdown`.
 
     Attributes:
-        alignment: "l" or "r" for each column.
-        kind: its class in HTML: "plain", "matrix", or "sortable", which scrolls and sorts on a click.
+        alignment: "l" or "r" per column.
+        kind: class in HTML: "plain", "matrix", or "sortable" (scrolls, sorts on click).
     """
 
     header: Sequence[str]
@@ -48,10 +48,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image file beside a Markdown report, or the element that shows the same in a page.
+    """An image file in Markdown, an element in HTML.
 
     Attributes:
-        html: markup, inserted as it is.
+        file: path relative to the report.
+        html: the element, inserted unescaped.
     """
 
     caption: str
@@ -61,7 +62,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Code:
-    """A command."""
+    """A shell command."""
 
     text: str
 
@@ -71,14 +72,14 @@ Block = str | Table | Picture | Code  # a string is a paragraph
 
 @dataclass(frozen=True)
 class Section:
-    """Blocks under a heading; without a title, the opening of a report."""
+    """Blocks under a heading, or without one if the title is empty."""
 
     title: str
     blocks: Sequence[Block]
 
 
 def to_markdown(*blocks: Block | Section) -> str:
-    """Blocks and sections with an empty line between them."""
+    """Markdown of blocks and sections, separated by empty lines."""
     return "\n\n".join(_markdown(block) for block in blocks)
 
 
@@ -103,7 +104,7 @@ def _markdown_cell(cell: Any) -> str:
 
 
 def to_html(*blocks: Block | Section) -> str:
-    """Elements for the body of templates/report.html."""
+    """HTML elements for templates/report.html."""
     return "".join(_html(block) for block in blocks)
 
 
@@ -142,39 +143,40 @@ def _html_cell(tag: str, cell: Any, side: str) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]], alignment: str) -> str:
-    """A GitHub table. ``alignment``: "l" or "r" for each column. Cells must be escaped already."""
+    """A GitHub table of escaped cells; ``alignment``: "l" or "r" per column."""
     rule = ["---:" if side == "r" else "---" for side in alignment]
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (header, rule, *rows))
 
 
 def escape_markdown(text: Any) -> str:
-    """Text such as a class name, harmless in a line or table cell of Markdown: it shows, and does nothing else."""
+    """Text such as a class name on one line, escaped for Markdown, table cells included."""
     line = INVISIBLE.sub(" ", str(text)).strip()
     return _MARKUP.sub(lambda match: "".join(f"&#{ord(character)};" for character in match.group()), line)
 
 
 def escape_html(text: Any) -> str:
-    """Text such as a class name, harmless in an element or a quoted attribute."""
+    """Text such as a class name on one line, escaped for an HTML element or quoted attribute."""
     return html.escape(INVISIBLE.sub(" ", str(text)).strip())
 
 
 def code_block(text: str) -> str:
-    """A fenced block that the text cannot end."""
+    """A fenced code block with a fence longer than any in the text."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}bash\n{text}\n{fence}"
 
 
 def code_span(text: Any) -> str:
-    """Text in a code span that it cannot end, nor the line it stands in."""
+    """Text as a one-line code span, without backticks."""
     line = "".join(character if character.isprintable() and character != "`" else " " for character in str(text))
     return f"`{line}`"
 
 
 def percent(value: float | None) -> str:
-    """One decimal; a dash for what could not be measured."""
+    """One decimal; a dash for None."""
     return "–" if value is None else f"{value:.1f}"
 
 
 def data_uri(data: bytes, kind: str = "png") -> str:
+    """An image file as a data URI."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

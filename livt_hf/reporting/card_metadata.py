@@ -1,4 +1,4 @@
-"""Metadata of model cards: the Hub shows the results (`model-index`) and offers the right pipeline and widget."""
+"""Metadata of model cards, from which the Hub shows results (`model-index`), pipeline and widget."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ METRIC_NAMES = {
     "mce": "Maximum calibration error (%)",
 }
 METRIC_TYPES = {"many": "many_shot_accuracy", "medium": "medium_shot_accuracy", "few": "few_shot_accuracy"}
-EXAMPLES = "examples"  # folder of images beside the model that the Hub's widget offers
+EXAMPLES = "examples"  # subfolder of the model with images for the Hub's widget
 
 
 def classifier_metadata(
@@ -33,7 +33,7 @@ def classifier_metadata(
     license: str = "apache-2.0",
     widget: list[dict[str, str]] | None = None,
 ) -> ModelCardData:
-    """Metadata for the Hub. Measures that are None are left out; a base model is named if it is one of the Hub."""
+    """Metadata of a classifier. Metrics that are None are omitted; the base model is given if it is on the Hub."""
     pretrained = results["pretrained"] or ""
     on_hub = re.fullmatch(r"\w[\w.-]*/[\w.-]+", pretrained) and not Path(pretrained).exists()
     measured = {key: results[key] for key in METRIC_NAMES if results[key] is not None}
@@ -63,7 +63,7 @@ def classifier_metadata(
 
 
 def autoencoder_metadata(dataset_id: str | None = None) -> ModelCardData:
-    """Metadata for the Hub."""
+    """Metadata of a masked autoencoder."""
     return ModelCardData(
         license="apache-2.0",
         library_name="transformers",
@@ -74,7 +74,7 @@ def autoencoder_metadata(dataset_id: str | None = None) -> ModelCardData:
 
 
 def example_images(folder: Path, repo_id: str | None) -> list[dict[str, str]] | None:
-    """Example images for the Hub's widget; it needs their addresses, hence a repository."""
+    """Example images for the Hub's widget, which needs their URLs; None without images or repository."""
     images = sorted(file for file in (folder / EXAMPLES).glob("*") if file.suffix.lower() in (".png", ".jpg", ".jpeg"))
     if repo_id is None or not images:
         return None

@@ -1,7 +1,7 @@
 """Charts of one model: class frequency, accuracy along the tail, calibration, loss curve, reconstructions.
 
-They use matplotlib's object API, which touches no global state. PNGs have a white background; the SVGs of `as_svg`
-inherit the colors of the page, light or dark. Shot groups have the same colors in every chart.
+They use matplotlib's object API, without global state. PNGs have a white background; SVGs from `as_svg` follow the
+page's light or dark colors. Shot groups have the same color in every chart.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ INK, MUTED, GRID = "#1f2933", "#6b7683", "#e6e9ee"
 OVERCONFIDENT = {"facecolor": "#f8dde1", "edgecolor": "#d6455d"}
 UNDERCONFIDENT = {"facecolor": "#f8e6bd", "edgecolor": "#e0a11b"}
 DPI = 144
-MAX_NAMED_CLASSES = 45  # as many class names as fit under an axis
-MAX_BARS_PER_GROUP = 60  # in larger groups, one bar is the mean of several adjacent classes
+MAX_NAMED_CLASSES = 45  # that fit below an axis
+MAX_BARS_PER_GROUP = 60  # in larger groups, a bar is the mean of several adjacent classes
 
 
 def class_frequency_figure(
@@ -47,13 +47,13 @@ def class_frequency_figure(
     prior = ClassPrior(class_counts)
     order = np.argsort(-prior.counts, kind="stable")  # (C,) labels, largest class first
     accuracy = np.array([per_class_accuracy[prior.names[label]] for label in order], dtype=float)  # None -> nan
-    members_of = _places(prior, order, groups)
+    ranks = _ranks(prior, order, groups)
     named = len(prior) <= MAX_NAMED_CLASSES
     figure = Figure(figsize=(8.6, 6.2 if named else 5.2), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
-    _draw_frequency(top, prior, prior.counts[order], members_of)
-    _draw_accuracy(bottom, accuracy, members_of)
-    for members in members_of.values():
+    _draw_frequency(top, prior, prior.counts[order], ranks)
+    _draw_accuracy(bottom, accuracy, ranks)
+    for members in ranks.values():
         end = members[-1] + 0.5
         if end < len(prior) - 0.5:
             for axes in (top, bottom):
@@ -62,18 +62,18 @@ def class_frequency_figure(
     if named:
         _name_classes(bottom, prior, order)
     else:
-        widest = max(len(bar) for members in members_of.values() for bar in _bars(members))
-        together = f" (each bar: mean of up to {widest} adjacent classes)" if widest > 1 else ""
+        widest = max(len(bar) for members in ranks.values() for bar in _bars(members))
+        grouped = f" (each bar: mean of up to {widest} adjacent classes)" if widest > 1 else ""
         bottom.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        bottom.set_xlabel(f"classes, largest first{together}")
+        bottom.set_xlabel(f"classes, largest first{grouped}")
     for axes in (top, bottom):
         clean_axes(axes)
     return figure
 
 
-def _draw_frequency(axes: Axes, prior: ClassPrior, counts: np.ndarray, members_of: Mapping[str, np.ndarray]) -> None:
-    """``counts`` (C,), largest first."""
-    for group, members in members_of.items():
+def _draw_frequency(axes: Axes, prior: ClassPrior, counts: np.ndarray, ranks: Mapping[str, np.ndarray]) -> None:
+    """Training images; ``counts`` (C,), largest first."""
+    for group, members in ranks.items():
         _draw_bars(axes, members, counts, GROUP_COLORS[group])
         axes.bar(0, 0, color=GROUP_COLORS[group], label=f"{group} ({len(members):,})")
     axes.set_yscale("log")
@@ -88,9 +88,9 @@ def _draw_frequency(axes: Axes, prior: ClassPrior, counts: np.ndarray, members_o
     axes.legend(frameon=False, ncols=3, loc="upper right", handlelength=1, handleheight=1, labelcolor=INK)
 
 
-def _draw_accuracy(axes: Axes, accuracy: np.ndarray, members_of: Mapping[str, np.ndarray]) -> None:
-    """``accuracy`` (C,) in percent or nan, largest class first; with the mean of each group."""
-    for group, members in members_of.items():
+def _draw_accuracy(axes: Axes, accuracy: np.ndarray, ranks: Mapping[str, np.ndarray]) -> None:
+    """Accuracy and group means; ``accuracy`` (C,) in percent or nan, largest class first."""
+    for group, members in ranks.items():
         _draw_bars(axes, members, accuracy, GROUP_COLORS[group], alpha=0.85)
         if not np.isnan(accuracy[members]).all():
             mean, start, end = float(np.nanmean(accuracy[members])), members[0] - 0.5, members[-1] + 0.5
@@ -123,7 +123,7 @@ def prediction_figure(
     figure = Figure(figsize=(8.6, 3.4), layout="constrained")
     axes = figure.subplots()
     centers, lines = [], []
-    for group, members in _places(prior, order, groups).items():
+    for group, members in _ranks(prior, order, groups).items():
         _draw_bars(axes, members, predicted, GROUP_COLORS[group])
         axes.bar(0, 0, color=GROUP_COLORS[group], label=f"predicted, {group}")
         for bar in _bars(members):
@@ -143,20 +143,20 @@ def prediction_figure(
     return figure
 
 
-def _places(prior: ClassPrior, order: np.ndarray, groups: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The places of each group's classes in ``order``, ascending; groups without classes are left out."""
-    place_of = np.argsort(order)  # (C,) label -> place
-    places = {group: np.sort(place_of[labels]) for group, labels in prior.groups(**groups).items()}
-    return {group: members for group, members in places.items() if len(members)}
+def _ranks(prior: ClassPrior, order: np.ndarray, groups: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Ranks in ``order`` of each group's classes, ascending; without empty groups."""
+    rank_of = np.argsort(order)  # (C,) label -> rank
+    ranks = {group: np.sort(rank_of[labels]) for group, labels in prior.groups(**groups).items()}
+    return {group: members for group, members in ranks.items() if len(members)}
 
 
 def _bars(members: np.ndarray) -> list[np.ndarray]:
-    """The places drawn as one bar, for each bar."""
+    """The ranks that each bar covers."""
     return np.array_split(members, min(len(members), MAX_BARS_PER_GROUP))
 
 
 def _draw_bars(axes: Axes, members: np.ndarray, values: np.ndarray, color: str, **look: Any) -> None:
-    """Bars of the mean of ``values`` (C,), nan left out, over adjacent classes."""
+    """Draw ``values`` (C,) as bars, each the mean over adjacent classes, ignoring nan."""
     for bar in _bars(members):
         known = values[bar][~np.isnan(values[bar])]
         width = 0.82 * len(bar) if len(values) <= 100 else len(bar)
@@ -170,10 +170,10 @@ def _name_classes(axes: Axes, prior: ClassPrior, order: np.ndarray) -> None:
 
 
 def plot_thumbnails(images: Sequence[np.ndarray], titles: Sequence[str], path: str | Path, columns: int = 8) -> None:
-    """Rows of images, each with a title of up to two lines.
+    """Draw rows of images, each with a title of up to two lines.
 
     Args:
-        images: uint8 (H, W, 3), of any size.
+        images: uint8 (H, W, 3) of any size.
         path: PNG file to write.
     """
     rows = -(-len(images) // columns)
@@ -233,7 +233,7 @@ def plot_reconstructions(
     path: str | Path,
     titles: Sequence[str] | None = None,
 ) -> None:
-    """Three rows of images: original, masked, reconstructed.
+    """Draw three rows of images: original, masked, reconstructed.
 
     Args:
         originals, masked, reconstructed: uint8 arrays of shape (B, H, W, 3).
@@ -261,10 +261,10 @@ def plot_reconstructions(
 
 
 def plot_loss_curve(lines: Sequence[Mapping[str, float]], path: str | Path) -> None:
-    """Loss over epochs and, if the run was probed, k-NN accuracy below it.
+    """Draw loss by epoch, and k-NN accuracy by epoch below it if there are probes.
 
     Args:
-        lines: the entries of metrics.jsonl: ``epoch`` with ``loss``, or with ``probe_accuracy`` in percent.
+        lines: entries of metrics.jsonl: ``epoch`` with ``loss`` or with ``probe_accuracy`` in percent.
         path: PNG file to write.
     """
     losses = [(line["epoch"], line["loss"]) for line in lines if "loss" in line]
@@ -276,7 +276,7 @@ def plot_loss_curve(lines: Sequence[Mapping[str, float]], path: str | Path) -> N
     rows = figure.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (points, name, color) in zip(rows, curves, strict=True):
         if points:
-            marker = "o" if len(points) < 30 else None  # a single point draws no line
+            marker = "o" if len(points) < 30 else None  # a line needs two points
             axes.plot(*zip(*points, strict=True), color=color, linewidth=1.4, marker=marker, markersize=4)
         axes.set_ylabel(name)
         clean_axes(axes)
@@ -285,7 +285,7 @@ def plot_loss_curve(lines: Sequence[Mapping[str, float]], path: str | Path) -> N
 
 
 def clean_axes(axes: Axes) -> None:
-    """Common style: no frame, a light grid behind the bars, muted ticks."""
+    """Apply the common style: no frame, a light grid behind the bars, muted ticks."""
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(MUTED)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
@@ -297,7 +297,7 @@ def clean_axes(axes: Axes) -> None:
 
 
 def save_png(figure: Figure, path: str | Path, colors: int | None = 128) -> None:
-    """Write the figure as a PNG, reduced to a palette (a third of the size) unless it holds photos; atomically."""
+    """Write the figure as a PNG, with a palette (a third of the size) unless ``colors`` is None, as for photos."""
     canvas = FigureCanvasAgg(figure)
     figure.set_dpi(DPI)
     canvas.draw()
@@ -309,7 +309,7 @@ def save_png(figure: Figure, path: str | Path, colors: int | None = 128) -> None
     write_bytes(Path(path), data.getvalue())
 
 
-# Chart colors -> CSS variables of the page that replace them.
+# Chart colors -> CSS variables of the page.
 _PAGE_COLORS = {
     INK: "var(--ink)",
     MUTED: "var(--muted)",
@@ -321,7 +321,7 @@ _PAGE_COLORS = {
 
 
 def as_svg(figure: Figure) -> str:
-    """The figure as an inline `<svg>`: transparent background, text kept as text, colors from the page's CSS."""
+    """The figure as an inline `<svg>`: transparent, with selectable text and the page's colors."""
     buffer = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "livt_hf", "font.family": ["DejaVu Sans", "sans-serif"]}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

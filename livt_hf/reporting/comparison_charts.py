@@ -1,4 +1,4 @@
-"""PNG charts of `livt compare`: accuracy over epochs and over model size, a line a loss."""
+"""Charts that compare runs: accuracy by loss, by epoch and by model size."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from matplotlib.figure import Figure
 from ..prior import GROUP_NAMES
 from .charts import GROUP_COLORS, INK, clean_axes, save_png
 
-# A color-blind safe order (Okabe and Ito, without yellow).
+# Color-blind safe (Okabe and Ito, without yellow, with dark colors added).
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5b6472", "#8c510a", "#7b3294", "#1f2933")
-PANELS_A_ROW = 2
+PANELS_PER_ROW = 2
 
 Curve = Mapping[float, float]  # accuracy in percent by epoch
 
 
 def plot_convergence(panels: Mapping[str, Mapping[str, Sequence[Curve]]], split: str, path: str | Path) -> None:
-    """Accuracy over epochs: the mean over seeds as a line, lowest to highest as a band.
+    """Draw accuracy by epoch: mean over seeds as a line, range over seeds as a band.
 
     Args:
-        panels: ``{title: {loss: [a curve a seed]}}``; drawn where all seeds of a loss have a value.
-        split: what the accuracies were measured on, for the axis.
+        panels: ``{title: {loss: [curve of each seed]}}``; drawn at the epochs that all seeds of a loss have.
+        split: evaluated split, for the axis label.
         path: PNG file to write.
     """
-    columns = min(len(panels), PANELS_A_ROW)
+    columns = min(len(panels), PANELS_PER_ROW)
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(1.2 + 4.6 * columns, 0.4 + 3.6 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
@@ -37,7 +37,7 @@ def plot_convergence(panels: Mapping[str, Mapping[str, Sequence[Curve]]], split:
     )
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
-    for place, (axes, (title, curves)) in enumerate(zip(grid.flat, panels.items(), strict=False)):
+    for index, (axes, (title, curves)) in enumerate(zip(grid.flat, panels.items(), strict=False)):
         for loss, of_seeds in curves.items():
             epochs = sorted(set.intersection(*map(set, of_seeds)))
             accuracy = np.array([[curve[epoch] for epoch in epochs] for curve in of_seeds])  # (seeds, epochs)
@@ -52,7 +52,7 @@ def plot_convergence(panels: Mapping[str, Mapping[str, Sequence[Curve]]], split:
         axes.set_xlim(left=0)
         axes.set_ylabel(f"{split} accuracy (%)")
         axes.label_outer()
-        if place + columns >= len(panels):  # nothing below it
+        if index + columns >= len(panels):  # last of its column
             axes.tick_params(labelbottom=True)
             axes.set_xlabel("epoch")
         clean_axes(axes)
@@ -62,7 +62,7 @@ def plot_convergence(panels: Mapping[str, Mapping[str, Sequence[Curve]]], split:
 
 
 def plot_model_size(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Accuracy over the number of parameters, a line a loss and pretraining, with the spread over seeds.
+    """Draw accuracy by number of parameters: one line per loss and pretraining, error bars over seeds.
 
     Args:
         rows: ``name``, ``pretraining``, ``parameters``, and ``accuracy`` as ``{"mean", "std" or None}`` in percent.
@@ -100,20 +100,20 @@ def plot_model_size(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None
 
 
 def plot_comparison(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Grouped bars that compare runs: many, medium, few and overall accuracy of each.
+    """Draw many-, medium-, few-shot and overall accuracy of each run as grouped bars.
 
     Args:
-        rows: one mapping a run: ``name``, and ``many``, ``medium``, ``few``, ``accuracy`` in percent or None; if it
-            stands for several seeds also ``spread``, the half lengths of error bars for the same four.
+        rows: one per run: ``name``, and ``many``, ``medium``, ``few``, ``accuracy`` in percent or None; for a mean
+            over seeds also ``spread``, the standard deviations of these four.
         path: PNG file to write.
     """
     figure = Figure(figsize=(max(6.0, 1.7 + 1.5 * len(rows)), 4.0), layout="constrained")
     axes = figure.subplots()
     measures = (*GROUP_NAMES, "accuracy")
     x, width = np.arange(len(rows)), 0.205
-    for place, measure in enumerate(measures):
+    for index, measure in enumerate(measures):
         heights = np.array([row[measure] for row in rows], dtype=float)  # None -> nan
-        left = x + (place - 1.5) * width
+        left = x + (index - 1.5) * width
         label = "all" if measure == "accuracy" else measure
         axes.bar(left, heights, width * 0.9, color=GROUP_COLORS[measure], label=label, linewidth=0)
         spread = np.array([row.get("spread", {}).get(measure) or 0.0 for row in rows])

@@ -1,8 +1,8 @@
-"""Report of an evaluation: results.json, report.md with its pictures, and report.html, from one dict of results.
+"""Report of an evaluation: results.json, report.md with its charts, and report.html, from one dict of results.
 
 The sections are built once and rendered twice. report.html is self-contained (no other files, no network) and follows
-the reader's light or dark theme. Everything that comes from data is escaped, and the page's content security policy
-allows nothing but its one script (by hash), its style and embedded pictures.
+the reader's light or dark theme. All text from data is escaped, and the content security policy of the page allows only
+its script (by hash), its style and embedded images.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+from matplotlib.figure import Figure
 
 from ..files import write_text
 from ..metrics import describe_groups
@@ -48,36 +49,41 @@ PRIOR_SENTENCE = (
 
 
 def write_report(results: Mapping[str, Any], output_dir: str | Path, images: Sequence[np.ndarray] = ()) -> None:
-    """Write results.json, report.md with its pictures, and the self-contained report.html.
+    """Write results.json, report.md with its charts, and the self-contained report.html.
 
     Args:
-        results: what `evaluate_model` returned.
-        output_dir: created if needed; its reconstructions.png is shown if ``results["reconstructions"]`` holds a
+        results: from `evaluate_model`.
+        output_dir: created if needed; must contain reconstructions.png if ``results["reconstructions"]`` is its
             caption.
         images: those of ``results["hardest_images"]``, uint8 (H, W, 3) of any size; by default none are shown.
     """
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    definition, counts = results["groups"]["definition"], results["class_counts"]
-    figures = {
-        "class_frequency": class_frequency_figure(counts, results["per_class"], definition),
-        "reliability": reliability_figure(results["reliability"], results["ece"]),
-        "predictions": prediction_figure(counts, results["test_counts"], results["predicted_counts"], definition),
-    }
-    for name, figure in figures.items():
-        save_png(figure, folder / f"{name}.png")
+    figures = chart_figures(results)
+    for file, figure in figures.items():
+        save_png(figure, folder / file)
     if len(images):
         titles = [f"{entry['true']}\n→ {entry['predicted']}" for entry in results["hardest_images"]]
         plot_thumbnails(images, titles, folder / HARDEST)
-    elements = {name: as_svg(figure) for name, figure in figures.items()}
+    elements = {file: as_svg(figure) for file, figure in figures.items()}
     if "reconstructions" in results:
         source = data_uri((folder / RECONSTRUCTIONS).read_bytes())
-        elements["reconstructions"] = f'<img class="wide" alt="Masked reconstructions" src="{source}">'
+        elements[RECONSTRUCTIONS] = f'<img class="wide" alt="Masked reconstructions" src="{source}">'
     sections = report_sections(results, images, elements)
     write_text(folder / "report.html", _html_page(results, sections))
     write_text(folder / "report.md", _markdown_page(results, sections))
     write_text(folder / "results.json", text)
+
+
+def chart_figures(results: Mapping[str, Any]) -> dict[str, Figure]:
+    """The figures of `CHARTS`, by file name."""
+    definition, counts = results["groups"]["definition"], results["class_counts"]
+    return {
+        "class_frequency.png": class_frequency_figure(counts, results["per_class"], definition),
+        "predictions.png": prediction_figure(counts, results["test_counts"], results["predicted_counts"], definition),
+        "reliability.png": reliability_figure(results["reliability"], results["ece"]),
+    }
 
 
 def report_markdown(results: Mapping[str, Any], images: Sequence[np.ndarray] = ()) -> str:
@@ -117,9 +123,9 @@ def report_sections(
 
     Args:
         images: as in `write_report`.
-        elements: HTML elements of the `CHARTS`, by file name without suffix, and of ``reconstructions``.
+        elements: HTML elements in place of image files, by file name; none for Markdown.
     """
-    charts = [Picture(caption, file, elements.get(Path(file).stem, "")) for file, caption in CHARTS.items()]
+    charts = [Picture(caption, file, elements.get(file, "")) for file, caption in CHARTS.items()]
     frequency, predictions, reliability = charts
     sections = [
         Section("", [_accuracy_table(results), GROUP_SENTENCE + _counts_sentence(results), _metric_table(results)]),
@@ -133,7 +139,7 @@ def report_sections(
         thumbnails = Picture("Most confident mistakes", HARDEST, _thumbnails(results, images))
         sections.append(Section("Most confident mistakes", [_mistakes_sentence(results), thumbnails]))
     if "reconstructions" in results:
-        picture = Picture("Masked reconstructions", RECONSTRUCTIONS, elements.get("reconstructions", ""))
+        picture = Picture("Masked reconstructions", RECONSTRUCTIONS, elements.get(RECONSTRUCTIONS, ""))
         sections.append(Section("Masked reconstructions", [picture, results["reconstructions"]]))
     if "test_prior" in results:
         rows = [(name, percent(of["accuracy"]), percent(of["shifted"])) for name, of in results["test_prior"].items()]

@@ -1,4 +1,4 @@
 """In: the options of a stage.
 
-Out: a folder with the trained model, its log, its checkpoints and the record of the run.
+Out: a folder with the trained model, log, checkpoints and record of the run, and after fine-tuning its evaluation.
 """
