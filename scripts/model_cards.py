@@ -1,6 +1,7 @@
-"""Add trained models to model_cards/ and update the table in its README: python scripts/model_cards.py [MODEL_DIR ...]
+"""Write the cards, charts and table of model_cards/, and add models: python scripts/model_cards.py [MODEL_DIR ...]
 
-A model's card, results.json and pictures are copied, its weights are not. The results.json files make the table.
+Of a model, card, results.json, config.json and run.json are copied, but not the weights. All cards and charts, and the
+table in model_cards/README.md, are then regenerated from these files.
 """
 
 from __future__ import annotations
@@ -12,34 +13,54 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from livt_hf.losses import BALANCED_LOSSES, LOSS_TITLES
-from livt_hf.reporting.blocks import escape_markdown, markdown_table
-from livt_hf.reporting.evaluation_report import CHARTS, percent
+from livt_hf.files import RUN_FILE
+from livt_hf.losses import BALANCED_LOSSES, SHORT_NAMES
+from livt_hf.reporting.blocks import escape_markdown, markdown_table, percent
+from livt_hf.reporting.card import write_model_card
+from livt_hf.reporting.charts import save_png
+from livt_hf.reporting.evaluation_report import chart_figures
 from livt_hf.reporting.provenance import public_name
 
+FILES = ("README.md", "results.json", "config.json")
 MODEL_CARDS = Path(__file__).parents[1] / "model_cards"
 FIGURES = {"many": "Many ↑", "medium": "Med. ↑", "few": "Few ↑", "accuracy": "Acc ↑", "ece": "ECE ↓", "mce": "MCE ↓"}
 START, END = "<!-- measured -->\n", "<!-- /measured -->"
 
 
 def add_model(model_dir: Path, model_cards: Path = MODEL_CARDS) -> None:
-    """Copy README.md, results.json and the pictures that `livt evaluate` drew.
+    """Copy card, results, config and, if there is one, the record of the run.
 
     Raises:
-        ValueError: one of the two is missing.
+        ValueError: a file is missing.
     """
-    for name in ("README.md", "results.json"):
+    for name in FILES:
         if not (model_dir / name).is_file():
-            raise ValueError(f"{model_dir}: it holds no {name}; name the output folder of `livt finetune`")
+            raise ValueError(f"{model_dir}: it has no {name}; name the output folder of `livt finetune`")
     folder = model_cards / model_dir.resolve().name
     folder.mkdir(exist_ok=True)
-    for name in ("README.md", "results.json", *CHARTS):
+    for name in (*FILES, RUN_FILE):
         if (model_dir / name).is_file():
             shutil.copyfile(model_dir / name, folder / name)
 
 
+def write_card(folder: Path) -> None:
+    """Write card and charts from the other files; sections that the template does not have are kept."""
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    sections = extra_sections((folder / "README.md").read_text(encoding="utf-8"))
+    for file, figure in chart_figures(results).items():
+        save_png(figure, folder / file)
+    write_model_card(folder, results, sections=sections)
+
+
+def extra_sections(card: str) -> dict[str, str]:
+    """``{heading: Markdown}`` of the sections between results and training data, such as a comparison."""
+    between = card[card.index("## Results\n") : card.index("## Training data\n")]
+    _, *parts = between.split("\n## ")
+    return {heading: text.strip() for heading, text in (part.split("\n", 1) for part in parts)}
+
+
 def measured_section(model_cards: Path = MODEL_CARDS) -> str:
-    """The table of the README, a row per model, and the line below it that says how each was measured."""
+    """The README's table, one row per model, and a line on how each was measured."""
     measured = [
         (file.parent.name, json.loads(file.read_text(encoding="utf-8")))
         for file in sorted(model_cards.glob("*/results.json"))
@@ -51,7 +72,7 @@ def measured_section(model_cards: Path = MODEL_CARDS) -> str:
 
 
 def with_section(readme: str, section: str) -> str:
-    """The README with another text between its marks."""
+    """The README with this text between its marks."""
     before, rest = readme.split(START)
     _, after = rest.split(END)
     return f"{before}{START}{section}{END}{after}"
@@ -63,14 +84,9 @@ def _row(name: str, results: Mapping[str, Any]) -> list[str]:
         f"[{escape_markdown(name)}]({name}/README.md)",
         escape_markdown(public_name(results["dataset"])),
         f"{results['parameters'] / 1e6:.2f}M",
-        f"{'MAE' if results['pretrained'] else 'no pretraining'}, {_loss(results['loss'])}{tau}",
+        f"{'MAE' if results['pretrained'] else 'no pretraining'}, {SHORT_NAMES[results['loss']]}{tau}",
         *(percent(results[figure]) for figure in FIGURES),
     ]
-
-
-def _loss(name: str) -> str:
-    long_name = LOSS_TITLES.get(name, name)
-    return escape_markdown(long_name.rpartition("(")[2].rstrip(")"))
 
 
 def _measured_on(name: str, results: Mapping[str, Any]) -> str:
@@ -92,6 +108,8 @@ def main() -> None:
             add_model(model_dir)
         except ValueError as error:
             parser.error(str(error))
+    for file in MODEL_CARDS.glob("*/results.json"):
+        write_card(file.parent)
     readme = MODEL_CARDS / "README.md"
     readme.write_text(with_section(readme.read_text(encoding="utf-8"), measured_section()), encoding="utf-8")
 
