@@ -1,9 +1,9 @@
-"""Write model_cards/EVIDENCE.md and the README's table from measured comparisons: python scripts/evidence.py
+"""Generate model_cards/EVIDENCE.md and the README's table of results: python scripts/evidence.py
 
-Each folder of model_cards/comparisons/ is a dataset: the results.json files of its `livt compare` runs under names of
-their own, and what its autoencoders were pretrained with. `--add FOLDER OUTPUT_DIR ...` copies these from the output
-folders of `livt compare` and `livt pretrain`. The folder held-out is for the runs of `livt finetune` that options were
-tried with; the first one added is what the others are compared with.
+Each folder of model_cards/comparisons/ is a dataset, with the results.json files of its `livt compare` runs, renamed,
+and pretraining.json on its autoencoders. `--add FOLDER OUTPUT_DIR ...` copies these from the output folders of
+`livt compare` and `livt pretrain`. The folder held-out is for the `livt finetune` runs in which options were tuned; the
+first one added is the baseline.
 """
 
 from __future__ import annotations
@@ -30,65 +30,64 @@ START, END = "<!-- evidence -->\n", "<!-- /evidence -->"
 PRETRAINING = "pretraining.json"
 STAGES = {"pretrain": PretrainArguments, "finetune": FinetuneArguments}
 HELD_OUT, TRIED = "held-out", "tried.json"
-HELD_OUT_MARK = "<!-- held-out -->"  # where the notes have the table of what was tried
+HELD_OUT_MARK = "<!-- held-out -->"  # in the notes: replaced by the table of tuning runs
 PICTURES = {
     "accuracy.png": "Accuracy of every row",
-    "convergence.png": "Accuracy on the {} split over the epochs of fine-tuning",
-    "model_size.png": "Accuracy over the number of parameters",
+    "convergence.png": "Accuracy on the {} split by epoch of fine-tuning",
+    "model_size.png": "Accuracy by number of parameters",
 }
 
-# folder -> title and what a reader should know of it
+# folder -> title and description
 SETS = {
     "cifar10-lt-100": (
         "CIFAR-10-LT (JPEG copies), factor 100",
-        "mae-lt: pretrained on these images; mae-bal: on as many, equally many of each class.",
+        "mae-lt: pretrained on these images; mae-bal: on the same number of class-balanced images.",
     ),
     "cifar10-lt-100-long": (
         "CIFAR-10-LT (JPEG copies), factor 100, longer training",
-        "Four times the fine-tuning, after 2.4 times the masked pretraining (with a mask ratio of 0.9 and a decoder of "
-        "one block).",
+        "Four times the fine-tuning and 2.4 times the masked pretraining (mask ratio 0.9, one decoder layer).",
     ),
     "cifar10-lt-10": (
         "CIFAR-10-LT (JPEG copies), factor 10",
-        "mae-lt: pretrained on the tail of factor 100, all of whose images are among these; mae-bal-10: for nearly as "
-        "many steps on as many images as these, equally many of each class.",
+        "mae-lt: pretrained on the long tail of factor 100, a subset of these images; mae-bal-10: for nearly as many "
+        "steps on the same number of class-balanced images.",
     ),
     "grocery": (
         "Grocery Store",
-        "Real photos with a natural tail; the test set is unbalanced, too (276 to 14 images a class).",
+        "Real photos with a natural long tail; the test set is also imbalanced (276 to 14 images per class).",
     ),
     "digits": ("Digits", "The quickstart's 8 x 8 digits, with three seeds."),
     "grocery-sizes": (
         "Grocery Store, model sizes",
-        "The paper's ViT-Ti and ViT-S, at 96 pixels: 36 patches of 16, where the paper has 196.",
+        "The paper's ViT-Ti and ViT-S at 96 pixels, with 36 patches of size 16 instead of 196.",
     ),
-    "digits-sizes": ("Digits, model sizes", "The quickstart's model, and models of half and of twice its width."),
+    "digits-sizes": ("Digits, model sizes", "The quickstart's model, and models of half and twice its width."),
 }
-SIZES = "-sizes"  # the end of a folder's name that compares model sizes
+SIZES = "-sizes"  # suffix of folders that compare model sizes
 # the paper's accuracies of ViT-Ti, ViT-S and ViT-B on ImageNet-LT
 PAPER_SIZES = {"ce": (37.0, 49.5, 54.5), "bce": (21.6, 39.8, 52.4), "bal_bce": (40.8, 54.1, 60.9)}
 
-ALL = "macro_accuracy"  # the accuracy where the test set is balanced, and the fair figure where it is not, as Grocery's
+ALL = "macro_accuracy"  # accuracy on balanced test sets; on others (Grocery), large classes do not dominate it
 
 Rows = Sequence[Mapping[str, Any]]
 
 
 def load(folder: Path) -> list[dict[str, Any]]:
-    """The comparisons of a dataset, and with them the names of what they started from."""
+    """The comparisons of a dataset; runs from several autoencoders are labeled by their names."""
     files = sorted(file for file in folder.glob("*.json") if file.name != PRETRAINING)
     comparisons = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     runs = [run for comparison in comparisons for run in comparison["runs"]]
     starts = {run["pretrained"] for run in runs if run["pretrained"]}
-    if len(starts) > 1:  # "MAE" would not tell them apart
+    if len(starts) > 1:  # "MAE" would be ambiguous
         for run in runs:
             run["pretraining"] = Path(run["pretrained"]).name if run["pretrained"] else "none"
     return comparisons
 
 
 def runs_of(folder: Path) -> Rows:
-    """The runs of all comparisons of a dataset, those of one pretraining and loss together; each counts once."""
+    """The distinct runs of all comparisons of a dataset, sorted by pretraining, loss and seed."""
     runs = {run["name"]: run for comparison in load(folder) for run in comparison["runs"]}
-    # what the statements compare with comes first: the pretraining on the tail
+    # pretraining on the long tail first: the statements compare with it
     starts = list(dict.fromkeys(run["pretraining"] for run in runs.values()))
     starts.sort(key=lambda start: (start == "none", "bal" in start))
     losses = list(SHORT_NAMES)
@@ -98,12 +97,12 @@ def runs_of(folder: Path) -> Rows:
 
 
 def rows_of(folder: Path) -> Rows:
-    """One row for each pretraining and loss, of all comparisons of a dataset."""
+    """One row per pretraining and loss, over all comparisons of a dataset."""
     return summarize(runs_of(folder))
 
 
 def figure(rows: Rows, loss: str, measure: str = ALL, pretraining: str | None = None) -> float | None:
-    """The mean of a row; ``pretraining`` None: of the first row with that loss."""
+    """The mean of a loss; ``pretraining`` None: of its first row."""
     for row in rows:
         if row["loss"] == loss and not row["post_hoc"] and pretraining in (None, row["pretraining"]):
             return row[measure]["mean"]
@@ -111,7 +110,7 @@ def figure(rows: Rows, loss: str, measure: str = ALL, pretraining: str | None = 
 
 
 def gain(loss: str, over: str, measure: str = ALL) -> Callable[[Rows], float | None]:
-    """Figure of one loss less that of another."""
+    """Difference between two losses."""
 
     def difference(rows: Rows) -> float | None:
         first, second = figure(rows, loss, measure), figure(rows, over, measure)
@@ -121,7 +120,7 @@ def gain(loss: str, over: str, measure: str = ALL) -> Callable[[Rows], float | N
 
 
 def gain_of_pretraining(loss: str) -> Callable[[Rows], float | None]:
-    """Figure of a loss after pretraining, less that without."""
+    """Difference between a loss with and without pretraining."""
 
     def difference(rows: Rows) -> float | None:
         first, second = figure(rows, loss), figure(rows, loss, pretraining="none")
@@ -131,45 +130,42 @@ def gain_of_pretraining(loss: str) -> Callable[[Rows], float | None]:
 
 
 def gain_of_balance(rows: Rows) -> float | None:
-    """CE after pretraining on equally many images of each class, less CE after pretraining on the tail."""
+    """Difference between CE after pretraining on balanced images and on the long tail."""
     balanced = next((row["pretraining"] for row in rows if "bal" in row["pretraining"]), None)
     if balanced is None:
         return None
     return figure(rows, "ce", pretraining=balanced) - figure(rows, "ce")  # type: ignore[operator]
 
 
-# statement, the paper's figure (ImageNet-LT, ViT-B; as printed, where the difference is), and the same of ours
-STATEMENTS: list[tuple[str, float | None, Callable[[Rows], float | None]]] = [
-    ("BCE loses the tail: few-shot accuracy, BCE less CE", 15.6 - 19.4, gain("bce", "ce", "few")),
-    ("Bal-BCE over BCE, all", 8.6, gain("bal_bce", "bce")),
-    ("Bal-BCE over BCE, few-shot", 25.4, gain("bal_bce", "bce", "few")),
-    ("Bal-CE over CE, all", 5.6, gain("bal_ce", "ce")),
-    ("Bal-CE over CE, few-shot", 24.3, gain("bal_ce", "ce", "few")),
-    ("Bal-BCE over Bal-CE, all", 60.9 - 60.1, gain("bal_bce", "bal_ce")),
-    ("Pretraining over none, CE, all", 54.5 - 31.6, gain_of_pretraining("ce")),
-    ("Pretraining over none, Bal-BCE, all", None, gain_of_pretraining("bal_bce")),
-    ("Pretraining on balanced images over the tail's, CE, all", None, gain_of_balance),
-    ("Calibration: ECE, Bal-BCE less BCE", -3.1, gain("bal_bce", "bce", "ece")),
-    ("Calibration: MCE, Bal-BCE less BCE", -4.7, gain("bal_bce", "bce", "mce")),
+# claim, the paper's difference (ImageNet-LT, ViT-B; as printed where it gives one), and ours
+CLAIMS: list[tuple[str, float | None, Callable[[Rows], float | None]]] = [
+    ("BCE fails on the tail: few-shot, BCE minus CE", 15.6 - 19.4, gain("bce", "ce", "few")),
+    ("Bal-BCE minus BCE, all", 8.6, gain("bal_bce", "bce")),
+    ("Bal-BCE minus BCE, few-shot", 25.4, gain("bal_bce", "bce", "few")),
+    ("Bal-CE minus CE, all", 5.6, gain("bal_ce", "ce")),
+    ("Bal-CE minus CE, few-shot", 24.3, gain("bal_ce", "ce", "few")),
+    ("Bal-BCE minus Bal-CE, all", 60.9 - 60.1, gain("bal_bce", "bal_ce")),
+    ("Pretraining minus none, CE, all", 54.5 - 31.6, gain_of_pretraining("ce")),
+    ("Pretraining minus none, Bal-BCE, all", None, gain_of_pretraining("bal_bce")),
+    ("Pretraining on balanced minus long-tailed images, CE, all", None, gain_of_balance),
+    ("Calibration: ECE, Bal-BCE minus BCE", -3.1, gain("bal_bce", "bce", "ece")),
+    ("Calibration: MCE, Bal-BCE minus BCE", -4.7, gain("bal_bce", "bce", "mce")),
 ]
 
 
-def statements_table(sets: Mapping[str, Rows]) -> str:
-    """The paper's statements: its differences in points, and ours on every dataset."""
+def claims_table(sets: Mapping[str, Rows]) -> str:
+    """The paper's claims: its differences in points, and ours on every dataset."""
 
     def cell(value: float | None) -> str:
         return "–" if value is None else f"{round(value, 1) + 0.0:+.1f}"  # no -0.0
 
-    rows = [
-        [statement, cell(paper), *(cell(measure(rows)) for rows in sets.values())]
-        for statement, paper, measure in STATEMENTS
-    ]
-    header = ["Statement (difference in points)", "Paper", *(SETS[name][0] for name in sets)]
+    rows = [[claim, cell(paper), *(cell(measure(rows)) for rows in sets.values())] for claim, paper, measure in CLAIMS]
+    header = ["Claim (difference in points)", "Paper", *(SETS[name][0] for name in sets)]
     return markdown_table(header, rows, "l" + "r" * (len(header) - 1))
 
 
 def size_table(sets: Mapping[str, Rows]) -> str:
-    """Accuracy (macro) over model size: the paper's and ours, the smallest model first."""
+    """Macro accuracy by model size: the paper's and ours, smallest model first."""
     rows = [["ImageNet-LT (paper)", "5.7 / 22 / 86", *(" / ".join(map(str, row)) for row in PAPER_SIZES.values())]]
     for name, members in sets.items():
         sizes = sorted({row["parameters"] for row in members})
@@ -177,7 +173,7 @@ def size_table(sets: Mapping[str, Rows]) -> str:
         cells = [" / ".join(found.get((loss, size), "–") for size in sizes) for loss in PAPER_SIZES]
         rows.append([SETS[name][0], " / ".join(f"{size / 1e6:.3g}" for size in sizes), *cells])
     header = [
-        "Accuracy (mean over classes) over model size",
+        "Macro accuracy by model size",
         "Parameters (M)",
         *(SHORT_NAMES[loss] for loss in PAPER_SIZES),
     ]
@@ -194,37 +190,37 @@ def evidence_page(comparisons: Path = COMPARISONS) -> str:
     return "\n\n".join(
         [
             "# Evidence",
-            "What the paper states, measured with this code on real images, and how far it is from the published "
-            "figures. Accuracies and calibration errors (over 15 bins) in percent; mean ± sample standard deviation "
-            "over the seeds of fine-tuning where there is more than one; bold: the best mean of a column. Every "
-            "command ran on one thread (`OMP_NUM_THREADS=1`).",
-            "## The paper's statements",
-            "The paper's figures are those of ViT-B on ImageNet-LT (Xu et al., CVPR 2023). Ours are of far smaller "
-            "models, images and trainings: the sign of a difference can be compared, its size hardly. All: the mean "
-            "over classes, which is the accuracy where the test set has equally many images of each class.",
-            statements_table({name: rows for name, rows in sets.items() if name not in sizes}),
+            "The paper's claims, measured with this code on real images, beside the published results. "
+            "Accuracies and calibration errors (15 bins) in percent; mean ± sample standard deviation over several "
+            "seeds of fine-tuning; the best mean of each column in bold. Every command ran on one thread "
+            "(`OMP_NUM_THREADS=1`).",
+            "## The paper's claims",
+            "The paper's results are for ViT-B on ImageNet-LT (Xu et al., CVPR 2023). Ours are for much smaller "
+            "models, images and training budgets: compare the sign of a difference rather than its size. All: macro "
+            "accuracy, which equals accuracy on a balanced test set.",
+            claims_table({name: rows for name, rows in sets.items() if name not in sizes}),
             size_table(sizes),
             notes,
-            *(_data_set(folder, sets[folder.name]) for folder in folders),
-            "*This page is written by `python scripts/evidence.py` from the files in `comparisons/`.*\n",
+            *(_dataset_section(folder, sets[folder.name]) for folder in folders),
+            "*Generated by `python scripts/evidence.py` from the files in `comparisons/`.*\n",
         ]
     )
 
 
-def _data_set(folder: Path, rows: Rows) -> str:
-    title, words = SETS[folder.name]
+def _dataset_section(folder: Path, rows: Rows) -> str:
+    title, description = SETS[folder.name]
     comparisons = load(folder)
     counts, images = comparisons[0]["class_counts"], comparisons[0]["images"]
     parts = [
         f"## {title}",
-        f"{words} {sum(counts.values()):,} training images of {len(counts)} classes, {max(counts.values()):,} to "
-        f"{min(counts.values()):,} each. {_groups_sentence(comparisons[0]['groups'])} Tested on {images:,} images, "
-        "after the last epoch.",
+        f"{description} {sum(counts.values()):,} training images in {len(counts)} classes, {max(counts.values()):,} to "
+        f"{min(counts.values()):,} per class. {_groups_sentence(comparisons[0]['groups'])} Evaluated on {images:,} "
+        "images after the last epoch.",
         comparison_table(rows),
     ]
     split = (comparisons[0]["runs"][0]["curve"] or {}).get("split")
-    pictures = {file: words.format(split) for file, words in PICTURES.items() if (folder / file).is_file()}
-    parts += [f"![{words}](comparisons/{folder.name}/{file})" for file, words in pictures.items()]
+    pictures = {file: caption.format(split) for file, caption in PICTURES.items() if (folder / file).is_file()}
+    parts += [f"![{caption}](comparisons/{folder.name}/{file})" for file, caption in pictures.items()]
     pretraining = _pretraining(folder)
     if pretraining:
         parts.append("\n".join(f"- {_pretraining_line(name, run)}" for name, run in pretraining.items()))
@@ -235,7 +231,7 @@ def _data_set(folder: Path, rows: Rows) -> str:
 
 
 def _groups_sentence(groups: Mapping[str, Any]) -> str:
-    """Which classes are many-, medium- and few-shot."""
+    """The definition of the shot groups."""
     definition, sizes = groups["definition"], groups["sizes"]
     if definition["by"] == "rank":
         return (
@@ -250,7 +246,7 @@ def _groups_sentence(groups: Mapping[str, Any]) -> str:
 
 
 def held_out_section(file: Path) -> str:
-    """What was tried on held-out images: a table of what differs from the first run, and the commands of that run."""
+    """Tuning runs on held-out images: their differences from the baseline, and its commands."""
     if not file.is_file():
         return ""
     tried = list(json.loads(file.read_text(encoding="utf-8")).values())
@@ -258,22 +254,22 @@ def held_out_section(file: Path) -> str:
     rows = [
         [
             "; ".join(words for stage in STAGES if (words := changed(run[stage], base[stage], stage)))
-            or "nothing: the commands below",
+            or "baseline (commands below)",
             *(percent(run[measure]) for measure in ("many", "medium", "few", "accuracy")),
         ]
         for run in tried
     ]
-    table = markdown_table(("What differs", "Many", "Med.", "Few", "Acc"), rows, "lrrrr")
+    table = markdown_table(("Changed options", "Many", "Med.", "Few", "Acc"), rows, "lrrrr")
     commands = code_block("\n".join(base[stage] for stage in STAGES))
     return f"{table}\n\n{commands}\n\n*{measured_on(tried)}*"
 
 
 def changed(command: str, base: str, stage: str) -> str:
-    """The options of a command that differ from those of another; a command leaves out defaults."""
+    """The options of a command that differ from another's, where omitted options have their defaults."""
     options, others = ({words.split()[0]: words for words in text.split(" --")[1:]} for text in (command, base))
     defaults = {field.name: field.default for field in dataclasses.fields(STAGES[stage])}
     differing = [
-        options.get(name) or f"{name} {defaults.get(name, 'as by default')}"
+        options.get(name) or f"{name} {defaults.get(name, '(default)')}"
         for name in dict.fromkeys([*others, *options])
         if options.get(name) != others.get(name) and name not in ("output_dir", "pretrained", "eval_every")
     ]
@@ -293,7 +289,7 @@ def _pretraining_line(name: str, run: Mapping[str, Any]) -> str:
 
 
 def measured_on(comparisons: Sequence[Mapping[str, Any]]) -> str:
-    """Machine and versions, each once."""
+    """The distinct machines and versions."""
     lines = []
     for comparison in comparisons:
         machine, versions = comparison["hardware"], comparison["versions"]
@@ -306,7 +302,7 @@ def measured_on(comparisons: Sequence[Mapping[str, Any]]) -> str:
 
 
 def readme_section(comparisons: Path = COMPARISONS) -> str:
-    """What stands between the README's marks: macro and few-shot accuracy of the main losses on every dataset."""
+    """The README's table: macro and few-shot accuracy of the main losses on every dataset."""
     losses = ("ce", "bce", "bal_ce", "bal_bce")
     rows = []
     for name, (title, _) in SETS.items():
@@ -322,17 +318,17 @@ def readme_section(comparisons: Path = COMPARISONS) -> str:
 
 
 def with_section(readme: str, section: str) -> str:
-    """The README with another text between its marks."""
+    """The README with this text between its marks."""
     before, rest = readme.split(START)
     _, after = rest.split(END)
     return f"{before}{START}{section}{END}{after}"
 
 
 def add(folder: Path, output_dir: Path) -> None:
-    """Copy what a `livt compare` or a `livt pretrain` measured, or a `livt finetune` into the folder held-out.
+    """Copy the results of `livt compare` or `livt pretrain`, or, into the folder held-out, of `livt finetune`.
 
     Raises:
-        ValueError: it is the output folder of none of these, or of an unfinished one.
+        ValueError: it is not the output folder of such a run, or the run is not finished.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if folder.name == HELD_OUT:
@@ -353,17 +349,17 @@ def add(folder: Path, output_dir: Path) -> None:
         }
         (folder / PRETRAINING).write_text(json.dumps(runs, indent=2) + "\n", encoding="utf-8")
     else:
-        raise ValueError(f"{output_dir}: it is no output folder of a finished `livt compare` or `livt pretrain`")
+        raise ValueError(f"{output_dir}: not the output folder of a finished `livt compare` or `livt pretrain`")
 
 
 def _add_tried(file: Path, output_dir: Path) -> None:
     record = read_run(output_dir)
     if record is None or not (output_dir / "results.json").is_file():
-        raise ValueError(f"{output_dir}: it is no output folder of a finished `livt finetune`")
+        raise ValueError(f"{output_dir}: not the output folder of a finished `livt finetune`")
     start = record["arguments"]["pretrained"]
     autoencoder = read_run(Path(start))
     if autoencoder is None:
-        raise ValueError(f"{start}: it is no folder from here, and {output_dir} was trained from it")
+        raise ValueError(f"{start}: not found, but {output_dir} was trained from it; run this beside it")
     results = json.loads((output_dir / "results.json").read_text(encoding="utf-8"))
     tried = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     tried[output_dir.name] = {
@@ -377,7 +373,9 @@ def _add_tried(file: Path, output_dir: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--add", choices=[*SETS, HELD_OUT], metavar="FOLDER", help="in model_cards/comparisons/")
+    parser.add_argument(
+        "--add", choices=[*SETS, HELD_OUT], metavar="FOLDER", help="subfolder of model_cards/comparisons/"
+    )
     parser.add_argument("output_dir", nargs="*", type=Path, help="with --add: output folders to copy from")
     args = parser.parse_args()
     try:

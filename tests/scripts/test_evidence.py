@@ -56,19 +56,20 @@ def test_runs_of_several_commands_become_one_table_and_count_once(comparisons):
     assert "| 1.00M | mae-bal | CE | **90.0** | **50.0** | **24.0** | **61.5** |" in page
     assert "\nlivt compare losses\nlivt compare starts\n" in page
     assert (
-        "55 training images of 2 classes, 50 to 5 each. Many-, medium- and few-shot: more than 20, 10 to 20, " in page
+        "55 training images in 2 classes, 50 to 5 per class. Many-, medium- and few-shot: more than 20, 10 to 20, "
+        in page
     )
-    assert "fewer than 10 training images (1 / 0 / 1 classes). Tested on 1,234 images, after the last epoch." in page
+    assert "fewer than 10 training images (1 / 0 / 1 classes). Evaluated on 1,234 images after the last epoch." in page
     assert "A note." in page
 
 
-def test_the_statements_are_differences_of_the_rows(comparisons):
-    lines = evidence.statements_table({"cifar10-lt-100": evidence.rows_of(comparisons / "cifar10-lt-100")}).splitlines()
+def test_the_claims_are_differences_of_the_rows(comparisons):
+    lines = evidence.claims_table({"cifar10-lt-100": evidence.rows_of(comparisons / "cifar10-lt-100")}).splitlines()
     table = {cells[1].strip(): cells[3].strip() for cells in (line.split("|") for line in lines[2:])}
-    assert table["BCE loses the tail: few-shot accuracy, BCE less CE"] == "-19.5"  # 1.5 - (20 + 22) / 2
-    assert table["Pretraining over none, CE, all"] == "+21.0"  # 61 - 40
-    assert table["Pretraining on balanced images over the tail's, CE, all"] == "+0.5"  # 61.5 - 61
-    assert table["Bal-BCE over BCE, all"] == "–"  # not measured
+    assert table["BCE fails on the tail: few-shot, BCE minus CE"] == "-19.5"  # 1.5 - (20 + 22) / 2
+    assert table["Pretraining minus none, CE, all"] == "+21.0"  # 61 - 40
+    assert table["Pretraining on balanced minus long-tailed images, CE, all"] == "+0.5"  # 61.5 - 61
+    assert table["Bal-BCE minus BCE, all"] == "–"  # not measured
 
 
 def test_the_pretraining_on_the_tail_is_what_others_are_compared_with(comparisons):
@@ -79,7 +80,7 @@ def test_the_pretraining_on_the_tail_is_what_others_are_compared_with(comparison
     assert evidence.gain_of_balance(rows) == 0.5  # 61.5 - 61
 
 
-def test_the_sizes_stand_beside_the_papers_from_small_to_large():
+def test_sizes_are_listed_beside_the_papers_from_small_to_large():
     rows = [
         {**run("a", "ce", "mae-b", 44.0, 9.0), "parameters": 85_800_000},
         {**run("b", "ce", "mae-ti", 30.0, 9.0), "parameters": 5_500_000},
@@ -111,11 +112,11 @@ def test_outputs_are_added_and_others_refused(comparisons, tmp_path):
     added = json.loads((folder / "pretraining.json").read_text())["mae-more"]
     assert (added["first_loss"], added["loss"], added["steps"]) == (1.25, 0.5, 30)
     assert added["command"] == command
-    with pytest.raises(ValueError, match="it is no output folder of a finished"):
+    with pytest.raises(ValueError, match="not the output folder of a finished"):
         evidence.add(folder, tmp_path)
 
 
-def test_what_was_tried_is_told_by_its_differences_from_the_first(comparisons, tmp_path, monkeypatch):
+def test_tuning_runs_are_listed_by_their_differences_from_the_baseline(comparisons, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     figures = {"many": 60.0, "medium": 40.0, "few": 20.0, "split": "validation", "images": 9}
     figures |= {
@@ -141,12 +142,12 @@ def test_what_was_tried_is_told_by_its_differences_from_the_first(comparisons, t
         evidence.add(comparisons / "held-out", tmp_path / name)
     (comparisons / "notes.md").write_text("Tried:\n\n<!-- held-out -->\n")
     page = evidence.evidence_page(comparisons)
-    assert "| nothing: the commands below | 60.0 | 40.0 | 20.0 | 44.0 |" in page
+    assert "| baseline (commands below) | 60.0 | 40.0 | 20.0 | 44.0 |" in page
     assert "| finetune: `--base_lr 0.001` | 60.0 | 40.0 | 20.0 | 41.0 |" in page
     assert "| pretrain: `--mask_ratio 0.5` | 60.0 | 40.0 | 20.0 | 46.0 |" in page
     assert "| finetune: `--label_smoothing 0.1` |" in page
     eager = evidence.changed("livt finetune --epochs 4", "livt finetune --epochs 4 --torch_compile True", "finetune")
-    assert eager == "finetune: `--torch_compile as by default`"
+    assert eager == "finetune: `--torch_compile (default)`"
     assert "livt finetune --dataset tune --output_dir base --base_lr 0.002" in page
-    with pytest.raises(ValueError, match="it is no output folder of a finished `livt finetune`"):
+    with pytest.raises(ValueError, match="not the output folder of a finished `livt finetune`"):
         evidence.add(comparisons / "held-out", tmp_path / "mae")
