@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Speed measurements, each against what people use otherwise, both sides in one run.
+"""Speed compared with the usual alternatives, measured in the same process.
 
-`python scripts/benchmark.py loader` compares image loading, `mae` a pretraining step, `finetune` a fine-tuning step;
-`all` does the three with their defaults. `--output FILE.json` keeps the figures, with the machine and the versions.
+`python scripts/benchmark.py loader` measures image loading, `mae` a pretraining step, `finetune` a fine-tuning step;
+`all` runs the three with their defaults. `--output FILE.json` saves the results, with hardware and versions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler is quiet
+os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # silences the profiler
 
 import numpy as np
 import PIL.Image
@@ -55,10 +55,10 @@ IMAGE_SIZE = 224
 
 
 def benchmark_loader(args: argparse.Namespace) -> dict[str, Any]:
-    """Images per second of one core: both sides read the same JPEG files, batch by batch, in one process.
+    """Images per second per core: all pipelines read the same JPEG files, batch by batch, in one process.
 
-    CPU time is counted, so that other work on the machine disturbs little. Ours ends with uint8 batches (normalization
-    runs on the device), the usual pipelines with normalized float32 batches.
+    CPU time is measured, so that other load on the machine matters little. Our batches are uint8 (normalized on the
+    device), those of the usual pipelines are normalized float32.
     """
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -92,7 +92,7 @@ def benchmark_loader(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure(sides: dict[str, Callable[[], Iterable]], repeats: int) -> dict[str, float]:
-    """Median images per second of CPU time, the sides taking turns; the first turn warms up."""
+    """Median images per second of CPU time, measured in turns; the first turn is warm-up."""
     speeds: dict[str, list[float]] = {name: [] for name in sides}
     for repeat in range(repeats + 1):
         for name, batches in sides.items():
@@ -115,7 +115,7 @@ def our_batches(splits, transform, batch_size: int) -> Callable[[], Iterable]:
 
 
 class Files(Dataset):
-    """What torchvision's ImageFolder does: PIL, converted to RGB, then the transform."""
+    """As torchvision's ImageFolder: PIL, conversion to RGB, transform."""
 
     def __init__(self, files: list[Path], transform):
         self.files, self.transform = files, transform
@@ -145,7 +145,7 @@ def pil_pretrain_transform():
 
 
 def timm_finetune_transform():
-    """timm's own training transform; posterize floored at one bit, without which Pillow 13 stops it."""
+    """timm's training transform, with posterize limited to at least one bit, as Pillow 13 requires."""
     transform = create_transform(
         IMAGE_SIZE,
         is_training=True,
@@ -162,9 +162,9 @@ def timm_finetune_transform():
 
 
 def benchmark_mae(args: argparse.Namespace) -> dict[str, Any]:
-    """Images per second of a pretraining step: ours, ours predicting a quarter of the masked patches, and upstream's
-    `ViTMAEForPreTraining` with torch's fused attention; same sizes, type and optimizer, taking turns. Then where a step
-    of ours spends its time, and the same step inside `livt pretrain`, reading JPEGs, against the step alone."""
+    """Images per second of a pretraining step: ours, ours with a quarter of the masked patches reconstructed, and
+    upstream's `ViTMAEForPreTraining` with SDPA; same sizes, dtype and optimizer, measured in turns. Then a profile of
+    our step, and its speed within `livt pretrain` on JPEGs relative to the step alone."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(os.cpu_count() or 1)
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[args.dtype]
@@ -183,7 +183,7 @@ def benchmark_mae(args: argparse.Namespace) -> dict[str, Any]:
         steps[name] = functools.partial(train_step, forward, pretraining_optimizer(model), dtype, pixels, noise=noise)
     peak = matmul_peak(device, dtype)
     rates = take_turns(steps, args, device)
-    peak = max(peak, matmul_peak(device, dtype))  # other work on the machine may have disturbed one of them
+    peak = max(peak, matmul_peak(device, dtype))  # either may suffer from other load on the machine
     print(
         f"ViT-{args.model_size}/{args.patch_size}, {args.image_size} px, batch {args.batch_size}, {args.dtype}, "
         f"{'compiled, ' * args.compile}{device}, {torch.get_num_threads()} threads; matmul peak {peak / 1e12:.2f} "
@@ -196,8 +196,8 @@ def benchmark_mae(args: argparse.Namespace) -> dict[str, Any]:
         flops, memory = counter.get_total_flops() / args.batch_size, step_memory(step, device)
         print(
             f"{name:<16}{rates[name]:8.1f} images/s {rates[name] / rates['upstream']:6.2f} x {flops / 1e9:7.1f} GFLOP "
-            f"an image, {flops * rates[name] / 1e12:.2f} TFLOP/s, {flops * rates[name] / peak:4.0%} of the peak, "
-            f"{memory / 2**20:6.0f} MiB in a step"
+            f"per image, {flops * rates[name] / 1e12:.2f} TFLOP/s, {flops * rates[name] / peak:4.0%} of the peak, "
+            f"{memory / 2**20:6.0f} MiB per step"
         )
         figures[name] = {
             "images_per_second": rates[name],
@@ -213,8 +213,8 @@ def benchmark_mae(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def benchmark_finetune(args: argparse.Namespace) -> dict[str, Any]:
-    """Images per second of a fine-tuning step: ours, and the same classifier with transformers' fused attention,
-    taking turns."""
+    """Images per second of a fine-tuning step: ours, and the same classifier with transformers' SDPA, measured in
+    turns."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(os.cpu_count() or 1)
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[args.dtype]
@@ -247,7 +247,7 @@ def benchmark_finetune(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def take_turns(steps: Mapping[str, Callable[[], None]], args: argparse.Namespace, device: str) -> dict[str, float]:
-    """Median images per second of each."""
+    """Median images per second of each step, measured in turns."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for repeat in range(args.repeats + 1):
         for name, step in steps.items():
@@ -256,13 +256,13 @@ def take_turns(steps: Mapping[str, Callable[[], None]], args: argparse.Namespace
                 step()
             if device == "cuda":
                 torch.cuda.synchronize()
-            if repeat:  # the first turn warms up
+            if repeat:  # the first turn is warm-up
                 seconds[name].append((time.perf_counter() - start) / args.steps)
     return {name: args.batch_size / statistics.median(values) for name, values in seconds.items()}
 
 
 def step_memory(step: Callable[[], None], device: str) -> int:
-    """Bytes that a step needs beside weights, optimizer and inputs: activations and gradients at their peak."""
+    """Peak bytes of activations and gradients in a step."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -284,7 +284,7 @@ KINDS = {
 
 
 def print_profile(step: Callable[[], None], device: str) -> dict[str, float]:
-    """The share of a step's time that each kind of operation takes, by torch's profiler."""
+    """Fraction of a step's time per kind of operation, from torch's profiler."""
     with torch.profiler.profile() as profiler:
         step()
     on_device = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
@@ -294,12 +294,12 @@ def print_profile(step: Callable[[], None], device: str) -> dict[str, float]:
     for name, time_spent in spent.items():
         kind = next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), "the rest")
         shares[kind] += time_spent / total
-    print("a step of ours: " + ", ".join(f"{share:.0%} {kind}" for kind, share in shares.items()))
+    print("our step: " + ", ".join(f"{share:.0%} {kind}" for kind, share in shares.items()))
     return shares
 
 
 def print_end_to_end(step: Callable[[], None], args: argparse.Namespace, device: str) -> dict[str, float]:
-    """The whole of `livt pretrain` on JPEG files against the step alone, taking turns."""
+    """Speed of `livt pretrain` on JPEG files relative to the step alone, measured in turns."""
     alone, whole = [], []
     with tempfile.TemporaryDirectory() as folder:
         write_photos(Path(folder) / "photos" / "train", 4 * args.batch_size, quality=90)
@@ -320,7 +320,7 @@ def print_end_to_end(step: Callable[[], None], args: argparse.Namespace, device:
             with contextlib.redirect_stdout(None), contextlib.redirect_stderr(io.StringIO()):
                 pretrain(run)
             lines = (Path(run.output_dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-            whole.append(json.loads(lines[-1])["images_per_second"])  # the first window warms up
+            whole.append(json.loads(lines[-1])["images_per_second"])  # the first logging window is warm-up
     ratio = statistics.median(run / step for run, step in zip(whole, alone, strict=True))
     print(f"end to end      {statistics.median(whole):8.1f} images/s, {ratio:.0%} of the step alone")
     return {"images_per_second": statistics.median(whole), "share_of_the_step": ratio}
@@ -339,7 +339,7 @@ def train_step(model, optimizer, dtype: torch.dtype, pixels: torch.Tensor, **inp
 
 
 def matmul_peak(device: str, dtype: torch.dtype, size: int = 2048) -> float:
-    """Best FLOP/s of a few square matrix products."""
+    """Highest FLOP/s of several square matrix products."""
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
     for _ in range(8):
@@ -352,8 +352,8 @@ def matmul_peak(device: str, dtype: torch.dtype, size: int = 2048) -> float:
 
 
 def write_photos(folder: Path, count: int, quality: int) -> list[Path]:
-    """JPEGs with the amplitude spectrum of photographs, 1 / frequency ** 1.4, in correlated colors: 0.34 bytes a pixel
-    at quality 90, the same as real photographs of that size (Grocery Store Dataset)."""
+    """Write JPEGs with the amplitude spectrum of photographs, 1 / frequency ** 1.4, in correlated colors: 0.34 bytes
+    per pixel at quality 90, as real photographs of that size have (Grocery Store Dataset)."""
     (folder / "a").mkdir(parents=True)
     files = []
     for index in range(count):
@@ -382,29 +382,29 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     everywhere = argparse.ArgumentParser(add_help=False)
-    everywhere.add_argument("--output", type=Path, metavar="FILE.json", help="keep the figures")
+    everywhere.add_argument("--output", type=Path, metavar="FILE.json", help="save the results to a file")
     measured = argparse.ArgumentParser(add_help=False)
     measured.add_argument("--batch_size", type=int, default=32, help="default: %(default)s")
-    measured.add_argument("--repeats", type=int, default=3, help="the median counts (default: %(default)s)")
+    measured.add_argument("--repeats", type=int, default=3, help="the median is reported (default: %(default)s)")
     model = argparse.ArgumentParser(add_help=False)
     model.add_argument("--model_size", default="ti", choices=list(VIT_SIZES), help="default: %(default)s")
     model.add_argument("--image_size", type=int, default=224, help="default: %(default)s")
     model.add_argument("--patch_size", type=int, default=16, help="default: %(default)s")
     model.add_argument("--dtype", default="bf16", choices=("bf16", "fp32"), help="default: %(default)s")
-    model.add_argument("--steps", type=int, default=3, help="steps of a turn (default: %(default)s)")
+    model.add_argument("--steps", type=int, default=3, help="steps per turn (default: %(default)s)")
 
     def add(name: str, run: Callable[[argparse.Namespace], dict[str, Any]], text: str, *parents) -> Any:
         command = commands.add_parser(name, help=text, description=run.__doc__, parents=[everywhere, *parents])
         command.set_defaults(run=run)
         return command
 
-    loader = add("loader", benchmark_loader, "image loading against PIL and timm", measured)
-    loader.add_argument("--images", type=int, default=192, help="different images (default: %(default)s)")
+    loader = add("loader", benchmark_loader, "image loading compared with PIL and timm", measured)
+    loader.add_argument("--images", type=int, default=192, help="number of distinct images (default: %(default)s)")
     loader.add_argument("--jpeg_quality", type=int, default=90, help="default: %(default)s")
-    mae = add("mae", benchmark_mae, "a pretraining step against upstream's", measured, model)
-    mae.add_argument("--compile", action="store_true", help="compile both sides with torch.compile")
-    add("finetune", benchmark_finetune, "a fine-tuning step with either attention", measured, model)
-    add("all", benchmark_all, "all of them, with their defaults")
+    mae = add("mae", benchmark_mae, "a pretraining step compared with upstream's", measured, model)
+    mae.add_argument("--compile", action="store_true", help="compile all models with torch.compile")
+    add("finetune", benchmark_finetune, "a fine-tuning step with our attention and with SDPA", measured, model)
+    add("all", benchmark_all, "all benchmarks, with their defaults")
     return parser
 
 

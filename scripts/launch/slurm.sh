@@ -1,7 +1,7 @@
 #!/bin/bash
 # Two nodes of eight GPUs under Slurm: sbatch scripts/launch/slurm.sh --recipe imagenet_lt --data_dir ... --output_dir mae
-# Two minutes before the time limit Slurm sends SIGTERM to the training, which saves and ends; the job then queues itself
-# again and the run goes on from there.
+# Two minutes before the time limit, Slurm sends SIGTERM; training saves a checkpoint and exits, and the job requeues itself
+# to resume from there.
 #SBATCH --job-name=livt
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -19,7 +19,7 @@ srun bash -c 'exec accelerate launch --multi_gpu --num_machines "$SLURM_NNODES" 
   --machine_rank "$SLURM_NODEID" --main_process_ip "$HEAD_NODE" --main_process_port 29500 --mixed_precision bf16 \
   scripts/run_mae.py "$@"' run "$@"
 
-# Finished runs have a run.json, written last; one that has failed, and would fail again, has saved no checkpoint.
+# A finished run has a run.json, written last. A run without a new checkpoint has failed, and would fail again.
 output_dir=$(printf '%s\n' "$@" | sed -n -e 's/^--output[-_]dir=//p' -e '/^--output[-_]dir$/{n;p}' | tail -n 1)
 saved=$(find "$output_dir" -maxdepth 1 -name 'checkpoint-*' -newer "$started")
 [ -f "$output_dir/run.json" ] || [ -z "$saved" ] || scontrol requeue "$SLURM_JOB_ID"
