@@ -7,7 +7,7 @@ from livt_hf.reporting.comparison_report import summarize, write_comparison
 
 
 def run(loss, seed, few, pretraining="mae_tail", parameters=5_500_000, post_hoc=None):
-    """Results of one run, as `livt compare` keeps them."""
+    """Results of one run, as in `livt compare`'s results.json."""
     accuracy = 40.0 + few / 4
     return {
         "name": f"{loss}-seed{seed}-{pretraining}",
@@ -61,7 +61,7 @@ def test_whole_files(written, name):
     assert (written / name).read_text(encoding="utf-8") == (FIXTURES / "comparison" / name).read_text(encoding="utf-8")
 
 
-def test_the_pictures_that_the_report_shows_are_there(written):
+def test_the_charts_in_the_report_exist(written):
     shown = ["accuracy.png", "convergence.png", "model_size.png"]
     assert sorted(file.name for file in written.glob("*.png")) == shown
     assert all(f"]({name})" in (written / "report.md").read_text() for name in shown)

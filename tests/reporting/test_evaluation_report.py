@@ -1,4 +1,4 @@
-"""report.md and report.html: whole, with the figures of results.json, and nothing that data could start."""
+"""report.md and report.html: full text, results as in results.json, text from data escaped."""
 
 import base64
 import hashlib
@@ -17,7 +17,7 @@ from livt_hf.reporting.evaluation_report import report_markdown, write_report
 
 
 class Page(HTMLParser):
-    """Tags with their attributes, the text of cells, and what scripts hold."""
+    """Tags with their attributes, the text of cells, and the text of scripts."""
 
     def __init__(self, text):
         super().__init__()
@@ -64,7 +64,7 @@ def page(written):
 
 
 def test_whole_files(written):
-    """The page without its style and script, which are the template's, and without what is drawn."""
+    """The page without style and script, which are the template's, and without charts."""
     markdown = (written / "report.md").read_text(encoding="utf-8")
     assert markdown == (FIXTURES / "report.md").read_text(encoding="utf-8")
     html = (written / "report.html").read_text(encoding="utf-8")
@@ -74,7 +74,7 @@ def test_whole_files(written):
     assert html == (FIXTURES / "report.html").read_text(encoding="utf-8")
 
 
-def test_the_tables_hold_the_figures(page):
+def test_the_tables_have_the_results(page):
     names = [" ".join(name.split()) for name in NAUGHTY]
     expected = [
         ["Medium-shot", "25.0", "2", "5 to 20 training images"],
@@ -91,7 +91,7 @@ def test_the_tables_hold_the_figures(page):
         assert row in page.rows
 
 
-def test_nothing_comes_from_outside(page):
+def test_the_page_is_self_contained(page):
     links = [value for _, attributes in page.tags for name, value in attributes.items() if name in ("src", "href")]
     links += [value for _, attributes in page.tags for name, value in attributes.items() if name == "xlink:href"]
     assert links
@@ -99,7 +99,7 @@ def test_nothing_comes_from_outside(page):
     assert not {"link", "iframe", "object", "base"} & {tag for tag, _ in page.tags}
 
 
-def test_names_start_nothing(page):
+def test_names_cannot_start_markup_or_scripts(page):
     assert len(page.scripts) == 1
     policy = next(attributes["content"] for _, attributes in page.tags if "http-equiv" in attributes)
     digest = base64.b64encode(hashlib.sha256(page.scripts[0].encode()).digest()).decode()
@@ -109,7 +109,7 @@ def test_names_start_nothing(page):
     assert escape_html("a\r\n\tb\u202e<\"'&") == "a b &lt;&quot;&#x27;&amp;"
 
 
-def test_charts_take_their_ink_from_the_page(page, written):
+def test_charts_take_their_colors_from_the_page(page, written):
     assert sum(tag == "svg" for tag, _ in page.tags) == 3
     text = (written / "report.html").read_text()
     assert "var(--ink)" in text

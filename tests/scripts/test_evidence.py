@@ -1,4 +1,4 @@
-"""The page of evidence and the README's table are what the measured comparisons say."""
+"""EVIDENCE.md and the README's table are generated from the measured comparisons."""
 
 import importlib.util
 import json
@@ -12,11 +12,11 @@ evidence = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(evidence)
 
 
-def test_the_page_is_what_the_comparisons_say():
+def test_the_page_is_up_to_date():
     assert (ROOT / "model_cards" / "EVIDENCE.md").read_text(encoding="utf-8") == evidence.evidence_page()
 
 
-def test_the_readme_holds_the_table_of_the_comparisons():
+def test_the_readme_has_the_current_table():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert readme == evidence.with_section(readme, evidence.readme_section())
     assert "| Bal-BCE |" in evidence.readme_section()

@@ -14,7 +14,7 @@ model_cards = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(model_cards)
 
 
-def test_the_table_is_what_the_results_say():
+def test_the_table_is_up_to_date():
     readme = (ROOT / "model_cards" / "README.md").read_text(encoding="utf-8")
     assert readme == model_cards.with_section(readme, model_cards.measured_section())
     assert "| [livt-digits](livt-digits/README.md) |" in readme
@@ -31,7 +31,7 @@ def test_every_model_has_a_card_with_its_pictures_and_no_weights():
         assert not list(folder.glob("*.safetensors"))
 
 
-def test_the_cards_are_what_the_templates_give_now(tmp_path):
+def test_the_cards_are_up_to_date(tmp_path):
     for file in (ROOT / "model_cards").glob("*/results.json"):
         folder = shutil.copytree(file.parent, tmp_path / file.parent.name)
         model_cards.write_card(folder)

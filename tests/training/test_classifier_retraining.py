@@ -66,9 +66,9 @@ def test_only_the_classifier_changes_and_a_resume_is_bit_identical(method, tmp_p
     is_scaled = bool((ratio - ratio[:, :1]).abs().max() < 1e-4)
     assert is_scaled == (method == "lws")
     card = (whole / "README.md").read_text()
-    assert "the trained classifier start, of which the last layer alone was trained, on class-balanced batches" in card
-    assert "Its probabilities take every class to be equally likely." in card
-    config = AutoConfig.from_pretrained(whole)  # equal shares, whatever the training set's
+    assert "the trained classifier start; only its last layer was retrained, on class-balanced batches" in card
+    assert "Its probabilities assume a uniform class prior." in card
+    config = AutoConfig.from_pretrained(whole)  # uniform, whatever the prior of the training set
     assert assumed_log_prior(config, ClassPrior(config.class_counts)).tolist() == [0.0] * 10
 
 

@@ -1,4 +1,4 @@
-"""`livt compare`: its figures are those of single fine-tunings; mean, spread and tables by hand; what it refuses."""
+"""`livt compare`: results equal those of single runs; mean, standard deviation and tables by hand; invalid options."""
 
 import json
 import statistics
@@ -166,13 +166,13 @@ SMALL = [
 SMALL += ["--rand_augment=none", "--num_hidden_layers=1"]
 
 
-def test_without_a_validation_split_the_curve_is_of_the_test_split_and_says_so(folder, tmp_path):
+def test_without_a_validation_split_the_curve_and_its_caption_are_of_the_test_split(folder, tmp_path):
     command = ["compare", *SMALL, f"--dataset={folder}", "--losses=ce", f"--output_dir={tmp_path}"]
     assert main([*command, "--max_steps=4", "--model_sizes=ti,s"]) == 0
     comparison = json.loads((tmp_path / "results.json").read_text())
     assert [entry["name"] for entry in comparison["runs"]] == ["ce-seed0-ti", "ce-seed0-s"]
     for entry in comparison["runs"]:
-        # The last point of the curve is the figure of the table: nothing was chosen in between.
+        # The last point of the curve is the value in the table: no epoch was selected.
         assert entry["curve"]["split"] == "test"
         assert entry["curve"]["accuracy"][-1] == entry["accuracy"]
         assert entry["curve"]["epoch"] == [1.0, 2.0]
@@ -224,7 +224,7 @@ def test_post_hoc_rows_are_the_adjusted_models_of_the_same_runs(folder, tmp_path
         (["--losses=ce", "--streaming"], "streaming: a stream has no split to compare on"),
     ],
 )
-def test_what_cannot_be_compared_is_said_before_anything_is_trained(capsys, tmp_path, monkeypatch, options, message):
+def test_invalid_options_are_reported_before_anything_is_trained(capsys, tmp_path, monkeypatch, options, message):
     monkeypatch.setattr("livt_hf.training.comparison.finetune", lambda *_: pytest.fail("trained"))
     assert main(["compare", *OPTIONS, f"--output_dir={tmp_path / 'out'}", *options]) == 2
     error = capsys.readouterr().err

@@ -26,7 +26,7 @@ def losses(folder: Path) -> list[float]:
 
 
 def begin(finished: Path, folder: Path, step: int) -> None:
-    """A folder that holds the first steps of the finished run."""
+    """A folder with the first steps of the finished run."""
     folder.mkdir()
     shutil.copytree(finished / f"checkpoint-{step}", folder / f"checkpoint-{step}")
     shutil.copy(finished / "metrics.jsonl", folder)
@@ -80,7 +80,7 @@ def test_two_machines_form_one_world(finished, tmp_path):
     assert losses(tmp_path / "run") == pytest.approx(losses(finished), rel=1e-4)
 
 
-def test_fsdp2_is_the_same_run_and_its_checkpoints_go_on_in_one_process(finished, tmp_path):
+def test_fsdp2_is_the_same_run_and_its_checkpoints_resume_in_one_process(finished, tmp_path):
     """Sharded from the start to step 16, then one process; probe and pictures need whole weights in between."""
     options = {**PRETRAIN, "output_dir": tmp_path / "run", "batch_size": 16, "probe_every": 1.2, "picture_every": 1}
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--use_fsdp"]

@@ -98,7 +98,7 @@ def test_it_takes_the_steps_of_a_plain_loop(tmp_path, mae_dir):
     counts = class_counts(splits["train"])
     torch.manual_seed(0)
     model = ViTForBalancedClassification.from_mae(mae_dir, counts)
-    # The classifier is drawn anew: take that of the run, before its first step.
+    # The classifier is newly initialized: take that of the run, before its first step.
     from accelerate.utils import set_seed
 
     from livt_hf.training.finetuning import build_classifier
@@ -190,7 +190,7 @@ def test_two_processes_train_as_one_at_the_same_global_batch(finished, mae_dir, 
             assert second[name] == pytest.approx(first[name], rel=1e-4)
 
 
-def test_without_a_validation_or_test_split_it_trains_and_says_so(tmp_path, capsys, mae_dir):
+def test_without_a_validation_or_test_split_it_trains_and_skips_evaluation(tmp_path, capsys, mae_dir):
     from PIL import Image
 
     for name, level in (("dark", 30), ("light", 220)):
@@ -228,7 +228,7 @@ def test_the_average_of_the_weights_survives_a_resume_and_is_what_is_saved(tmp_p
 
 
 def test_fsdp2_is_the_same_run_and_resumes_with_any_engine(finished, mae_dir, tmp_path):
-    """Whole, sharded over two processes; from its step 16 on, sharded anew; likewise in one process."""
+    """The whole run sharded over two processes; resumed at step 16, sharded again, or in one process."""
     one_dir, run_dir = tmp_path / "one", tmp_path / "run"
     options = {"pretrained": str(mae_dir), "drop_path": 0.0, "max_steps": 20, "epochs": 4, "warmup_epochs": 0.4}
     finetune(finetune_arguments(one_dir, **options), QUIET)
@@ -273,7 +273,7 @@ def test_fsdp2_is_the_same_run_and_resumes_with_any_engine(finished, mae_dir, tm
     check()
 
 
-def test_sizes_that_the_pretrained_model_decides_are_told(mae_dir, tmp_path, capsys):
+def test_sizes_set_by_the_pretrained_model_are_reported(mae_dir, tmp_path, capsys):
     finetune(finetune_arguments(tmp_path, pretrained=str(mae_dir), num_hidden_layers=5, max_steps=1), QUIET)
     assert f"num_hidden_layers 5: not used, the sizes are those of {mae_dir}" in capsys.readouterr().out
 

@@ -31,7 +31,7 @@ def test_it_trains_on_a_stream(tmp_path):
 
 
 def test_an_image_that_ends_the_evaluation_costs_no_training(tmp_path):
-    """The trained model is kept and named; once the image is mended, the same command evaluates it."""
+    """The trained model is kept and named; once the image is repaired, the same command evaluates it."""
     for split, count in (("train", 20), ("test", 4)):
         for index, (image, label) in enumerate(digits_images(count)):
             folder = tmp_path / "photos" / split / str(label)
@@ -66,7 +66,7 @@ def test_an_image_that_ends_the_evaluation_costs_no_training(tmp_path):
     assert finetune(args, QUIET)["seed"] == 1
 
 
-def test_what_a_pretrained_classifier_or_the_machine_cannot_do_is_told(tmp_path, capsys):
+def test_what_a_pretrained_classifier_or_the_machine_cannot_do_is_reported(tmp_path, capsys):
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="mixed_precision: fp16 needs a GPU; use bf16 or no"):
             finetune(finetune_arguments(tmp_path / "out", mixed_precision="fp16"), QUIET)

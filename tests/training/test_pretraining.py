@@ -80,7 +80,7 @@ def test_it_takes_the_steps_of_a_plain_adamw_loop(finished):
             torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_the_output_folder_holds_a_native_model_and_its_processor(finished):
+def test_the_output_folder_contains_a_native_model_and_its_processor(finished):
     names = {path.name for path in finished.iterdir()}
     expected = {"config.json", "model.safetensors", "preprocessor_config.json", "metrics.jsonl", "run.json"}
     expected |= {"loss_curve.png", "reconstructions.png", "README.md"}
@@ -170,7 +170,7 @@ def test_a_resume_takes_the_changed_options_from_its_first_step(finished, tmp_pa
     assert {int(entry["step"]) for entry in state.values()} == {16}
 
 
-def test_the_later_checkpoints_of_a_branch_that_is_left_are_set_aside(finished, tmp_path):
+def test_later_checkpoints_of_an_abandoned_branch_are_archived(finished, tmp_path):
     for name in ("checkpoint-8", "checkpoint-16"):
         shutil.copytree(finished / name, tmp_path / name)
     pretrain(pretrain_arguments(tmp_path, resume=str(tmp_path / "checkpoint-8"), max_steps=12, save_every=50))
@@ -187,7 +187,7 @@ def test_a_non_finite_loss_stops_the_run_with_the_weights_from_before(tmp_path):
 
 
 def test_a_bad_step_is_found_at_the_next_logged_step_and_changes_nothing(tmp_path, monkeypatch):
-    """Nothing waits for the device at each step: the update is left out there, and told at the next log line."""
+    """No step waits for the device: the update is skipped there, and reported at the next log line."""
     forward = LivtMAEForPreTraining.forward
     calls = []
 
@@ -206,8 +206,8 @@ def test_a_bad_step_is_found_at_the_next_logged_step_and_changes_nothing(tmp_pat
     assert not all(torch.equal(calls[3][name], calls[4][name]) for name in calls[3])
 
 
-def test_a_full_disk_is_told_in_one_line_and_costs_nothing(finished, tmp_path, monkeypatch):
-    """The second checkpoint meets a limit of the system on the size of files: every way of writing fails for real."""
+def test_a_full_disk_is_reported_in_one_line_and_loses_nothing(finished, tmp_path, monkeypatch):
+    """The second checkpoint hits a system limit on file size, so that every way of writing really fails."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill_the_disk(*args):
@@ -227,8 +227,8 @@ def test_a_full_disk_is_told_in_one_line_and_costs_nothing(finished, tmp_path, m
     assert same_weights(finished, tmp_path)
 
 
-def test_it_goes_on_from_a_published_autoencoder_at_another_image_size(finished, tmp_path):
-    """A file as transformers writes it (facebook/vit-mae-* are such): sizes and weights are its own."""
+def test_it_continues_from_a_published_autoencoder_at_another_image_size(finished, tmp_path):
+    """Sizes and weights come from a file as transformers writes it, such as facebook/vit-mae-*."""
     given = LivtMAEForPreTraining.from_pretrained(finished)
     args = pretrain_arguments(tmp_path, pretrained=str(finished), image_size=12, hidden_size=64, num_hidden_layers=None)
     model = build_autoencoder(args)
@@ -271,7 +271,7 @@ def test_a_file_without_a_decoder_gets_a_new_one(finished, tmp_path, capsys):
         ({"resume": "/nowhere/checkpoint-5"}, "resume: .* there is no such folder"),
     ],
 )
-def test_what_cannot_work_is_said_in_one_line(tmp_path, options, message):
+def test_invalid_options_are_reported_in_one_line(tmp_path, options, message):
     with pytest.raises(ValueError, match=message) as error:
         pretrain(pretrain_arguments(tmp_path, **options))
     assert "\n" not in str(error.value)
@@ -305,7 +305,7 @@ def test_a_checkpoint_of_another_patch_size_image_size_or_stage_is_refused(finis
 
 
 def test_pixels_that_are_no_numbers_are_bad_images(tmp_path):
-    """A float TIFF that holds NaN and infinity."""
+    """A float TIFF with NaN and infinity."""
     pixels = np.full((8, 8), 100.0, dtype=np.float32)
     for label in "ab":
         folder = tmp_path / "set" / "train" / label

@@ -1,4 +1,4 @@
-"""A run in its folder: its record, and continuing one that an earlier version began."""
+"""A run in its folder: its record, and resuming a run of an earlier version."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from livt_hf.training.pretraining import pretrain
 from livt_hf.training.record import RunOptions
 
 
-def test_the_record_holds_the_command_that_repeats_the_run(tmp_path):
+def test_the_record_has_the_command_that_repeats_the_run(tmp_path):
     args = pretrain_arguments(tmp_path / "mae", betas=[0.9, 0.99], norm_pix_loss=False)
     assert RunOptions(args).record(24)["command"] == (
         "livt pretrain --dataset digits --hidden_size 32 --num_hidden_layers 2 --num_attention_heads 2 --patch_size 2 "
@@ -30,7 +30,7 @@ def test_the_record_holds_the_command_that_repeats_the_run(tmp_path):
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
-def test_a_run_begun_with_an_earlier_version_continues(tmp_path, stage):
+def test_a_run_of_an_earlier_version_resumes(tmp_path, stage):
     """Runs of commit e5bae23, ended by SIGTERM at step 10 of 24; uninterrupted.jsonl is the log without the signal."""
     run_dir = tmp_path / "run"
     shutil.copytree(FIXTURES / "runs_e5bae23" / stage, run_dir)
