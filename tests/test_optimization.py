@@ -5,13 +5,24 @@ import re
 
 import pytest
 import torch
+from timm.optim import param_groups_layer_decay
 from torch import nn
 
+from helpers import tiny_models
 from helpers.paths import FIXTURES
+from helpers.tiny_models import tiny
 from livt_hf import LivtConfig, LivtMAEForPreTraining, ViTForBalancedClassification
 from livt_hf.models.configuration_livt import LivtMAEConfig
 from livt_hf.models.modeling_livt import config_for_classes
-from livt_hf.optimization import adamw, learning_rate, parameter_groups, schedule_length, warmup_cosine
+from livt_hf.optimization import (
+    adamw,
+    layer_ids,
+    learning_rate,
+    names_without_weight_decay,
+    parameter_groups,
+    schedule_length,
+    warmup_cosine,
+)
 
 LAYER_DECAY = json.loads((FIXTURES / "layer_decay.json").read_text())
 SCHEDULES = json.loads((FIXTURES / "lr_schedule.json").read_text())
@@ -192,3 +203,88 @@ def test_max_steps_is_the_length_of_the_schedule_and_keeps_the_share_of_the_warm
     assert max(rates) <= 1.0
     assert rates[-1] == pytest.approx(0.0, abs=1e-12)
     assert rates[3] == pytest.approx(3 / 3.5)  # 3 of the 3.5 steps of warm-up
+
+
+# Layers of any image classifier
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("vit", {r"embeddings": 0, r"layers\.0": 1, r"layers\.1": 2, r"^vit\.layernorm|^classifier": 3}),
+        ("deit", {r"embeddings": 0, r"layers\.0": 1, r"layers\.1": 2, r"^deit\.layernorm|^classifier": 3}),
+        ("beit", {r"embeddings": 0, r"layers\.0": 1, r"layers\.1": 2, r"pooler|^classifier": 3}),
+        ("dinov2", {r"embeddings": 0, r"layer\.0": 1, r"layer\.1": 2, r"^dinov2\.layernorm|^classifier": 3}),
+        (
+            "swin",
+            {
+                r"embeddings": 0,
+                r"layers\.0\.blocks\.0": 1,
+                r"layers\.0\.downsample|layers\.1\.blocks\.0": 2,
+                r"layers\.1\.blocks\.1": 3,
+                r"^swin\.layernorm|^classifier": 4,
+            },
+        ),
+        (
+            "convnext",
+            {
+                r"embeddings": 0,
+                r"stages\.0\.layers\.0": 1,
+                r"stages\.1\.(downsampling_layer|layers\.0)": 2,
+                r"stages\.1\.layers\.1": 3,
+                r"^convnext\.layernorm|^classifier": 4,
+            },
+        ),
+    ],
+)
+def test_layers_by_hand(family, expected):
+    layers = layer_ids(tiny(family))
+    for name, layer in layers.items():
+        assert [value for pattern, value in expected.items() if re.search(pattern, name)] == [layer], name
+    assert set(layers.values()) == set(expected.values())
+
+
+@pytest.mark.parametrize("family", ["timm", "timm_convnext", "timm_swin"])
+def test_layers_and_decay_are_those_of_timm_except_for_the_final_norm(family):
+    model = tiny(family)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+
+    def settings(groups):
+        return {
+            names[id(parameter)]: (pytest.approx(group["lr_scale"]), group["weight_decay"])
+            for group in groups
+            for parameter in group["params"]
+        }
+
+    exempt = model.timm_model.no_weight_decay() if hasattr(model.timm_model, "no_weight_decay") else ()
+    expected = settings(param_groups_layer_decay(model.timm_model, 0.05, exempt, layer_decay=0.75))
+    found = settings(parameter_groups(model, 0.05, layer_decay=0.75))
+    different = {name for name in expected if found[name] != expected[name]}
+    assert {name.rsplit(".", 1)[0] for name in different} <= {"timm_model.norm", "timm_model.head.norm"}
+    assert found.keys() == expected.keys()
+
+
+def test_the_general_rule_finds_the_layers_that_the_livt_model_declares():
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+    model = ViTForBalancedClassification(LivtConfig(**sizes, image_size=8, patch_size=4))
+    declared, without_decay = layer_ids(model), names_without_weight_decay(model)
+    model.__class__ = model.__class__.__base__  # a native BEiT, which declares nothing
+    assert layer_ids(model) == declared
+    assert names_without_weight_decay(model) == without_decay
+
+
+def test_beits_shared_position_bias_is_on_top():
+    config = {**tiny_models.CLASSES["beit"][2], "use_relative_position_bias": False}
+    model = tiny_models.BeitForImageClassification(
+        tiny_models.BeitConfig(**config, use_shared_relative_position_bias=True, num_labels=3)
+    )
+    assert layer_ids(model)["beit.shared_position_bias.relative_position_bias_table"] == 3
+
+
+def test_positions_and_tokens_are_not_decayed():
+    names = {family: names_without_weight_decay(tiny(family)) for family in ("deit", "swin", "convnext")}
+    tokens = ("cls_token", "distillation_token", "position_embeddings")
+    assert names["deit"] == {f"deit.embeddings.{name}" for name in tokens}
+    assert len(names["swin"]) == 3
+    assert all(name.endswith("relative_position_bias_table") for name in names["swin"])
+    assert names["convnext"] == set()

@@ -10,7 +10,6 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, ViTMAEForPreTraining, ViTMAEModel
 
 from helpers.conversion import DECODER_HEADS, FINETUNED, HEADS, PRETRAINED, changed, convert_classifier
@@ -21,12 +20,6 @@ from livt_hf.conversion.key_map import key_map, to_native, to_official
 from livt_hf.conversion.official import convert_checkpoint, read_checkpoint
 from livt_hf.models.configuration_livt import LivtMAEConfig
 from livt_hf.models.modeling_livt import NO_KEY_BIAS
-
-
-@pytest.fixture(scope="module")
-def outputs():
-    """Outputs of the official code for one batch."""
-    return load_file(FIXTURES / "official_outputs.safetensors")
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,8 @@ from livt_hf.conversion.official import convert_checkpoint, read_checkpoint
 FINETUNED = FIXTURES / "livt_finetune_global_pool.pth"
 PRETRAINED = FIXTURES / "livt_pretrain.pth"
 HEADS = {"num_attention_heads": 3}  # width 48 is outside the ViT family
+POOLINGS = ("global_pool", "cls_token")
+NAMES = ["n01 <cat>", "dög", *(f"class {label}" for label in range(10))]
 DECODER_HEADS = {"decoder_num_attention_heads": 4}
 
 

@@ -1,8 +1,7 @@
-"""Any image classifier as a start: layer decay, checkpoints of other classes or sizes, the whole fine-tuning."""
+"""Any image classifier as a start: checkpoints of other classes or sizes, the whole fine-tuning."""
 
 import json
 import os
-import re
 import signal
 from pathlib import Path
 
@@ -10,17 +9,14 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from timm.optim import param_groups_layer_decay
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTImageProcessor, pipeline
 
 from helpers import tiny_models
 from helpers.tiny_models import FAMILIES, save_tiny, tiny
 from helpers.training import QUIET, finetune_arguments, log_lines
-from livt_hf import LivtConfig, ViTForBalancedClassification, store_class_counts
 from livt_hf.data import class_counts, load_long_tailed
 from livt_hf.models.loading import classifier_layers
 from livt_hf.models.transfer import load_pretrained_classifier, saved_image_size, saved_statistics
-from livt_hf.optimization import layer_ids, names_without_weight_decay, parameter_groups
 from livt_hf.training.finetuning import finetune
 
 DIGITS = {str(digit): count for digit, count in enumerate((120, 78, 50, 33, 21, 14, 9, 6, 4, 2))}
@@ -32,91 +28,6 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
     """A checkpoint of each family, with a classifier of 3 classes."""
     folder = tmp_path_factory.mktemp("checkpoints")
     return {family: save_tiny(family, folder / family, num_labels=3) for family in tiny_models.CLASSES}
-
-
-# Layer decay
-
-
-@pytest.mark.parametrize(
-    ("family", "expected"),
-    [
-        ("vit", {r"embeddings": 0, r"layers\.0": 1, r"layers\.1": 2, r"^vit\.layernorm|^classifier": 3}),
-        ("deit", {r"embeddings": 0, r"layers\.0": 1, r"layers\.1": 2, r"^deit\.layernorm|^classifier": 3}),
-        ("beit", {r"embeddings": 0, r"layers\.0": 1, r"layers\.1": 2, r"pooler|^classifier": 3}),
-        ("dinov2", {r"embeddings": 0, r"layer\.0": 1, r"layer\.1": 2, r"^dinov2\.layernorm|^classifier": 3}),
-        (
-            "swin",
-            {
-                r"embeddings": 0,
-                r"layers\.0\.blocks\.0": 1,
-                r"layers\.0\.downsample|layers\.1\.blocks\.0": 2,
-                r"layers\.1\.blocks\.1": 3,
-                r"^swin\.layernorm|^classifier": 4,
-            },
-        ),
-        (
-            "convnext",
-            {
-                r"embeddings": 0,
-                r"stages\.0\.layers\.0": 1,
-                r"stages\.1\.(downsampling_layer|layers\.0)": 2,
-                r"stages\.1\.layers\.1": 3,
-                r"^convnext\.layernorm|^classifier": 4,
-            },
-        ),
-    ],
-)
-def test_layers_by_hand(family, expected):
-    layers = layer_ids(tiny(family))
-    for name, layer in layers.items():
-        assert [value for pattern, value in expected.items() if re.search(pattern, name)] == [layer], name
-    assert set(layers.values()) == set(expected.values())
-
-
-@pytest.mark.parametrize("family", ["timm", "timm_convnext", "timm_swin"])
-def test_layers_and_decay_are_those_of_timm_except_for_the_final_norm(family):
-    model = tiny(family)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-
-    def settings(groups):
-        return {
-            names[id(parameter)]: (pytest.approx(group["lr_scale"]), group["weight_decay"])
-            for group in groups
-            for parameter in group["params"]
-        }
-
-    exempt = model.timm_model.no_weight_decay() if hasattr(model.timm_model, "no_weight_decay") else ()
-    expected = settings(param_groups_layer_decay(model.timm_model, 0.05, exempt, layer_decay=0.75))
-    found = settings(parameter_groups(model, 0.05, layer_decay=0.75))
-    different = {name for name in expected if found[name] != expected[name]}
-    assert {name.rsplit(".", 1)[0] for name in different} <= {"timm_model.norm", "timm_model.head.norm"}
-    assert found.keys() == expected.keys()
-
-
-def test_the_general_rule_finds_the_layers_that_the_livt_model_declares():
-    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
-    model = ViTForBalancedClassification(LivtConfig(**sizes, image_size=8, patch_size=4))
-    declared, without_decay = layer_ids(model), names_without_weight_decay(model)
-    model.__class__ = model.__class__.__base__  # a native BEiT, which declares nothing
-    assert layer_ids(model) == declared
-    assert names_without_weight_decay(model) == without_decay
-
-
-def test_beits_shared_position_bias_is_on_top():
-    config = {**tiny_models.CLASSES["beit"][2], "use_relative_position_bias": False}
-    model = tiny_models.BeitForImageClassification(
-        tiny_models.BeitConfig(**config, use_shared_relative_position_bias=True, num_labels=3)
-    )
-    assert layer_ids(model)["beit.shared_position_bias.relative_position_bias_table"] == 3
-
-
-def test_positions_and_tokens_are_not_decayed():
-    names = {family: names_without_weight_decay(tiny(family)) for family in ("deit", "swin", "convnext")}
-    tokens = ("cls_token", "distillation_token", "position_embeddings")
-    assert names["deit"] == {f"deit.embeddings.{name}" for name in tokens}
-    assert len(names["swin"]) == 3
-    assert all(name.endswith("relative_position_bias_table") for name in names["swin"])
-    assert names["convnext"] == set()
 
 
 # The classifier of a checkpoint
@@ -227,32 +138,6 @@ def test_size_and_statistics_are_those_of_the_saved_image_processor(tmp_path):
     )
     assert (saved_image_size(path, config), saved_statistics(path)) == (24, ([0.5] * 3, [0.25] * 3))
     assert load_pretrained_classifier(path, DIGITS).config.image_size == 24
-
-
-# store_class_counts
-
-
-@pytest.mark.parametrize("family", ["vit", "timm"])
-def test_class_counts_survive_the_round_trip_in_label_order(family, tmp_path):
-    model = tiny(family, 3)
-    store_class_counts(model.config, {"zebra": 9, "ant": 4, "moth": 1}, loss="bal_ce", tau=0.5)
-    model.save_pretrained(tmp_path)
-    config = AutoModelForImageClassification.from_pretrained(tmp_path).config
-    assert config.id2label == {0: "zebra", 1: "ant", 2: "moth"}
-    assert config.class_counts == {"zebra": 9, "ant": 4, "moth": 1}
-    assert (config.loss, config.tau, config.shot_groups) == ("bal_ce", 0.5, {"many": 100, "few": 20, "by": "count"})
-
-
-def test_class_counts_must_be_those_of_the_models_classes():
-    config = tiny_models.ViTConfig(id2label={0: "a", 1: "b"}, label2id={"a": 0, "b": 1})
-    with pytest.raises(ValueError, match="class_counts: 3 classes, but the model has 2; load it with num_labels=3"):
-        store_class_counts(config, [3, 2, 1])
-    with pytest.raises(ValueError, match="only in id2label: 'b'; only in class_counts: 'c'"):
-        store_class_counts(config, {"a": 1, "c": 1})
-    with pytest.raises(ValueError, match="loss: 'bal_bc' is unknown"):
-        store_class_counts(config, [3, 2], loss="bal_bc")
-    store_class_counts(config, [3, 2])
-    assert config.class_counts == {"a": 3, "b": 2}
 
 
 # The whole fine-tuning

@@ -1,6 +1,5 @@
-"""To timm and back, and to ONNX: the same logits, the same preprocessing of images."""
+"""To timm and back: the same logits, the same preprocessing of images."""
 
-import importlib.util
 import json
 
 import numpy as np
@@ -8,47 +7,17 @@ import PIL.Image
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, BeitConfig, BeitForImageClassification
 from transformers.utils.logging import disable_progress_bar
 
-from helpers.paths import FIXTURES
+from helpers.conversion import NAMES, POOLINGS
 from livt_hf import LivtConfig, ViTForBalancedClassification
 from livt_hf.cli import main
-from livt_hf.conversion.official import convert_checkpoint
-from livt_hf.conversion.onnx_format import ONNX_PACKAGES, export_onnx
 from livt_hf.conversion.timm_format import convert_timm, crop_ratio, export_timm
-from livt_hf.data import load_long_tailed
 from livt_hf.data.transforms import image_processor
 
-POOLINGS = ("global_pool", "cls_token")
-NAMES = ["n01 <cat>", "dög", *(f"class {label}" for label in range(10))]
-needs_onnx = pytest.mark.skipif(
-    not all(importlib.util.find_spec(name) for name in ONNX_PACKAGES), reason="the extra `export` is not installed"
-)
 disable_progress_bar()
-
-
-@pytest.fixture(scope="module")
-def classifiers(tmp_path_factory):
-    """Pooling -> folder of a converted official classifier with 12 named classes."""
-    folder = tmp_path_factory.mktemp("classifiers")
-    (folder / "names.json").write_text(json.dumps(NAMES))
-    for pooling in POOLINGS:
-        convert_checkpoint(
-            FIXTURES / f"livt_finetune_{pooling}.pth",
-            folder / pooling,
-            "livt-finetune",
-            num_attention_heads=3,
-            dataset="inat18",
-            labels=folder / "names.json",
-        )
-    return {pooling: folder / pooling for pooling in POOLINGS}
-
-
-@pytest.fixture(scope="module")
-def outputs():
-    return load_file(FIXTURES / "official_outputs.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +27,7 @@ def photo():
     return PIL.Image.fromarray(pixels).resize((70, 90), PIL.Image.Resampling.BICUBIC)
 
 
-# timm
+# To timm
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -229,91 +198,3 @@ def test_what_timm_cannot_load_gets_one_line(tmp_path, capsys):
         error = capsys.readouterr().err
         assert error.startswith(f"error: {model}: timm cannot load it: ")
         assert error.count("\n") == 1
-
-
-# ONNX
-
-
-@needs_onnx
-def test_onnx_gives_the_same_logits_for_any_batch_of_real_images(tmp_path, capsys, classifiers):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    folder, model = tmp_path / "onnx", classifiers["global_pool"]
-    assert main(["export", "--format", "onnx", "--model", str(model), "--output_dir", str(folder)]) == 0
-    assert "64 images of digits: logits differ by at most" in capsys.readouterr().out
-    check = json.loads((folder / "check.json").read_text())
-    assert (check["images"], check["dataset"], check["split"], check["top1_agreement"]) == (64, "digits", "test", 100.0)
-    assert check["largest_difference"] <= 1e-5
-    times = check["milliseconds_per_image"]
-    assert check["speed_ratio"] == pytest.approx(times["torch"] / times["onnxruntime"])
-
-    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
-    assert [given.shape for given in session.get_inputs()] == [["batch", 3, 32, 32]]
-    classifier = AutoModelForImageClassification.from_pretrained(model)
-    processor = AutoImageProcessor.from_pretrained(folder)
-    images = [row["bytes"] for row in load_long_tailed("digits")["test"].with_format(None)[:5]["image"]]
-    pixels = processor([_open(content) for content in images], return_tensors="pt").pixel_values
-    for batch in (pixels[:1], pixels[:2], pixels):
-        with torch.no_grad():
-            expected = classifier(batch).logits.numpy()
-        (logits,) = session.run(None, {"pixel_values": batch.numpy()})
-        np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
-
-    metadata = session.get_modelmeta().custom_metadata_map
-    assert json.loads(metadata["labels"]) == NAMES
-    assert json.loads(metadata["preprocessing"]) == {
-        "convert": "RGB",
-        "resize_shortest_edge": 36,
-        "interpolation": "bicubic",
-        "center_crop": {"height": 32, "width": 32},
-        "rescale": pytest.approx(1 / 255),
-        "mean": [0.466, 0.471, 0.380],
-        "std": [0.195, 0.194, 0.192],
-        "layout": "NCHW",
-    }
-    assert AutoImageProcessor.from_pretrained(model).to_dict() == processor.to_dict()
-
-
-def _open(content):
-    import io
-
-    return PIL.Image.open(io.BytesIO(content))
-
-
-@needs_onnx
-def test_weights_too_large_for_one_onnx_file_are_saved_beside_it(tmp_path, monkeypatch, classifiers):
-    monkeypatch.setattr("livt_hf.conversion.onnx_format.ONE_FILE_LIMIT", 0)
-    check = export_onnx(classifiers["cls_token"], tmp_path / "onnx", num_images=8)
-    assert (tmp_path / "onnx" / "model.onnx.data").stat().st_size > 300_000
-    assert check["largest_difference"] <= 1e-5
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--num_images", "2"], "num_images: 2; at least 8 are needed"),
-        (["--split", "dev"], "split: digits has no split 'dev'; choose one of train, validation, test"),
-        (["--dataset", "nowhere"], "dataset: 'nowhere' is "),
-    ],
-)
-@needs_onnx
-def test_what_cannot_be_compared_is_named(tmp_path, capsys, classifiers, options, message):
-    argv = [
-        "export",
-        "--format",
-        "onnx",
-        "--model",
-        str(classifiers["cls_token"]),
-        "--output_dir",
-        str(tmp_path / "out"),
-    ]
-    assert main([*argv, *options]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {message}")
-    assert not (tmp_path / "out").exists()
-
-
-def test_without_its_packages_onnx_explains_how_to_install_them(tmp_path, monkeypatch, classifiers):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else object())
-    with pytest.raises(
-        ValueError, match=r"^format: onnx needs onnxscript; install .* pip install 'livt-hf\[export\]'$"
-    ):
-        export_onnx(classifiers["global_pool"], tmp_path / "out")
