@@ -1,4 +1,4 @@
-"""Class names: their order in a config, and matching classes by name."""
+"""Class names: stored in a config in label order, and matched between a dataset and a model."""
 
 from __future__ import annotations
 
@@ -8,17 +8,23 @@ from typing import Any
 
 import numpy as np
 
-KEY = re.compile(r"(n\d{8}|\d+)(?: |$)")  # a WordNet id, or a number such as iNaturalist's category id
+KEY = re.compile(r"(n\d{8}|\d+)(?: |$)")  # a WordNet id, or a number such as iNaturalist's category ids
 
 
 def match_labels(data_names: Sequence[str], model_names: Sequence[str], where: str = "the data") -> np.ndarray:
-    """(C_data,) int64, the model's label of each of the data's classes: ``model_label = match_labels(...)[label]``.
+    """Labels of the dataset's classes in the model: ``model_label = match_labels(...)[data_label]``.
 
-    Names are compared whole; if they differ, by a WordNet id or number that they begin with ("n02012849" is
+    Full names are compared; if they differ, the WordNet ids or numbers at their beginning ("n02012849" matches
     "n02012849 crane").
 
+    Args:
+        where: the dataset, for the error message.
+
+    Returns:
+        int64 (classes of the data,).
+
     Raises:
-        ValueError: classes of the data that the model does not have; both sides' unmatched names are listed.
+        ValueError: the dataset has classes that the model does not have; the unmatched names of both are listed.
     """
     label_of = {name: label for label, name in enumerate(model_names)}
     if not set(data_names) <= set(label_of):
@@ -36,7 +42,7 @@ def match_labels(data_names: Sequence[str], model_names: Sequence[str], where: s
 
 
 def _keys(names: Sequence[str]) -> list[str]:
-    """What each name begins with; empty if one has no key or two share one."""
+    """The key at the beginning of each name; empty if a name has none, or two names have the same."""
     keys = [match[1] for match in map(KEY.match, names) if match]
     return keys if len(set(keys)) == len(names) else []
 
@@ -47,25 +53,25 @@ def abbreviate(names: Sequence[str], limit: int = 20) -> str:
 
 
 def class_names(config: Any) -> list[str]:
-    """The class names of any model's config, in label order."""
+    """The class names in the config of any model, in label order."""
     return [str(config.id2label[label]) for label in range(config.num_labels)]
 
 
 def set_class_names(config: Any, names: Sequence[str]) -> None:
-    """Name the classes of any model's config, in label order."""
+    """Store class names, in label order, in the config of any model."""
     for field, value in label_names(names).items():
         setattr(config, field, value)
-    if hasattr(config, "label_names"):  # what a timm model saves in the place of id2label
+    if hasattr(config, "label_names"):  # saved by timm models instead of id2label
         config.label_names = list(names)
 
 
 def placeholder_names(num_labels: int) -> list[str]:
-    """The class names of a transformers config that was given none."""
+    """The class names of a transformers config that was created without any."""
     return [f"LABEL_{label}" for label in range(num_labels)]
 
 
 def check_same_names(expected: Sequence[str], found: Sequence[str] | Mapping[str, Any], *where: str) -> None:
-    """ValueError that lists the class names which stand on one side only; ``where`` names the two sides."""
+    """ValueError if the class names differ, listing those found on one side only; ``where`` names the two sides."""
     known, wanted = set(found), set(expected)
     missing = [name for name in expected if name not in known]
     unexpected = [name for name in found if name not in wanted]
@@ -79,7 +85,7 @@ def check_same_names(expected: Sequence[str], found: Sequence[str] | Mapping[str
 
 
 def label_names(class_names: Sequence[str]) -> dict[str, Any]:
-    """`id2label` and `label2id` for a config, from class names in label order."""
+    """Config arguments ``id2label`` and ``label2id`` from class names in label order."""
     return {
         "id2label": dict(enumerate(class_names)),
         "label2id": {name: label for label, name in enumerate(class_names)},

@@ -1,8 +1,8 @@
-"""Parameter groups with layer-wise learning-rate decay, and the warm-up + cosine schedule.
+"""Parameter groups with layer-wise learning-rate decay, warmup + cosine schedule, moving average of the weights.
 
 Official counterparts: `util/lr_decay.py` (fine-tuning), timm's `add_weight_decay` (pretraining), `util/lr_sched.py`.
-No architecture is known here: a model may declare `no_weight_decay()` and `layer_id(name)`; for one that does not, both
-follow from how its modules are built and named (`layer_ids`, `names_without_weight_decay`).
+Nothing here depends on the architecture: a model may declare `no_weight_decay()` and `layer_id(name)`; otherwise both
+are inferred from its module tree and parameter names (`layer_ids`, `names_without_weight_decay`).
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-EMA_FILE = "ema.safetensors"  # in a checkpoint, beside the weights that are trained
+EMA_FILE = "ema.safetensors"  # in a checkpoint, beside the trained weights
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
     """Trainable parameters in groups ``{"params", "lr_scale", "weight_decay"}``, each parameter in exactly one.
 
-    Parameters with one dimension, and those of `names_without_weight_decay`, go without weight decay. With a layer
-    decay d below 1, a parameter of layer i of `layer_ids` learns at ``d ** (largest layer - i)`` times the learning
-    rate (head: 1).
+    One-dimensional parameters and those of `names_without_weight_decay` have no weight decay. ``lr_scale`` of a
+    parameter of layer i (`layer_ids`) is ``layer_decay ** (largest layer - i)``, 1 for the head.
 
     Raises:
-        ValueError: a layer decay for a model in which no blocks are found.
+        ValueError: ``layer_decay`` is not 1, and no blocks are found in the model.
     """
     without_decay = names_without_weight_decay(model)
     layers = layer_ids(model) if layer_decay != 1.0 else {}
@@ -47,15 +46,17 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
 
 
 def layer_ids(model: nn.Module) -> dict[str, int]:
-    """``{parameter name: layer id}``: what the model declares, or one rule for any image model.
+    """``{parameter name: layer id}``, as declared by the model or by one rule for all image models.
 
-    The rule: the blocks of `block_names`, over all stages, are layers 1 to n. What is registered before the first block
-    (patches, tokens, positions) is layer 0, what comes after the last (final norm, pooler, classifier) n + 1, and what
-    lies between two blocks (a downsampling) belongs to the block that follows it.
+    The blocks of `block_names`, over all stages, are layers 1 to n. Modules registered before the first block (patch
+    embedding, tokens, positions) are layer 0, those after the last (final norm, pooler, classifier) n + 1, and those
+    between two blocks (downsampling) belong to the block that follows.
 
-    That is BEiT's and MAE's convention for ViTs (`get_num_layer_for_vit`, with the position bias that BEiT's blocks may
-    share on top). timm's (`param_groups_layer_decay`) is the same, stages included, except that it counts the final
-    norm to the last block.
+    This is BEiT's and MAE's convention for ViTs (`get_num_layer_for_vit`; BEiT's shared position bias is n + 1). timm's
+    `param_groups_layer_decay` differs only in the final norm, which it assigns to the last block.
+
+    Raises:
+        ValueError: no blocks are found.
     """
     names = [name for name, _ in model.named_parameters()]
     if hasattr(model, "layer_id"):
@@ -76,9 +77,9 @@ def layer_ids(model: nn.Module) -> dict[str, int]:
 
 
 def block_names(module: nn.Module, path: str = "", depth: int = 2) -> list[str]:
-    """Names of the residual blocks in order: the members of numbered lists, or of the lists inside these (stages).
+    """Names of the residual blocks in order: the members of lists of blocks, or of lists nested in these (stages).
 
-    A list is a ModuleList or Sequential whose members are all of one class, and not of torch's own layers.
+    A list of blocks is a ModuleList or Sequential whose members are all of one class that is not from torch.nn.
     """
     members = list(module.named_children())
     if not _is_list_of_blocks(module):
@@ -98,7 +99,7 @@ def _is_list_of_blocks(module: nn.Module) -> bool:
     return len(classes) == len(own) == 1
 
 
-# Tokens and positions, by the names that transformers gives them; timm and the official code do not decay them either.
+# Tokens and positions, by their names in transformers; timm and the official code do not decay them either.
 _WITHOUT_DECAY = {
     "cls_token",
     "distillation_token",
@@ -110,7 +111,7 @@ _WITHOUT_DECAY = {
 
 
 def names_without_weight_decay(model: nn.Module) -> set[str]:
-    """What the model, or a model inside it, declares by `no_weight_decay()`; otherwise tokens and positions."""
+    """Names declared by `no_weight_decay()` of the model or of its submodules; otherwise tokens and positions."""
     declaring = [(path, module) for path, module in model.named_modules() if hasattr(module, "no_weight_decay")]
     if declaring:
         return {f"{path}.{name}".lstrip(".") for path, module in declaring for name in module.no_weight_decay()}
@@ -118,7 +119,7 @@ def names_without_weight_decay(model: nn.Module) -> set[str]:
 
 
 def adamw(groups: list[dict[str, Any]], peak_lr: float, betas: Sequence[float]) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`, each at ``peak_lr * lr_scale``; fused kernels where every device has them."""
+    """AdamW over `parameter_groups`, each at ``peak_lr * lr_scale``; fused if all devices support it."""
     for group in groups:
         group["lr"] = peak_lr * group["lr_scale"]
     fused = all(parameter.device.type in ("cpu", "cuda") for group in groups for parameter in group["params"])
@@ -126,9 +127,9 @@ def adamw(groups: list[dict[str, Any]], peak_lr: float, betas: Sequence[float]) 
 
 
 def learning_rate(epoch: float, peak_lr: float, min_lr: float, warmup_epochs: float, epochs: float) -> float:
-    """Learning rate at a fractional epoch: linear from 0 to ``peak_lr``, then half a cosine down to ``min_lr``.
+    """Learning rate at a fractional epoch: linear warmup from 0 to ``peak_lr``, then cosine decay to ``min_lr``.
 
-    ``peak_lr`` is the base learning rate x effective batch / 256.
+    ``peak_lr`` is the base learning rate x effective batch size / 256.
     """
     if epoch < warmup_epochs:
         return peak_lr * epoch / warmup_epochs
@@ -144,20 +145,20 @@ def warmup_cosine(
     warmup_epochs: float,
     epochs: float,
 ) -> LambdaLR:
-    """`learning_rate` as a scheduler that is stepped once an optimizer step; it scales every group alike."""
+    """`learning_rate` as a scheduler to be stepped once per optimizer step; it scales all groups equally."""
 
-    def share_of_peak(step: int) -> float:
+    def fraction_of_peak(step: int) -> float:
         return learning_rate(step / steps_per_epoch, peak_lr, min_lr, warmup_epochs, epochs) / peak_lr
 
-    return LambdaLR(optimizer, share_of_peak)
+    return LambdaLR(optimizer, fraction_of_peak)
 
 
 def schedule_length(
     steps_per_epoch: int, epochs: float, warmup_epochs: float, max_steps: int | None
 ) -> tuple[int, float, float]:
-    """Total steps, epochs and warm-up epochs of a run.
+    """Total steps, epochs and warmup epochs of a run.
 
-    ``max_steps`` replaces the number of epochs as the length of the schedule; the warm-up keeps its share of it.
+    ``max_steps`` replaces the number of epochs as the length of the schedule; the warmup remains the same fraction.
     """
     if max_steps is None:
         # 0.07 epochs of 100 steps are 7 steps, and 7.000000000000001 in floating point
@@ -171,8 +172,8 @@ class Schedule:
     """Length of a run and its learning rate.
 
     Attributes:
-        steps: optimizer steps.
-        global_batch_size: images of a step, over all processes and accumulation steps.
+        steps: number of optimizer steps.
+        global_batch_size: images per optimizer step, over all processes and accumulation steps.
         peak_lr: base learning rate x global batch size / 256.
     """
 
@@ -196,16 +197,22 @@ class Schedule:
         base_lr: float,
         min_lr: float,
     ) -> Schedule:
+        """The schedule of a run; arguments as in `schedule_length`."""
         length = schedule_length(steps_per_epoch, epochs, warmup_epochs, max_steps)
         return cls(*length, steps_per_epoch, global_batch_size, base_lr * global_batch_size / 256, min_lr)
 
     def scheduler(self, optimizer: torch.optim.Optimizer) -> LambdaLR:
+        """See `warmup_cosine`."""
         steps, peak_lr, min_lr = self.steps_per_epoch, self.peak_lr, self.min_lr
         return warmup_cosine(optimizer, steps, peak_lr, min_lr, self.warmup_epochs, self.epochs)
 
 
 class WeightAverage:
-    """The average of ``model``'s weights; every process keeps its own, all of them equal."""
+    """Exponential moving average (EMA) of a model's weights and buffers. Every process keeps an equal copy.
+
+    Args:
+        decay: weight of the old average in an update, in [0, 1).
+    """
 
     def __init__(self, model: nn.Module, decay: float):
         if not 0.0 <= decay < 1.0:
@@ -215,6 +222,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
+        """Average in the current weights; tensors of integers are copied."""
         for name, tensor in model.state_dict().items():
             average = self.weights[name]
             if average.is_floating_point():
@@ -224,7 +232,7 @@ class WeightAverage:
 
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:
-        """The model holds the average; afterwards its own weights again, bit by bit."""
+        """Context in which the model has the averaged weights; its own are restored afterwards, bit for bit."""
         own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         model.load_state_dict(self.weights)
         try:
@@ -233,11 +241,12 @@ class WeightAverage:
             model.load_state_dict(own)
 
     def save(self, folder: Path) -> None:
+        """Write the average to `EMA_FILE` in a folder."""
         weights = {name: tensor.cpu().contiguous() for name, tensor in self.weights.items()}
         save_file(weights, folder / EMA_FILE)
 
     def load(self, folder: Path, model: nn.Module) -> None:
-        """The average of a checkpoint; the model's weights where the run has been without one so far."""
+        """Load the average of a checkpoint; without one, start from the weights of ``model``."""
         file = folder / EMA_FILE
         saved = load_file(file) if file.is_file() else model.state_dict()
         for name, average in self.weights.items():

@@ -47,7 +47,7 @@ def test_gradients_do_not_depend_on_the_split(tmp_path, kind, batch_size, accumu
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_of_every_family_under_accumulation_and_two_processes(tmp_path, family, kind, monkeypatch):
-    """What the README shows: 4 x 2 accumulated, and 2 processes x 4, have the gradients of the batch of 8."""
+    """As the README states: 4 x 2 accumulated, and 2 processes x 4, have the gradients of the batch of 8."""
     expected = gradients_of_the_batch("bal_bce", kind, tiny_of(family))
     func = compute_loss_func("bal_bce", COUNTS)
     assert_same(gradients_of_a_step(stock_trainer(tmp_path, func, kind, 4, 2, tiny_of(family))), expected)
@@ -83,7 +83,7 @@ def test_every_per_image_loss_adds_up_over_micro_batches(name, kind):
 
 @pytest.mark.parametrize("name", BATCH_WIDE)
 def test_losses_over_the_batch_average_their_micro_batches(name):
-    """Where a loss needs the whole batch, the micro-batches' losses are averaged: what the docstring promises."""
+    """Losses that depend on the whole batch are averaged over micro-batches, as the docstring states."""
     data, logits = EightImages("hard"), torch.randn(8, 4, generator=torch.Generator().manual_seed(2))
     func, loss = compute_loss_func(name, COUNTS), build_loss(name, COUNTS)
     halves = (slice(0, 4), slice(4, 8))
@@ -92,7 +92,7 @@ def test_losses_over_the_batch_average_their_micro_batches(name):
     assert sum(parts).item() == pytest.approx(sum(expected).item(), rel=1e-6)
 
 
-def test_data_parallel_counts_once_a_gpu():
+def test_data_parallel_passes_one_count_per_gpu():
     """Trainer passes the count repeated, multiplies the loss by the number of GPUs and takes the mean."""
     logits, labels = torch.tensor(REFERENCE["logits"]), torch.tensor(REFERENCE["labels"])
     counts = torch.tensor(len(labels)).unsqueeze(0).expand(2, -1)

@@ -109,7 +109,7 @@ def test_class_weights_multiply_each_class_term_of_the_bce_family():
 
 
 @pytest.mark.parametrize("name", ["ce", "bce", "bal_ce", "bal_bce", "cb_bce", "focal"])
-def test_smoothed_hard_labels_are_the_soft_targets_they_stand_for(name):
+def test_smoothed_hard_labels_equal_smoothed_soft_targets(name):
     rows = torch.full((len(HARD), len(COUNTS)), 0.1 / len(COUNTS))
     rows[torch.arange(len(HARD)), HARD] += 0.9
     smoothed = build_loss(name, COUNTS, label_smoothing=0.1)(LOGITS, HARD)
@@ -117,8 +117,8 @@ def test_smoothed_hard_labels_are_the_soft_targets_they_stand_for(name):
 
 
 @pytest.mark.parametrize("name", [name for name in LOSS_NAMES if name not in ("cb_ce", "lade")])
-def test_a_mixture_of_two_labels_costs_the_mixture_of_their_losses(name):
-    """Each image apart: mixup's lambda * loss(y_a) + (1 - lambda) * loss(y_b)."""
+def test_the_loss_of_mixed_labels_is_the_mixture_of_their_losses(name):
+    """Per image: mixup's lambda * loss(y_a) + (1 - lambda) * loss(y_b)."""
     loss = build_loss(name, COUNTS)
     for z, a, b in zip(LOGITS[:, None], HARD, (HARD + 3) % len(COUNTS), strict=True):
         row = 0.7 * F.one_hot(a, len(COUNTS)) + 0.3 * F.one_hot(b, len(COUNTS))
@@ -138,8 +138,8 @@ def test_gradients_agree_with_finite_differences(name, kind):
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
-def test_gradient_of_focal_where_the_model_is_certain(gamma):
-    """A power below 1 has an infinite slope at p = 1; the loss is flat there all the same."""
+def test_gradient_of_focal_at_probability_1(gamma):
+    """A power below 1 has an infinite slope at p = 1; the loss is flat there nevertheless."""
     logits = torch.zeros(1, len(COUNTS))
     logits[0, 3] = 200.0
     logits.requires_grad_()
@@ -182,7 +182,7 @@ def test_half_precision_logits_are_computed_in_float32(name, kind, dtype):
     assert computed == loss(low.float(), TARGETS[kind])
 
 
-def test_soft_targets_may_come_in_half_precision():
+def test_soft_targets_can_be_in_half_precision():
     loss = build_loss("bal_bce", COUNTS)
     assert loss(LOGITS, SOFT.bfloat16()) == loss(LOGITS, SOFT.bfloat16().float())
 
@@ -203,7 +203,7 @@ def test_effective_numbers_of_samples():
 
 
 @pytest.mark.parametrize(("targets", "smoothing"), [(HARD, 0.0), (HARD, 0.1), (SOFT, 0.1)])
-def test_cb_ce_weighs_as_torch_does(targets, smoothing):
+def test_cb_ce_uses_the_weights_as_torch_does(targets, smoothing):
     weights = torch.from_numpy(effective_number_weights(COUNTS, beta=0.99))
     log_p = F.log_softmax(LOGITS.double(), dim=1)
     rows = SOFT if targets is SOFT else F.one_hot(HARD, len(COUNTS)) * (1 - smoothing) + smoothing / len(COUNTS)
@@ -228,7 +228,7 @@ def test_focal_by_hand_and_without_focus():
     assert build_loss("focal", COUNTS, gamma=0.0)(LOGITS, SOFT).item() == pytest.approx(plain, rel=1e-6)
 
 
-def test_ldam_takes_the_margin_from_the_label_and_scales():
+def test_ldam_subtracts_the_margin_of_the_label_and_scales():
     np.testing.assert_allclose(ldam_margins([16, 81, 256]), [0.5, 0.5 * 2 / 3, 0.25], rtol=1e-14)
     shifted = LOGITS.double()
     margins = ldam_margins(COUNTS, max_margin=0.8)
@@ -242,7 +242,7 @@ def test_ldam_takes_the_margin_from_the_label_and_scales():
 
 
 def test_deferred_reweighting_of_ldam():
-    """Before the switch the loss is ldam's; after it, the same weighted as torch weighs it (LDAM-DRW)."""
+    """Before the switch the loss is ldam's; after it, the same with torch's class weights (LDAM-DRW)."""
     before = build_loss("ldam", COUNTS, class_weights=deferred_weights(COUNTS, progress=0.79))
     after = build_loss("ldam", COUNTS, class_weights=deferred_weights(COUNTS, progress=0.8))
     for targets in (HARD, SOFT):
@@ -291,7 +291,7 @@ def test_lade_adds_the_regularizer_to_the_compensated_cross_entropy():
 
 
 @pytest.mark.parametrize("name", LOSS_NAMES)
-def test_tau_acts_on_the_balanced_losses_alone(name):
+def test_tau_affects_the_balanced_losses_only(name):
     values = {tau: build_loss(name, COUNTS, tau=tau)(LOGITS, HARD).item() for tau in (0.0, 1.5)}
     assert (values[0.0] != values[1.5]) == (name in BALANCED_LOSSES)
 

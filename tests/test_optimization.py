@@ -107,7 +107,7 @@ def test_without_layer_decay_there_are_two_groups():
 
 
 def test_the_autoencoder_decays_all_but_one_dimensional_parameters():
-    """Tokens of shape (1, 1, D) are decayed, as timm's `add_weight_decay` does it; the frozen positions are nowhere."""
+    """Tokens of shape (1, 1, D) are decayed, as by timm's `add_weight_decay`; the frozen positions are in no group."""
     model = autoencoder()
     settings = settings_by_name(model, parameter_groups(model, 0.05))
     assert set(settings) == trainable(model)
@@ -140,7 +140,7 @@ def test_learning_rate_at_every_official_point(schedule):
 
 
 def test_learning_rate_by_hand():
-    """Half way up, at the peak, half way down, at the end and after it; no warm-up; nothing but warm-up."""
+    """Half way up, at the peak, half way down, at the end and after it; no warmup; only warmup."""
     rates = [learning_rate(epoch, 1.0, 0.2, 10, 30) for epoch in (5, 10, 20, 30, 31)]
     assert rates == pytest.approx([0.5, 1.0, 0.6, 0.2, 0.2], rel=1e-12)
     assert learning_rate(0, 1.0, 0.0, 0, 8) == 1.0
@@ -148,7 +148,7 @@ def test_learning_rate_by_hand():
 
 
 @pytest.mark.parametrize("epochs", [4, 3.6])
-def test_the_scheduler_gives_every_group_its_share_at_every_step(epochs):
+def test_the_scheduler_scales_every_group_at_every_step(epochs):
     model, steps_per_epoch, peak_lr, min_lr, warmup_epochs = classifier(), 5, 0.01, 0.001, 1.5
     groups = parameter_groups(model, 0.05, layer_decay=0.5)
     optimizer = adamw(groups, peak_lr, (0.9, 0.99))
@@ -189,12 +189,12 @@ def test_schedule_length_by_hand():
 
 
 @pytest.mark.parametrize(("steps_per_epoch", "epochs", "steps"), [(100, 0.07, 7), (100, 1.1, 110), (25, 4.4, 110)])
-def test_whole_numbers_of_steps_are_not_rounded_up(steps_per_epoch, epochs, steps):
+def test_integer_numbers_of_steps_are_not_rounded_up(steps_per_epoch, epochs, steps):
     """0.07 * 100 is 7.000000000000001 in floating point."""
     assert schedule_length(steps_per_epoch, epochs, 0, None)[0] == steps
 
 
-def test_max_steps_is_the_length_of_the_schedule_and_keeps_the_share_of_the_warm_up():
+def test_max_steps_is_the_length_of_the_schedule_and_keeps_the_fraction_of_the_warmup():
     """40 of 800 epochs are 5 %: of 100 steps, 5; of an epoch of 10 steps, half."""
     assert schedule_length(10, 800, 40, 100) == (100, 10.0, 0.5)
     steps, epochs, warmup_epochs = schedule_length(7, 100, 10, 35)

@@ -1,4 +1,4 @@
-"""Class counts -> prior, biases and groups: both theorems by hand, and what is refused."""
+"""Class prior, logit biases and shot groups: both theorems by hand, and invalid counts."""
 
 import math
 
@@ -34,8 +34,8 @@ def test_a_sequence_names_its_classes_by_label(counts):
     assert (prior.counts.tolist(), prior.counts.dtype) == ([6, 3, 1], np.dtype("int64"))
 
 
-def test_log_odds_are_exact_when_one_class_holds_nearly_everything():
-    """1 - pi of the first class is 1e-12, of which a subtraction in float64 keeps four digits only."""
+def test_log_odds_are_exact_if_nearly_all_images_are_of_one_class():
+    """1 - pi of the first class is 1e-12, of which a subtraction in float64 keeps only four digits."""
     prior = ClassPrior({"head": 10**12, "tail": 1})
     assert prior.log_odds.tolist() == pytest.approx([math.log(10**12), -math.log(10**12)], rel=1e-14)
     subtracted = prior.log_prior[0] - math.log(1 - prior.pi[0])
@@ -44,7 +44,7 @@ def test_log_odds_are_exact_when_one_class_holds_nearly_everything():
 
 @pytest.mark.parametrize("count", [0, -3, float("nan"), float("inf"), 2.5, None, "many"])
 @pytest.mark.parametrize("as_mapping", [True, False])
-def test_a_count_that_is_no_positive_whole_number_names_its_class(count, as_mapping):
+def test_a_count_that_is_not_a_positive_integer_is_an_error_with_its_class(count, as_mapping):
     name = "bee" if as_mapping else "1"
     counts = {"ant": 4, "bee": count} if as_mapping else [4, count]
     with pytest.raises(ValueError, match=f"class '{name}' has count {count!r}"):
@@ -52,7 +52,7 @@ def test_a_count_that_is_no_positive_whole_number_names_its_class(count, as_mapp
 
 
 @pytest.mark.parametrize("counts", [{}, [], {"only": 5}, [5]])
-def test_fewer_than_two_classes_are_refused(counts):
+def test_fewer_than_two_classes_are_an_error(counts):
     with pytest.raises(ValueError, match="needs at least 2 classes"):
         ClassPrior(counts)
 
@@ -62,7 +62,7 @@ def test_the_only_class_is_named():
         ClassPrior({"only": 5})
 
 
-def test_names_that_are_the_same_as_text_are_refused():
+def test_names_that_are_equal_as_strings_are_an_error():
     with pytest.raises(ValueError, match=r"names must be unique, repeated: \['1'\]"):
         ClassPrior({1: 5, "1": 3, "2": 1})
 
@@ -99,6 +99,6 @@ def test_groups_by_rank_take_equal_counts_in_label_order():
         ({"by": "size"}, "by='size' is unknown; use 'count' or 'rank'"),
     ],
 )
-def test_group_definitions_that_cannot_be_are_refused(definition, message):
+def test_invalid_group_definitions_are_errors(definition, message):
     with pytest.raises(ValueError, match=message):
         ClassPrior([3, 2, 1]).groups(**definition)

@@ -1,7 +1,7 @@
-"""Accuracy along the long tail, and calibration: numpy functions, and the same as `evaluate` metrics.
+"""In: labels, predictions and confidences of a test set, and the class counts of the training set.
 
-The functions need numpy alone. The classes ``LongTailAccuracy`` and ``CalibrationError`` are imported when first used,
-because they need the `evaluate` library.
+Out: accuracy along the long tail, calibration and confusion, in percent. The functions need numpy only; the `evaluate`
+metrics ``LongTailAccuracy`` and ``CalibrationError`` are imported on first use.
 """
 
 from __future__ import annotations

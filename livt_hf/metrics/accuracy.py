@@ -1,9 +1,8 @@
-"""Accuracy of the whole test set, of each class, and of the many-, medium- and few-shot groups.
+"""Top-1 accuracy: overall, per class, and of the many-, medium- and few-shot groups.
 
-The accuracy of a group is the mean of the accuracies of its classes, each class counting the same (Liu et al.,
-"Large-Scale Long-Tailed Recognition in an Open World", CVPR 2019, and the LiVT paper). Two differences to LiVT's
-official code: accuracies are not rounded before they are averaged, and a class without test images is left out of
-its group's mean instead of counting as 0.
+The accuracy of a group is the unweighted mean of the accuracies of its classes (Liu et al., "Large-Scale Long-Tailed
+Recognition in an Open World", CVPR 2019, and the LiVT paper). Differences from LiVT's official code: accuracies are not
+rounded before averaging, and a class without test images is left out of its group's mean instead of counting as 0.
 """
 
 from __future__ import annotations
@@ -32,16 +31,15 @@ def long_tail_accuracy(
 
     Returns:
         ``accuracy``: percent of all images.
-        ``many``, ``medium``, ``few``: mean of the accuracies of the group's classes that have test images, in percent;
-        None if there is no such class.
-        ``macro_accuracy``, ``worst_class``, ``harmonic_mean``: arithmetic mean, minimum and harmonic mean of the
-        accuracies of all classes that have test images, in percent. The harmonic mean is 0 as soon as one class's
-        accuracy is, which is its limit.
+        ``many``, ``medium``, ``few``: mean accuracy of the group's classes that have test images, in percent; None if
+        there is no such class.
+        ``macro_accuracy``, ``worst_class``, ``harmonic_mean``: mean, minimum and harmonic mean of the accuracies of all
+        classes that have test images, in percent. The harmonic mean is 0 if the accuracy of any class is, its limit.
         ``per_class``: ``{name: percent}`` in label order, None for a class without test images.
         ``groups``: ``definition`` (the arguments used) and ``sizes`` (number of classes in each group).
 
     Raises:
-        ValueError: no images, lengths that differ, or a label or prediction that is no class.
+        ValueError: no images, different lengths, or a label or prediction out of range.
     """
     prior = ClassPrior(class_counts)
     labels, predictions = as_labels("labels", labels), as_labels("predictions", predictions)
@@ -76,7 +74,7 @@ def long_tail_accuracy(
 
 
 def as_labels(name: str, values: Any) -> np.ndarray:
-    """``values`` as an int64 array of shape (N,), or a ValueError that says what they are instead."""
+    """``values`` as an int64 array of shape (N,); ValueError for another shape or dtype."""
     array = np.asarray(values)
     if array.size == 0:
         raise ValueError(f"{name}: empty; at least one test image is needed")
@@ -88,12 +86,12 @@ def as_labels(name: str, values: Any) -> np.ndarray:
 
 
 def check_range(name: str, labels: np.ndarray, num_classes: int) -> None:
-    """ValueError that names the first label outside 0 .. num_classes - 1."""
+    """ValueError if a label is not in 0..num_classes - 1, naming the first one."""
     outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if len(outside):
         first = outside[0]
         raise ValueError(
-            f"{name}: value {labels[first]} at position {first} is no class; with {num_classes} classes it must be "
+            f"{name}: value {labels[first]} at position {first} is out of range; {num_classes} classes have labels "
             f"0 to {num_classes - 1}"
         )
 

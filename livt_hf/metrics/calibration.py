@@ -1,8 +1,8 @@
-"""Expected and maximum calibration error: is a model that is 80 % sure right 80 % of the time?
+"""Expected and maximum calibration error (ECE, MCE), and the bins of a reliability diagram.
 
-Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017): images are put into equal-width bins by the
+Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017): images are grouped into equal-width bins by the
 confidence of their prediction; the gap of a bin is |accuracy - mean confidence|; ECE is the mean gap weighted by the
-bins' images, MCE the largest gap. 15 bins, as in the LiVT paper.
+number of images, MCE the largest gap. 15 bins, as in the LiVT paper.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def calibration_error(labels: Any, predictions: Any, confidences: Any, num_bins:
 
 
 def error_of_bins(bins: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """``{"ece", "mce"}`` in percent, from what `reliability_bins` returned."""
+    """``{"ece": percent, "mce": percent}`` from the bins of `reliability_bins`."""
     filled = [bin_ for bin_ in bins if bin_["count"]]
     images = sum(bin_["count"] for bin_ in filled)
     gaps = [abs(bin_["accuracy"] - bin_["confidence"]) for bin_ in filled]
@@ -35,16 +35,16 @@ def reliability_bins(labels: Any, predictions: Any, confidences: Any, num_bins: 
     Args:
         labels: true class of each image, integers of shape (N,).
         predictions: predicted class of each image, integers of shape (N,).
-        confidences: probability that the model gave to its prediction, 0 to 1, shape (N,).
-        num_bins: number of bins of equal width. Bin b holds the confidences in (b / num_bins, (b + 1) / num_bins];
-            the first one also holds 0.
+        confidences: probability of the predicted class, 0 to 1, shape (N,).
+        num_bins: number of equal-width bins. Bin b covers the confidences in (b / num_bins, (b + 1) / num_bins]; the
+            first one includes 0.
 
     Returns:
-        One dict a bin: ``low`` and ``high`` (its edges, percent), ``count`` (images), ``accuracy`` and ``confidence``
-        (percent; None in an empty bin).
+        One dict per bin: ``low`` and ``high`` (its edges, percent), ``count`` (images), ``accuracy`` and ``confidence``
+        (percent; None for an empty bin).
 
     Raises:
-        ValueError: no images, lengths that differ, a confidence outside 0 .. 1, fewer than one bin.
+        ValueError: no images, different lengths, a confidence outside 0..1, fewer than one bin.
     """
     labels, predictions = as_labels("labels", labels), as_labels("predictions", predictions)
     confidences = np.asarray(confidences, dtype=np.float64)
@@ -52,8 +52,8 @@ def reliability_bins(labels: Any, predictions: Any, confidences: Any, num_bins: 
     outside = np.flatnonzero(~((confidences >= 0) & (confidences <= 1)))  # NaN counts as outside
     if len(outside):
         raise ValueError(
-            f"confidences: value {confidences[outside[0]]} at position {outside[0]} is no probability; softmax the "
-            "logits first"
+            f"confidences: value {confidences[outside[0]]} at position {outside[0]} is not in 0..1; apply softmax to "
+            "the logits first"
         )
     if num_bins < 1:
         raise ValueError(f"num_bins: {num_bins}; at least 1 bin is needed")

@@ -1,7 +1,7 @@
-"""What a classifier takes for what: between shot groups, between classes, and as a whole against the class prior.
+"""Confusion between shot groups and between classes, confident mistakes, and predicted against true class frequencies.
 
-Nothing here is larger than the number of images or of classes: with 8,142 classes a full confusion matrix would have
-66 million cells, of which 24,426 test images fill a few thousand.
+Memory is linear in images and classes: the full confusion matrix of 8,142 classes would have 66 million cells, of which
+24,426 test images fill a few thousand.
 """
 
 from __future__ import annotations
@@ -18,19 +18,18 @@ ClassCounts = Mapping[str, int] | Sequence[int]
 
 
 def prediction_calibration(labels: Any, predictions: Any, class_counts: ClassCounts) -> float | None:
-    """How far the predicted classes are from the true ones, relative to how far the training classes are (PDC).
+    """Predictive Distribution Calibration (PDC): divergence of the predicted from the true class frequencies.
 
     KL(test labels || predictions) / KL(test labels || training prior) over class frequencies, with 1e-6 inside the
     logarithms, as in LiVT's official `engine_finetune.py`; Xu et al., "Rethink Long-tailed Recognition with Vision
-    Transformers" (ICASSP 2023). 0: classes are predicted as often as they occur; 1: as in a model that follows the
-    training frequencies.
+    Transformers" (ICASSP 2023). 0: classes are predicted as often as they occur; 1: as often as in training.
 
     Args:
         labels, predictions: integers of shape (N,).
         class_counts: training images of each class, ``{name: count}`` or a sequence, in label order.
 
     Returns:
-        The quotient; None where the test labels are distributed like the training images, so that it has no meaning.
+        The quotient; None, since undefined, if the test labels are distributed like the training images.
     """
     prior, labels, predictions = _checked(labels, predictions, class_counts)
     test = np.bincount(labels, minlength=len(prior)) / len(labels)  # (C,)
@@ -46,10 +45,10 @@ def _divergence(p: np.ndarray, q: np.ndarray) -> float:
 def group_confusion(
     labels: Any, predictions: Any, class_counts: ClassCounts, groups: Mapping[str, Any] | None = None
 ) -> dict[str, dict[str, int]]:
-    """Test images by the shot group of their class (outer key) and that of their prediction (inner key).
+    """Number of test images by shot group of the true class (outer key) and of the predicted class (inner key).
 
-    Arguments as in `long_tail_accuracy`. An image of a many-shot class counts under ``["many"]["many"]`` also where
-    another many-shot class was predicted.
+    Arguments as in `long_tail_accuracy`. ``["many"]["many"]`` includes images of a many-shot class predicted as another
+    many-shot class.
     """
     prior, labels, predictions = _checked(labels, predictions, class_counts)
     group_of = np.zeros(len(prior), dtype=np.int64)  # (C,)
@@ -63,10 +62,13 @@ def group_confusion(
 
 
 def confused_pairs(labels: Any, predictions: Any, class_counts: ClassCounts, limit: int = 20) -> list[dict[str, Any]]:
-    """The commonest mistakes: ``{"true", "predicted", "images", "share"}``, most images first.
+    """The most frequent mistakes: ``{"true", "predicted", "images", "share"}``, most images first.
 
-    ``share`` is the percentage of the true class's test images; of pairs with equally many images the one with the
-    larger share comes first, then label order decides.
+    ``share`` is in percent of the true class's test images. Ties are ordered by larger share, then by label.
+
+    Args:
+        labels, predictions, class_counts: as in `long_tail_accuracy`.
+        limit: largest number of pairs.
     """
     prior, labels, predictions = _checked(labels, predictions, class_counts)
     tested = np.bincount(labels, minlength=len(prior))  # (C,)
@@ -95,19 +97,20 @@ def hardest_images(
     groups: Mapping[str, Any] | None = None,
     limit: int = 24,
 ) -> list[dict[str, Any]]:
-    """The most confident mistakes on few-shot classes; without such a tested class, on the next larger group's.
+    """The most confident mistakes on few-shot classes (medium- or many-shot if no few-shot class has test images).
 
-    A confident mistake tells most: a rare class that looks like a common one, or a wrong label.
+    They are the most informative ones: a rare class that looks like a common one, or a wrong label.
 
     Args:
         labels, predictions: integers of shape (N,).
         confidences: probability of each prediction, 0 to 1, shape (N,).
         true_probabilities: probability of each true class, 0 to 1, shape (N,).
         class_counts, groups: as in `long_tail_accuracy`.
+        limit: largest number of images.
 
     Returns:
-        ``{"index", "group", "true", "predicted", "confidence", "true_probability"}`` (position in the split;
-        probabilities in percent), the most confident mistake first.
+        ``{"index", "group", "true", "predicted", "confidence", "true_probability"}`` (index in the split;
+        probabilities in percent), most confident first.
     """
     prior, labels, predictions = _checked(labels, predictions, class_counts)
     confidences, true_probabilities = np.asarray(confidences), np.asarray(true_probabilities)

@@ -1,4 +1,4 @@
-"""What is taken for what: hand-computed cases, the official PDC formula, and 8,142 classes in bounded memory."""
+"""Confusion: hand-computed cases, the official PDC formula, and 8,142 classes in bounded memory."""
 
 import tracemalloc
 
@@ -92,7 +92,7 @@ def test_means_over_classes_by_hand():
 
 @pytest.mark.parametrize("function", [prediction_calibration, group_confusion, confused_pairs])
 def test_bad_input_is_named(function):
-    with pytest.raises(ValueError, match="predictions: value 4 at position 1 is no class"):
+    with pytest.raises(ValueError, match="predictions: value 4 at position 1 is out of range"):
         function([0, 1], [0, 4], COUNTS)
 
 

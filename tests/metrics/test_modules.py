@@ -30,6 +30,36 @@ def load(name, tmp_path):
     return evaluate.load(str(MODULES / name), cache_dir=str(tmp_path))
 
 
+def test_evaluate_modules_give_the_same_numbers(reference, tmp_path):
+    labels, predictions, confidences = (reference[name] for name in ("labels", "predictions", "confidences"))
+    counts = [int(count) for count in reference["class_counts"]]
+    accuracy = metrics.LongTailAccuracy(cache_dir=str(tmp_path))
+    for part in (slice(0, 1000), slice(1000, None)):
+        accuracy.add_batch(predictions=predictions[part], references=labels[part])
+    assert accuracy.compute(class_counts=counts) == metrics.long_tail_accuracy(labels, predictions, counts)
+    calibration = metrics.CalibrationError(cache_dir=str(tmp_path))
+    assert calibration.compute(
+        predictions=predictions, references=labels, confidences=confidences, num_bins=10
+    ) == metrics.calibration_error(labels, predictions, confidences, 10)
+
+
+def test_evaluate_modules_combine(reference, tmp_path):
+    both = evaluate.combine(
+        [metrics.LongTailAccuracy(cache_dir=str(tmp_path)), metrics.CalibrationError(cache_dir=str(tmp_path))]
+    )
+    result = both.compute(
+        predictions=[0, 1, 1], references=[0, 1, 0], confidences=[1.0, 1.0, 0.6], class_counts={"a": 150, "b": 5}
+    )
+    assert result["many"] == 50.0
+    assert result["few"] == 100.0
+    assert result["ece"] == pytest.approx(20.0)
+
+
+def test_long_tail_accuracy_metric_asks_for_class_counts(tmp_path):
+    with pytest.raises(ValueError, match="class_counts"):
+        metrics.LongTailAccuracy(cache_dir=str(tmp_path)).compute(predictions=[0], references=[0])
+
+
 def test_modules_of_a_folder_combine(tmp_path):
     both = evaluate.combine([load(name, tmp_path) for name in NAMES])
     result = both.compute(
@@ -40,7 +70,7 @@ def test_modules_of_a_folder_combine(tmp_path):
     assert result["mce"] == pytest.approx(60.0)
 
 
-def test_two_processes_give_what_one_does(tmp_path):
+def test_two_processes_give_the_result_of_one(tmp_path):
     command = [sys.executable, "-c", WORKER, str(MODULES / "long_tail_accuracy"), str(tmp_path)]
     workers = [subprocess.Popen([*command, str(process)], stdout=subprocess.PIPE, text=True) for process in (0, 1)]
     first, second = (json.loads(worker.communicate(timeout=300)[0].splitlines()[-1]) for worker in workers)

@@ -1,1 +1,1 @@
-"""The metrics in the form of the `evaluate` library, one folder each (the layout that `evaluate` expects)."""
+"""The metrics as modules of the `evaluate` library, which expects one folder for each."""

@@ -1,4 +1,4 @@
-"""The Space of `calibration_error`: paste lists, get the errors."""
+"""The Space of `calibration_error`: calibration errors of pasted lists."""
 
 import json
 
@@ -13,7 +13,7 @@ def compute(predictions: str, references: str, confidences: str) -> dict:
         return metric.compute(
             predictions=json.loads(predictions), references=json.loads(references), confidences=json.loads(confidences)
         )
-    except ValueError as error:  # also what is no JSON
+    except ValueError as error:  # invalid JSON included
         raise gr.Error(str(error)) from None
 
 

@@ -1,4 +1,4 @@
-"""`calibration_error` as a metric of the `evaluate` library; works offline, in `evaluate.combine` and distributed."""
+"""`calibration_error` as an `evaluate` metric, which works offline, in `evaluate.combine` and distributed."""
 
 from typing import Any
 
@@ -52,5 +52,5 @@ class CalibrationError(evaluate.Metric):
     def _compute(
         self, predictions: Any, references: Any, confidences: Any, num_bins: int = 15, **unused: Any
     ) -> dict[str, float]:
-        """``unused`` holds what `evaluate.combine` passes for the other metrics."""
+        """``unused``: inputs of the other metrics in `evaluate.combine`."""
         return calibration_error(references, predictions, confidences, num_bins)

@@ -1,4 +1,4 @@
-"""The Space of `long_tail_accuracy`: paste lists and class counts, get the accuracies."""
+"""The Space of `long_tail_accuracy`: accuracies of pasted lists and class counts."""
 
 import json
 
@@ -15,7 +15,7 @@ def compute(predictions: str, references: str, class_counts: str) -> dict:
             references=json.loads(references),
             class_counts=json.loads(class_counts),
         )
-    except ValueError as error:  # also what is no JSON
+    except ValueError as error:  # invalid JSON included
         raise gr.Error(str(error)) from None
 
 

@@ -1,4 +1,4 @@
-"""`long_tail_accuracy` as a metric of the `evaluate` library; works offline, in `evaluate.combine` and distributed."""
+"""`long_tail_accuracy` as an `evaluate` metric, which works offline, in `evaluate.combine` and distributed."""
 
 from typing import Any
 
@@ -49,7 +49,7 @@ class LongTailAccuracy(evaluate.Metric):
     def _compute(
         self, predictions: Any, references: Any, class_counts: Any = None, groups: Any = None, **unused: Any
     ) -> dict[str, Any]:
-        """``unused`` holds what `evaluate.combine` passes for the other metrics."""
+        """``unused``: inputs of the other metrics in `evaluate.combine`."""
         if class_counts is None:
             raise ValueError("class_counts: pass the training images of each class, compute(..., class_counts={...})")
         return long_tail_accuracy(references, predictions, class_counts, groups)
