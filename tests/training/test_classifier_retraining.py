@@ -73,7 +73,7 @@ def test_only_the_classifier_changes_and_a_resume_is_bit_identical(method, tmp_p
 
 
 def test_what_the_stage_cannot_start_from_is_named(tmp_path):
-    with pytest.raises(ValueError, match="loss: bal_bce would balance the classes of --stage classifier once more"):
+    with pytest.raises(ValueError, match="loss: bal_bce would balance the class-balanced batches of --stage"):
         finetune_arguments(tmp_path, stage="classifier", pretrained="x")
     with pytest.raises(ValueError, match="stage: classifier retrains the last layer of a trained model; name it with"):
         finetune_arguments(tmp_path, stage="classifier", loss="ce")

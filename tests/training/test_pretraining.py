@@ -257,7 +257,7 @@ def test_a_file_without_a_decoder_gets_a_new_one(finished, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 400}, "400 images .* larger than the 331 training images; lower --batch_size"),
+        ({"batch_size": 400}, "400 images .* larger than the 331 training images; lower it"),
         ({"mask_ratio": 0.0}, "mask_ratio: 0.0 leaves"),
         ({"mask_ratio": 1.5}, "mask_ratio: 1.5 leaves"),
         ({"mask_ratio": 0.95}, "mask_ratio: 0.95 leaves 0 of 16 patches visible"),

@@ -8,7 +8,7 @@ import yaml
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from livt_hf import cli
-from livt_hf.config import arguments
+from livt_hf.config import parsing
 from livt_hf.reporting.comparison_report import comparison_table, summarize
 from livt_hf.training.quickstart import RUNS, quickstart
 
@@ -16,12 +16,12 @@ from livt_hf.training.quickstart import RUNS, quickstart
 @pytest.fixture
 def short_recipes(tmp_path, monkeypatch):
     folder = tmp_path / "recipes"
-    shutil.copytree(arguments.RECIPES, folder)
+    shutil.copytree(parsing.RECIPES, folder)
     for file in folder.glob("*/digits.yaml"):
         values = yaml.safe_load(file.read_text())
         values |= {"epochs": 2, "warmup_epochs": 1, "num_workers": 0, "num_hidden_layers": 2}
         file.write_text(yaml.safe_dump(values))
-    monkeypatch.setattr(arguments, "RECIPES", folder)
+    monkeypatch.setattr(parsing, "RECIPES", folder)
 
 
 def test_it_writes_report_results_pictures_and_a_hub_ready_model(tmp_path, short_recipes, capsys):
