@@ -229,7 +229,7 @@ def benchmark_finetune(args: argparse.Namespace) -> dict[str, Any]:
             patch_size=args.patch_size,
             label_smoothing=0.0,
         )
-        model: Any = build_classifier(run, counts)
+        model: Any = build_classifier(run, counts, run.shot_groups())
         model.to(device)
         if name == "transformers":
             model.set_attn_implementation("sdpa")

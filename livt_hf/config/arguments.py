@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from ..files import check_folder
 from .groups import (
@@ -18,7 +18,7 @@ from .groups import (
     OptimizerArguments,
     RunArguments,
 )
-from .options import AT_LEAST_1, BELOW_1, FINITE, FRACTION, NOT_NEGATIVE, option, redefine
+from .options import AT_LEAST_1, BELOW_1, FINITE, FRACTION, NOT_NEGATIVE, Options, option, redefine
 
 # The names of `livt_hf.losses`, which a test holds against it: importing it would load torch.
 LossName = Literal["ce", "bce", "bal_ce", "bal_bce", "cb_ce", "cb_bce", "focal", "ldam", "las", "lade"]
@@ -50,16 +50,10 @@ class StageArguments(
         if images.is_dir() and (inside or images == output_dir):
             raise ValueError(f"output_dir: {self.output_dir!r} lies in the folder of the images; name one outside")
 
-    def data_options(self) -> dict[str, Any]:
-        """Keyword arguments of `load_long_tailed` beside the source."""
-        tail = {"imbalance_factor": self.imbalance_factor, "imbalance_profile": self.imbalance_profile}
-        seed = self.seed if self.imbalance_seed is None else self.imbalance_seed
-        return {**self.source_options(), **tail, "seed": seed}
-
 
 @dataclass
-class PretrainArguments(StageArguments):
-    """Masked generative pretraining. Defaults: the paper's table for all its datasets."""
+class AutoencoderArguments(ModelArguments):
+    """The masked autoencoder."""
 
     TITLE: ClassVar[str] = "Masked pretraining"
 
@@ -68,15 +62,6 @@ class PretrainArguments(StageArguments):
         "pretrained",
         "none",
         help="MAE checkpoint to continue pretraining from: a folder or Hub id (facebook/vit-mae-base).",
-    )
-    mean: list[float] = redefine(
-        AugmentationArguments, "mean", [0.485, 0.456, 0.406], help="Channel means for normalization, in 0..1."
-    )
-    std: list[float] = redefine(
-        AugmentationArguments,
-        "std",
-        [0.229, 0.224, 0.225],
-        help="Channel standard deviations for normalization, in 0..1.",
     )
     mask_ratio: float = option(0.75, "Fraction of patches masked.", in_card=True)
     norm_pix_loss: bool = option(True, "Predict pixels normalized per patch.", in_card=True)
@@ -87,9 +72,13 @@ class PretrainArguments(StageArguments):
     decoder_num_hidden_layers: int = option(8, "Number of decoder layers.", AT_LEAST_1, changes="model")
     decoder_num_attention_heads: int = option(16, "Number of decoder attention heads.", AT_LEAST_1, changes="model")
 
-    compile: bool = option(False, "Compile the model with torch.compile.", aliases=["torch_compile"])
-    tf32: bool = option(False, "TF32 matrix products in float32 (NVIDIA GPUs since Ampere).")
-    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory, slower.")
+
+@dataclass
+class MonitorArguments(Options):
+    """What is recorded of a pretraining run beside its loss."""
+
+    TITLE: ClassVar[str] = "Monitoring"
+
     picture_every: float = option(
         0, "Epochs between pictures of reconstructions; 0: only at the end.", NOT_NEGATIVE, changes="nothing"
     )
@@ -105,51 +94,28 @@ class PretrainArguments(StageArguments):
 
 
 @dataclass
-class FinetuneOptimizerArguments(OptimizerArguments):
-    """Optimization of fine-tuning: other defaults, layer-wise decay and a moving average of the weights."""
+class PretrainArguments(MonitorArguments, AutoencoderArguments, StageArguments):
+    """Masked generative pretraining. Defaults: the paper's table for all its datasets."""
 
-    base_lr: float = redefine(OptimizerArguments, "base_lr", 1e-3)
-    epochs: float = redefine(OptimizerArguments, "epochs", 100)
-    warmup_epochs: float = redefine(OptimizerArguments, "warmup_epochs", 10)
-    min_lr: float = redefine(OptimizerArguments, "min_lr", 1e-6)
-    betas: list[float] = redefine(OptimizerArguments, "betas", [0.9, 0.99])
-    layer_decay: float = option(0.75, "Layer-wise learning-rate decay.", FRACTION, changes="model", in_card=True)
-    ema: float | None = option(
-        None,
-        "Decay of an exponential moving average of the weights, which becomes the model, e.g. 0.9999.",
-        BELOW_1,
-        in_card=True,
+    TITLE: ClassVar[str] = "Masked pretraining"
+
+    mean: list[float] = redefine(
+        AugmentationArguments, "mean", [0.485, 0.456, 0.406], help="Channel means for normalization, in 0..1."
     )
+    std: list[float] = redefine(
+        AugmentationArguments,
+        "std",
+        [0.229, 0.224, 0.225],
+        help="Channel standard deviations for normalization, in 0..1.",
+    )
+    compile: bool = option(False, "Compile the model with torch.compile.", aliases=["torch_compile"])
+    tf32: bool = option(False, "TF32 matrix products in float32 (NVIDIA GPUs since Ampere).")
+    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory, slower.")
 
 
 @dataclass
-class FinetuneAugmentationArguments(AugmentationArguments):
-    """Augmentation of fine-tuning: RandAugment, random erasing, MixUp and CutMix."""
-
-    min_crop_scale: float = redefine(AugmentationArguments, "min_crop_scale", 0.08)
-
-    rand_augment: str = option("rand-m9-mstd0.5-inc1", "RandAugment policy in timm's notation, or none.", in_card=True)
-    random_erasing: float = option(0.25, "Probability of random erasing.", in_card=True)
-    mixup: float = option(0.8, "MixUp alpha; 0 disables it.", in_card=True)
-    cutmix: float = option(1.0, "CutMix alpha; 0 disables it.", in_card=True)
-    mixup_prob: float = option(1.0, "Probability of applying MixUp or CutMix to a batch.", in_card=True)
-    mixup_switch_prob: float = option(0.5, "Probability of CutMix where both are enabled.")
-    crop_ratio: float = option(0.875, "Crop ratio of evaluation images (timm's crop_pct; 1 above 224 px).", FRACTION)
-
-    @property
-    def mixes(self) -> bool:
-        """Whether MixUp or CutMix is enabled."""
-        return self.mixup_prob > 0 and (self.mixup > 0 or self.cutmix > 0)
-
-
-@dataclass
-class FinetuneArguments(FinetuneOptimizerArguments, FinetuneAugmentationArguments, StageArguments):
-    """Balanced fine-tuning. Defaults: the paper's ImageNet-LT recipe.
-
-    Differs from `transformers.TrainingArguments` in: no gradient clipping (1.0 there), half-cosine schedule per step
-    with layer-wise decay (linear there), AdamW beta 2 of 0.99 (0.999 there), weight decay 0.05 (0 there), and
-    non-finite losses that stop the run (hidden there).
-    """
+class ClassifierArguments(ModelArguments):
+    """The classifier and its loss."""
 
     TITLE: ClassVar[str] = "Balanced fine-tuning"
 
@@ -193,6 +159,69 @@ class FinetuneArguments(FinetuneOptimizerArguments, FinetuneAugmentationArgument
         "Reinitialize the classifier when the classes of --pretrained differ.",
         replaces={"ignore_mismatched_sizes": ""},
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stage == "classifier" and self.loss in BALANCED_LOSSES:
+            raise ValueError(
+                f"loss: {self.loss} would balance the class-balanced batches of --stage classifier once more; use "
+                "--loss ce"
+            )
+        if self.stage == "classifier" and self.pretrained == "none":
+            raise ValueError("stage: classifier retrains the last layer of a trained model; name it with --pretrained")
+        if self.drw_epoch is not None and self.loss != "ldam":
+            raise ValueError(f"drw_epoch: deferred re-weighting belongs to ldam; leave it out with --loss {self.loss}")
+
+
+@dataclass
+class FinetuneOptimizerArguments(OptimizerArguments):
+    """Optimization of fine-tuning: other defaults, layer-wise decay and a moving average of the weights."""
+
+    base_lr: float = redefine(OptimizerArguments, "base_lr", 1e-3)
+    epochs: float = redefine(OptimizerArguments, "epochs", 100)
+    warmup_epochs: float = redefine(OptimizerArguments, "warmup_epochs", 10)
+    min_lr: float = redefine(OptimizerArguments, "min_lr", 1e-6)
+    betas: list[float] = redefine(OptimizerArguments, "betas", [0.9, 0.99])
+    layer_decay: float = option(0.75, "Layer-wise learning-rate decay.", FRACTION, changes="model", in_card=True)
+    ema: float | None = option(
+        None,
+        "Decay of an exponential moving average of the weights, which becomes the model, e.g. 0.9999.",
+        BELOW_1,
+        in_card=True,
+    )
+
+
+@dataclass
+class FinetuneAugmentationArguments(AugmentationArguments):
+    """Augmentation of fine-tuning: RandAugment, random erasing, MixUp and CutMix."""
+
+    min_crop_scale: float = redefine(AugmentationArguments, "min_crop_scale", 0.08)
+
+    rand_augment: str = option("rand-m9-mstd0.5-inc1", "RandAugment policy in timm's notation, or none.", in_card=True)
+    random_erasing: float = option(0.25, "Probability of random erasing.", in_card=True)
+    mixup: float = option(0.8, "MixUp alpha; 0 disables it.", in_card=True)
+    cutmix: float = option(1.0, "CutMix alpha; 0 disables it.", in_card=True)
+    mixup_prob: float = option(1.0, "Probability of applying MixUp or CutMix to a batch.", in_card=True)
+    mixup_switch_prob: float = option(0.5, "Probability of CutMix where both are enabled.")
+    crop_ratio: float = option(0.875, "Crop ratio of evaluation images (timm's crop_pct; 1 above 224 px).", FRACTION)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether MixUp or CutMix is enabled."""
+        return self.mixup_prob > 0 and (self.mixup > 0 or self.cutmix > 0)
+
+
+@dataclass
+class FinetuneArguments(ClassifierArguments, FinetuneOptimizerArguments, FinetuneAugmentationArguments, StageArguments):
+    """Balanced fine-tuning. Defaults: the paper's ImageNet-LT recipe.
+
+    Differs from `transformers.TrainingArguments` in: no gradient clipping (1.0 there), half-cosine schedule per step
+    with layer-wise decay (linear there), AdamW beta 2 of 0.99 (0.999 there), weight decay 0.05 (0 there), and
+    non-finite losses that stop the run (hidden there).
+    """
+
+    TITLE: ClassVar[str] = "Balanced fine-tuning"
+
     eval_every: int = option(
         1, "Epochs between evaluations on --eval_split.", AT_LEAST_1, replaces={"eval_steps": "", "eval_strategy": ""}
     )
@@ -204,14 +233,5 @@ class FinetuneArguments(FinetuneOptimizerArguments, FinetuneAugmentationArgument
         super().__post_init__()
         if self.loss == "lade" and self.mixes:
             raise ValueError("loss: lade needs hard labels; train it with --mixup 0 --cutmix 0")
-        if self.stage == "classifier" and self.loss in BALANCED_LOSSES:
-            raise ValueError(
-                f"loss: {self.loss} would balance the class-balanced batches of --stage classifier once more; use "
-                "--loss ce"
-            )
-        if self.stage == "classifier" and self.pretrained == "none":
-            raise ValueError("stage: classifier retrains the last layer of a trained model; name it with --pretrained")
-        if self.drw_epoch is not None and self.loss != "ldam":
-            raise ValueError(f"drw_epoch: deferred re-weighting belongs to ldam; leave it out with --loss {self.loss}")
         if self.drw_epoch is not None and self.drw_epoch >= self.epochs:
             raise ValueError(f"drw_epoch: {self.drw_epoch} of {self.epochs} epochs would never come; lower it")

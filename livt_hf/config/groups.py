@@ -105,6 +105,15 @@ class DataArguments(LongTail, ShotGroups, DataSource):
         if self.class_counts is not None and not self.streaming:
             raise ValueError("class_counts: only --streaming reads it; leave it out, and the images are counted")
 
+    def data_options(self, seed: int) -> dict[str, Any]:
+        """Keyword arguments of `load_long_tailed` beside the source.
+
+        Args:
+            seed: of the run, used unless --imbalance_seed is given.
+        """
+        tail = {"imbalance_factor": self.imbalance_factor, "imbalance_profile": self.imbalance_profile}
+        return {**self.source_options(), **tail, "seed": seed if self.imbalance_seed is None else self.imbalance_seed}
+
 
 @dataclass
 class ModelArguments(Options):

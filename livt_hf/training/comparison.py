@@ -186,7 +186,7 @@ def _curve_split(args: FinetuneArguments) -> Any:
     args.require()
     if args.streaming:
         raise ValueError("streaming: a stream has no split to compare on; leave it out")
-    splits = load_long_tailed(args.dataset, **args.data_options())
+    splits = load_long_tailed(args.dataset, **args.data_options(args.seed))
     if not {"validation", "test"} & set(splits):
         raise ValueError(f"dataset: {args.dataset!r} has neither a test nor a validation split to compare on; add one")
     return args.eval_split if args.eval_split in splits else "test"
@@ -217,7 +217,7 @@ def adjusted_results(run: PlannedRun, method: str) -> dict[str, Any]:
         shutil.rmtree(folder, ignore_errors=True)
         adjust(run.folder, folder, **POST_HOC[method])
         split = read_json(run.folder, "results.json")["split"]
-        options = {"num_workers": run.args.num_workers, **run.args.data_options()}
+        options = {"num_workers": run.args.num_workers, **run.args.data_options(run.args.seed)}
         evaluate_checkpoint(folder, run.args.dataset, output_dir=folder, split=split, **options)
     return read_json(folder, "results.json")
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from datasets import DatasetDict
 from torch import Tensor
 
 from ..class_names import check_same_names
-from ..config.arguments import StageArguments
+from ..config.groups import DataArguments, OptimizerArguments
 from ..data import ImageDataset, TrainingBatches, class_counts, load_long_tailed
 from ..data.streaming import StreamedSamples, open_stream
 from ..models.configuration_livt import ordered_class_counts
 from ..optimization import Schedule
+from .run import StageRun
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ class TrainingData:
         return self.dataset.num_images
 
 
-def load_images(args: StageArguments, world: tuple[int, int]) -> LoadedImages:
+def load_images(args: DataArguments, seed: int, world: tuple[int, int]) -> LoadedImages:
     """Load or stream the dataset; of a stream, each of ``world`` (number of processes, index) gets its shards."""
     if not args.streaming:
-        splits = load_long_tailed(args.dataset, **args.data_options())
+        splits = load_long_tailed(args.dataset, **args.data_options(seed))
         return LoadedImages(splits, class_counts(splits), functools.partial(ImageDataset, splits["train"]))
     if args.imbalance_factor is not None:
         raise ValueError("imbalance_factor: a stream cannot be subsampled; leave out one of the two")
@@ -68,24 +68,16 @@ def load_images(args: StageArguments, world: tuple[int, int]) -> LoadedImages:
 
 
 def training_data(
-    images: LoadedImages,
-    transform: Callable[..., Any],
-    world: tuple[int, int],
-    *,
-    batch_size: int,
-    accumulation_steps: int,
-    seed: int,
-    max_bad_images: int,
-    output_dir: Path,
+    images: LoadedImages, transform: Callable[..., Any], run: StageRun, batch_size: int, accumulation_steps: int
 ) -> TrainingData:
-    """Samples and batches of this process; unreadable images are listed in ``output_dir/bad_images.log``."""
-    log = output_dir / "bad_images.log"
-    dataset = images.samples(transform, seed=seed, max_bad_images=max_bad_images, bad_images_log=log)
-    batches = TrainingBatches(dataset.num_images, batch_size, accumulation_steps, *world, seed=seed)
+    """Samples and batches of this process; unreadable images are listed in ``bad_images.log`` of the run's folder."""
+    seed, log = run.args.seed, run.folder / "bad_images.log"
+    dataset = images.samples(transform, seed=seed, max_bad_images=run.args.max_bad_images, bad_images_log=log)
+    batches = TrainingBatches(dataset.num_images, batch_size, accumulation_steps, *run.world, seed=seed)
     return TrainingData(images.splits, dataset, batches)
 
 
-def plan_schedule(args: StageArguments, batches: TrainingBatches) -> Schedule:
+def plan_schedule(args: OptimizerArguments, batches: TrainingBatches) -> Schedule:
     """Length and learning rate of a run on these batches."""
     return Schedule.plan(
         batches.steps_per_epoch,

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel, TrainingArguments
 
-from ..config.arguments import FinetuneArguments
+from ..config.arguments import ClassifierArguments, FinetuneArguments, FinetuneAugmentationArguments
 from ..data import EvalTransform, FinetuneTransform, ImageDataset, Mixup
 from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD, image_processor
 from ..evaluation.evaluate import evaluate_model, mistaken_images
@@ -31,7 +31,7 @@ from ..prior import ClassPrior
 from ..reporting.card import write_model_card
 from ..reporting.evaluation_report import write_report
 from .classifier_retraining import train_classifier_only
-from .data import LoadedImages, TrainingData, load_images, plan_schedule, training_data
+from .data import TrainingData, load_images, plan_schedule, training_data
 from .run import StageRun, check_precision
 from .trainer import BalancedTrainer
 
@@ -52,12 +52,13 @@ def finetune(args: FinetuneArguments, training_arguments: dict[str, Any] | None 
         ValueError: invalid options or data, or a non-finite loss.
     """
     run = StageRun(args, training_arguments=training_arguments)
-    images = load_images(args, run.world)
+    images = load_images(args, args.seed, run.world)
     splits, counts = images.splits, images.class_counts
     ClassPrior(counts).groups(**args.shot_groups())  # fail fast on an invalid group definition
-    model = build_classifier(args, counts)
+    model = build_classifier(args, counts, args.shot_groups())
     mean, std = pixel_statistics(args.pretrained, args.mean, args.std)
-    data = finetuning_data(args, images, model.config.image_size, mean, run)
+    transform = augmentation(args, model.config.image_size, mean)
+    data = training_data(images, transform, run, args.batch_size, args.gradient_accumulation_steps)
     schedule = plan_schedule(args, data.batches)
     trainer = build_trainer(args, model, data, schedule, mean, std, run)
     settings: dict[str, Any] = {"dataset": args.dataset, "seed": args.seed, "num_workers": args.num_workers}
@@ -79,15 +80,9 @@ def finetune(args: FinetuneArguments, training_arguments: dict[str, Any] | None 
     return results
 
 
-def finetuning_data(
-    args: FinetuneArguments,
-    images: LoadedImages,
-    image_size: int,
-    mean: Sequence[float],
-    run: StageRun,
-) -> TrainingData:
-    """Augmented training images."""
-    transform = FinetuneTransform(
+def augmentation(args: FinetuneAugmentationArguments, image_size: int, mean: Sequence[float]) -> FinetuneTransform:
+    """The augmentation of training images; ``mean`` fills erased regions."""
+    return FinetuneTransform(
         image_size,
         min_crop_scale=args.min_crop_scale,
         horizontal_flip=args.horizontal_flip,
@@ -95,15 +90,22 @@ def finetuning_data(
         random_erasing=args.random_erasing,
         mean=tuple(mean),
     )
-    return training_data(
-        images,
-        transform,
-        run.world,
-        batch_size=args.batch_size,
-        accumulation_steps=args.gradient_accumulation_steps,
-        seed=args.seed,
-        max_bad_images=args.max_bad_images,
-        output_dir=run.folder,
+
+
+def build_mixup(
+    args: FinetuneAugmentationArguments, num_classes: int, label_smoothing: float, seed: int
+) -> Mixup | None:
+    """MixUp and CutMix, if one of them is enabled."""
+    if not args.mixes:
+        return None
+    return Mixup(
+        num_classes,
+        mixup_alpha=args.mixup,
+        cutmix_alpha=args.cutmix,
+        prob=args.mixup_prob,
+        switch_prob=args.mixup_switch_prob,
+        label_smoothing=label_smoothing,
+        seed=seed,
     )
 
 
@@ -118,19 +120,6 @@ def build_trainer(
 ) -> BalancedTrainer:
     """Build the trainer from the arguments."""
     config: Any = model.config
-    mixup = (
-        Mixup(
-            config.num_labels,
-            mixup_alpha=args.mixup,
-            cutmix_alpha=args.cutmix,
-            prob=args.mixup_prob,
-            switch_prob=args.mixup_switch_prob,
-            label_smoothing=args.label_smoothing,
-            seed=args.seed,
-        )
-        if args.mixes
-        else None
-    )
     eval_split = data.splits.get(args.eval_split)
     eval_transform = EvalTransform(config.image_size, args.crop_ratio)
     return BalancedTrainer(
@@ -147,7 +136,7 @@ def build_trainer(
         classifier_only=args.stage == "classifier",
         # --max_steps shortens the schedule, and this with it
         drw_epoch=None if args.drw_epoch is None else args.drw_epoch * schedule.epochs / args.epochs,
-        mixup=mixup,
+        mixup=build_mixup(args, config.num_labels, args.label_smoothing, args.seed),
         run=run,
     )
 
@@ -192,13 +181,13 @@ def describe(model: PreTrainedModel, num_images: int) -> str:
     )
 
 
-def build_classifier(args: FinetuneArguments, counts: dict[str, int]) -> PreTrainedModel:
+def build_classifier(args: ClassifierArguments, counts: dict[str, int], shot_groups: dict[str, Any]) -> PreTrainedModel:
     """Build the model from the arguments: from scratch, from a masked autoencoder, or from any image classifier."""
     settings: dict[str, Any] = {
         "loss": args.loss,
         "tau": args.tau,
         "label_smoothing": args.label_smoothing,
-        "shot_groups": args.shot_groups(),
+        "shot_groups": shot_groups,
     }
     if args.pretrained == "none":
         config = LivtConfig(
@@ -222,7 +211,7 @@ def build_classifier(args: FinetuneArguments, counts: dict[str, int]) -> PreTrai
     return model
 
 
-def _on_autoencoder(args: FinetuneArguments, counts: dict[str, int], settings: dict[str, Any]) -> PreTrainedModel:
+def _on_autoencoder(args: ClassifierArguments, counts: dict[str, int], settings: dict[str, Any]) -> PreTrainedModel:
     if args.stage == "classifier":
         raise ValueError(
             f"stage: {args.pretrained!r} is a masked autoencoder, but --stage classifier retrains the last layer "
@@ -234,7 +223,7 @@ def _on_autoencoder(args: FinetuneArguments, counts: dict[str, int], settings: d
     return ViTForBalancedClassification.from_mae(args.pretrained, counts, **settings)
 
 
-def _from_classifier(args: FinetuneArguments, counts: dict[str, int], settings: dict[str, Any]) -> PreTrainedModel:
+def _from_classifier(args: ClassifierArguments, counts: dict[str, int], settings: dict[str, Any]) -> PreTrainedModel:
     if args.pooling == "cls":
         raise ValueError(f"pooling: {args.pretrained!r} is a trained classifier and keeps its pooling; leave it out")
     model = load_pretrained_classifier(

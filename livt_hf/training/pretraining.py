@@ -13,7 +13,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
-from ..config.arguments import PretrainArguments
+from ..config.arguments import AutoencoderArguments, PretrainArguments
+from ..config.groups import AugmentationArguments
 from ..data import PretrainTransform
 from ..data.transforms import image_processor
 from ..models.configuration_livt import LivtMAEConfig, check_width, encoder_sizes, unused_sizes
@@ -44,7 +45,8 @@ def pretrain(args: PretrainArguments) -> Path | None:
     run = StageRun(args, (accelerator.num_processes, accelerator.process_index))
     model = build_autoencoder(args)
     size = model.config.image_size
-    data = pretraining_data(args, size, model.config.patch_size, run)
+    images, transform = load_images(args, args.seed, run.world), masking_transform(args, size, model.config.patch_size)
+    data = training_data(images, transform, run, args.batch_size, args.gradient_accumulation_steps)
     schedule = plan_schedule(args, data.batches)
     if run.is_finished(schedule.steps):
         return run.folder
@@ -91,23 +93,14 @@ def build_accelerator(
     )
 
 
-def pretraining_data(args: PretrainArguments, image_size: int, patch_size: int, run: StageRun) -> TrainingData:
+def masking_transform(args: AugmentationArguments, image_size: int, patch_size: int) -> PretrainTransform:
     """Random crops, and the noise that selects the masked patches."""
-    transform = PretrainTransform(
+    num_patches = (image_size // patch_size) ** 2
+    return PretrainTransform(
         image_size,
-        num_patches=(image_size // patch_size) ** 2,
+        num_patches=num_patches,
         min_crop_scale=args.min_crop_scale,
         horizontal_flip=args.horizontal_flip,
-    )
-    return training_data(
-        load_images(args, run.world),
-        transform,
-        run.world,
-        batch_size=args.batch_size,
-        accumulation_steps=args.gradient_accumulation_steps,
-        seed=args.seed,
-        max_bad_images=args.max_bad_images,
-        output_dir=run.folder,
     )
 
 
@@ -156,7 +149,7 @@ def build_loop(
     )
 
 
-def build_autoencoder(args: PretrainArguments) -> LivtMAEForPreTraining:
+def build_autoencoder(args: AutoencoderArguments) -> LivtMAEForPreTraining:
     """Build the model from the arguments, or load weights and sizes of the ``--pretrained`` model.
 
     If the image size differs, position embeddings are interpolated bicubically, as in fine-tuning.
@@ -175,7 +168,7 @@ def build_autoencoder(args: PretrainArguments) -> LivtMAEForPreTraining:
     )
     if new:
         logger.info(f"{args.pretrained}: {len(new)} weights of the decoder are missing and newly initialized")
-    if args.patch_size != given.config.patch_size and args.patch_size != PretrainArguments.patch_size:
+    if args.patch_size != given.config.patch_size and args.patch_size != AutoencoderArguments.patch_size:
         raise ValueError(
             f"patch_size: {args.patch_size} differs from {given.config.patch_size} of {args.pretrained}; leave it out"
         )
@@ -193,7 +186,7 @@ def build_autoencoder(args: PretrainArguments) -> LivtMAEForPreTraining:
     return model
 
 
-def mae_config(args: PretrainArguments) -> LivtMAEConfig:
+def mae_config(args: AutoencoderArguments) -> LivtMAEConfig:
     """The configuration of a new model."""
     check_width("decoder_", args.decoder_hidden_size, args.decoder_num_attention_heads)
     return LivtMAEConfig(

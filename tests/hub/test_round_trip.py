@@ -128,7 +128,7 @@ def test_a_trainer_used_directly_pushes_its_checkpoints(hub, tmp_path):
     args, _ = parse_arguments(FinetuneArguments, [*SMALL, "--recipe", "digits"])
     settings = {"max_steps": 4, "save_steps": 2, "push_to_hub": True, "hub_model_id": "org/direct", "report_to": "none"}
     trainer = BalancedTrainer(
-        build_classifier(args, class_counts(images)),
+        build_classifier(args, class_counts(images), args.shot_groups()),
         TrainingArguments(str(tmp_path), use_cpu=True, per_device_train_batch_size=8, **settings),
         train_dataset=ImageDataset(images, FinetuneTransform(8)),
         mean=[0.5] * 3,

@@ -81,10 +81,10 @@ def test_all_losses_of_a_seed_come_first_and_all_runs_see_the_same_images(tmp_pa
     runs = plan_runs(OPTIONS, tmp_path, ["ce", "bal_bce"], ["3", "5"])
     assert [run.name for run in runs] == ["ce-seed3", "bal_bce-seed3", "ce-seed5", "bal_bce-seed5"]
     assert [run.args.seed for run in runs] == [3, 3, 5, 5]
-    images = {str(load_long_tailed("digits", **run.args.data_options())["train"]["image"]) for run in runs}
+    images = {str(load_long_tailed("digits", **run.args.data_options(run.args.seed))["train"]["image"]) for run in runs}
     assert len(images) == 1
     own_tail = parse_arguments(FinetuneArguments, [*OPTIONS, "--seed=3"])[0]
-    assert str(load_long_tailed("digits", **own_tail.data_options())["train"]["image"]) not in images
+    assert str(load_long_tailed("digits", **own_tail.data_options(own_tail.seed))["train"]["image"]) not in images
 
 
 @pytest.fixture(scope="module")

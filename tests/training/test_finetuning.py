@@ -104,7 +104,7 @@ def test_it_takes_the_steps_of_a_plain_loop(tmp_path, mae_dir):
     from livt_hf.training.finetuning import build_classifier
 
     set_seed(args.seed)
-    model = build_classifier(args, counts)
+    model = build_classifier(args, counts, args.shot_groups())
     dataset = ImageDataset(splits["train"], FinetuneTransform(8, mean=IMAGENET_MEAN), seed=args.seed)
     batches = TrainingBatches(len(dataset), 32, seed=args.seed, stop_step=24)
     mixup = Mixup(10, seed=args.seed)
