@@ -20,7 +20,7 @@ from .groups import (
 )
 from .options import AT_LEAST_1, BELOW_1, FINITE, FRACTION, NOT_NEGATIVE, Options, option, redefine
 
-# The names of `livt_hf.losses`, which a test holds against it: importing it would load torch.
+# The names of `livt_hf.losses`, compared by a test: importing them would load torch.
 LossName = Literal["ce", "bce", "bal_ce", "bal_bce", "cb_ce", "cb_bce", "focal", "ldam", "las", "lade"]
 BALANCED_LOSSES = ("bal_ce", "bal_bce", "lade")
 
@@ -48,7 +48,7 @@ class StageArguments(
         images, output_dir = Path(self.dataset).expanduser().absolute(), Path(self.output_dir).absolute()
         inside = images in output_dir.parents and not (images / "train").is_dir()  # it would be read as a class
         if images.is_dir() and (inside or images == output_dir):
-            raise ValueError(f"output_dir: {self.output_dir!r} lies in the folder of the images; name one outside")
+            raise ValueError(f"output_dir: {self.output_dir!r} is inside the folder of the images; name one outside")
 
 
 @dataclass

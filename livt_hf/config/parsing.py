@@ -253,7 +253,7 @@ def _from_yaml(path: Path, stage: type[StageArguments]) -> list[str]:
     if values is None:
         return []
     if not isinstance(values, dict):
-        raise ValueError(f"config: {str(path)!r} must hold lines of the form 'option: value'")
+        raise ValueError(f"config: {str(path)!r} must contain lines of the form 'option: value'")
     known = [entry.name for entry in dataclasses.fields(stage)]
     words = []
     for name, value in values.items():
@@ -261,7 +261,9 @@ def _from_yaml(path: Path, stage: type[StageArguments]) -> list[str]:
             near = did_you_mean(name, known)
             raise ValueError(f"config: {str(path)!r} has the unknown option {name!r};{near or ' see --help'}")
         if name in ("recipe", "config"):
-            raise ValueError(f"config: {str(path)!r} holds {name!r}, which only the command line can name")
+            raise ValueError(
+                f"config: {str(path)!r} sets {name!r}, which only the command line can; leave the line out"
+            )
         if name == "mixed_precision" and value is False:
             value = "no"  # YAML reads a bare no as false
         if value is None:

@@ -154,9 +154,9 @@ def test_negative_numbers_are_values():
         ("zzz: 2", "has the unknown option 'zzz'; see --help"),
         ("1: 2", "has the unknown option 1; see --help"),
         ("mask_ratio: 0.5", "has the unknown option 'mask_ratio'; did you mean"),  # of the other stage
-        ("- a\n- b", "must hold lines of the form 'option: value'"),
-        ("batch_size", "must hold lines of the form 'option: value'"),
-        ("[]", "must hold lines of the form 'option: value'"),
+        ("- a\n- b", "must contain lines of the form 'option: value'"),
+        ("batch_size", "must contain lines of the form 'option: value'"),
+        ("[]", "must contain lines of the form 'option: value'"),
         ("batch_size: [", "is not valid YAML: while parsing"),
         ("\tbatch_size: 2", "is not valid YAML: while scanning"),
         (b"\xff\xfe\x00", "is not"),  # a binary file
@@ -411,7 +411,7 @@ def test_the_output_does_not_go_among_the_images(tmp_path):
     (tmp_path / "cat").mkdir()
     for folder in (tmp_path, tmp_path / "runs" / "first"):
         args = parse("--dataset", tmp_path, "--output_dir", folder)
-        with pytest.raises(ValueError, match=r"output_dir: '.*' lies in the folder of the images; name one outside"):
+        with pytest.raises(ValueError, match=r"output_dir: '.*' is inside the folder of the images; name one outside"):
             args.require()
     parse("--dataset", tmp_path / "cat", "--output_dir", tmp_path / "cat-runs").require()
     (tmp_path / "train").mkdir()  # then nothing but the splits is read
