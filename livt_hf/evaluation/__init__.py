@@ -1,4 +1,4 @@
-"""In: a trained classifier and a split, or image files.
+"""In: a trained classifier, and a split of a dataset or image files.
 
-Out: predictions, the dictionary of results.json, and post-hoc changes folded into the classifier.
+Out: predictions, the metrics of results.json, and copies of the classifier adjusted post hoc.
 """

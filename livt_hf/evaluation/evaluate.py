@@ -1,11 +1,11 @@
-"""Evaluation: a checkpoint and a dataset -> predictions -> the dict that results.json holds.
+"""Evaluation: a checkpoint and a dataset -> predictions -> the content of results.json.
 
 Probabilities are a softmax of the unadjusted logits, also for models trained with a binary cross-entropy, as in LiVT's
-official evaluation. Models are loaded natively, and images go through the checkpoint's own image processor: what is
-measured here is what `pipeline("image-classification", DIR)` gives. Only a few numbers are kept of each image, so
-memory does not grow with the product of images and classes.
+official evaluation. Models are loaded natively with their own image processor, so that the results are those of
+`pipeline("image-classification", DIR)`. Only a few numbers are kept per image, so memory does not grow with the product
+of images and classes.
 
-Legend: B batch, C classes, H, W image size, G patches a side, T = G * G patches.
+Legend: C classes, P test priors.
 """
 
 from __future__ import annotations
@@ -133,7 +133,11 @@ def _take_class_counts(config: Any, splits: DatasetDict, model: str, dataset: st
 
 
 def counts_by_model_name(train: Dataset, config: Any) -> dict[str, int]:
-    """Images of each class of a model in a train split, whose names may be others that `match_labels` takes for them.
+    """Number of training images of each class of a model, by the model's class names.
+
+    Args:
+        train: train split, whose class names are matched with the model's by `match_labels`.
+        config: of the model.
 
     Raises:
         ValueError: the split has other classes than the model.
@@ -250,13 +254,13 @@ def measure(
 
 
 def mistaken_images(results: Mapping[str, Any], split: Dataset) -> list[np.ndarray]:
-    """The images of ``results["hardest_images"]`` for the report: uint8 (H, W, 3), of any sizes."""
+    """The images of ``results["hardest_images"]`` for the report: uint8 (H, W, 3), of different sizes."""
     stored = (split[entry["index"]]["image"] for entry in results["hardest_images"])
     return [data.decode_image(image).permute(1, 2, 0).numpy() for image in stored]
 
 
 def _count(labels: np.ndarray, names: Sequence[str]) -> dict[str, int]:
-    """How often each class occurs: ``{name: images}``."""
+    """Number of images by class name."""
     return dict(zip(names, np.bincount(labels, minlength=len(names)).tolist(), strict=True))
 
 
@@ -281,10 +285,10 @@ def draw_reconstructions(
     pixel_values = processed_images(split, image_processor, [first_image[name] for name in chosen])
     rows = reconstruct_images(model, pixel_values, *mean_and_std(image_processor))
     plot_reconstructions(*rows, path, titles=chosen)
-    caption = f"{model.config.mask_ratio:.0%} of the patches are hidden; classes from the largest to the smallest."
+    caption = f"{model.config.mask_ratio:.0%} of the patches are masked; classes from the largest to the smallest."
     if model.config.norm_pix_loss:
         caption += (
-            " The model predicts each patch up to its mean and standard deviation; those of the true patch are put "
-            "back, so brightness and contrast of the hidden patches are borrowed from the original."
+            " The model predicts each patch up to its mean and standard deviation; those of the original patch are "
+            "used here, so brightness and contrast of the masked patches are not predicted."
         )
     return caption

@@ -1,9 +1,9 @@
-"""A k-NN probe: how well the features of an encoder tell classes apart, without training anything on them.
+"""k-NN probe: how well the features of an encoder separate classes, without training on them.
 
 Weighted k-nearest-neighbor voting on cosine similarity as in Wu et al., "Unsupervised Feature Learning via
-Non-Parametric Instance Discrimination" (CVPR 2018), with the k = 20 and temperature 0.07 of DINO (Caron et al., ICCV
-2021, appendix). A sign of feature quality while a masked autoencoder trains, not a substitute for fine-tuning: such
-features are known to be far better fine-tuned than used as they are.
+Non-Parametric Instance Discrimination" (CVPR 2018), with k = 20 and temperature 0.07 of DINO (Caron et al., ICCV 2021,
+appendix). It indicates feature quality during masked pretraining and does not replace fine-tuning, which is known to be
+far better than frozen features of a masked autoencoder.
 
 Legend: N images in the bank, Q queries, D width, C classes.
 """
@@ -45,21 +45,23 @@ def knn_accuracy(
 ) -> dict[str, float]:
     """Accuracy of a k-NN classifier on the encoder's features, in percent: overall and of each shot group.
 
-    The training images vote on the validation images; without those, each training image is classified by the others.
-    The processes share the images, and all of them must call this.
+    The training images vote on the validation images; without these, each training image is classified by the others.
+    The images are distributed over the processes, all of which must call this function.
 
     Args:
-        train, validation: with an `EvalTransform`.
-        groups: see `ClassPrior.groups`.
+        train, validation: datasets with an `EvalTransform`.
+        class_counts: training images of each class, by name, in label order.
+        groups: definition of the shot groups, see `ClassPrior.groups`.
+        mean, std: of the pixels in 0..1, per channel.
 
     Returns:
         ``probe_accuracy``, ``probe_many``, ``probe_medium``, ``probe_few``; a group without test images is left out.
     """
-    encoded = functools.partial(
+    encode_images = functools.partial(
         encode, accelerator, model, mean=mean, std=std, batch_size=batch_size, num_workers=num_workers
     )
-    bank, bank_labels = encoded(train)
-    queries, labels = (bank, bank_labels) if validation is None else encoded(validation)
+    bank, bank_labels = encode_images(train)
+    queries, labels = (bank, bank_labels) if validation is None else encode_images(validation)
     predictions = knn_predictions(bank, bank_labels, queries, len(class_counts), leave_one_out=validation is None)
     accuracy = long_tail_accuracy(labels.cpu().numpy(), predictions.cpu().numpy(), class_counts, groups)
     measures = ("accuracy", "many", "medium", "few")
@@ -76,12 +78,16 @@ def encode(
     batch_size: int,
     num_workers: int,
 ) -> tuple[Tensor, Tensor]:
-    """Features (N, D) float32 and labels (N,) of all images, on the device of every process."""
-    share = math.ceil(len(images) / accelerator.num_processes)
-    start = accelerator.process_index * share
-    # Every process encodes equally many, the last ones twice where they do not go round. The keys name an epoch, as in
-    # training: a bad image is then replaced instead of ending the run.
-    mine = Subset(images, [(0, min(index, len(images) - 1)) for index in range(start, start + share)])  # type: ignore[misc]
+    """Features, float32 (N, D), and labels, int64 (N,), of all images, on the device of every process.
+
+    Arguments as in `knn_accuracy`.
+    """
+    number = math.ceil(len(images) / accelerator.num_processes)
+    start = accelerator.process_index * number
+    # Every process encodes equally many images, padded with the last one. The keys contain an epoch, as in training, so
+    # that an unreadable image is replaced instead of ending the run.
+    keys = [(0, min(index, len(images) - 1)) for index in range(start, start + number)]
+    mine = Subset(images, keys)  # type: ignore[arg-type]
 
     def forward(pixel_values: Tensor) -> Tensor:
         with accelerator.autocast():
@@ -104,11 +110,14 @@ def knn_predictions(
 ) -> Tensor:
     """Predicted class of each query, int64 (Q,).
 
-    Each of the nearest images in the bank votes for its class with exp(cosine similarity / temperature).
+    Each of the nearest images in the bank votes for its class with weight exp(cosine similarity / temperature).
 
     Args:
-        bank: (N, D) features and ``bank_labels`` (N,) their classes.
-        queries: (Q, D) features; with ``leave_one_out`` the bank itself, and no image votes on itself.
+        bank: features (N, D).
+        bank_labels: their classes, int64 (N,).
+        queries: features (Q, D).
+        neighbors: number of votes per query.
+        leave_one_out: the queries are the bank itself, and no image votes on itself.
     """
     bank, queries = F.normalize(bank, dim=1), F.normalize(queries, dim=1)
     neighbors = min(neighbors, len(bank) - leave_one_out)

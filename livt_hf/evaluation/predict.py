@@ -1,8 +1,8 @@
-"""Classes of image files: `livt predict`.
+"""`livt predict`: classify image files.
 
 The model and its image processor are loaded natively, so that the probabilities are those of
-`pipeline("image-classification", DIR)`. One difference is meant: 16-bit gray images are scaled to 8 bits as in
-training, where PIL (and with it the pipeline) cuts them off at 255.
+`pipeline("image-classification", DIR)`. One difference is intended: 16-bit gray images are scaled to 8 bits as in
+training, whereas PIL (and with it the pipeline) clips them at 255.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ def predict_images(
     Args:
         model: folder or Hub id of an image classifier.
         paths: image files.
-        top_k: number of classes of each image, at most all of them.
+        top_k: number of classes per image (all, if the model has fewer).
 
     Yields:
-        ``{"image": path, "predictions": [{"label", "score"}, ...]}``, the most probable class first; for a file that
-        cannot be read ``{"image": path, "error": one line}``.
+        ``{"image": path, "predictions": [{"label", "score"}, ...]}``, most probable class first; for an unreadable file
+        ``{"image": path, "error": message}``.
 
     Raises:
-        ValueError: the model cannot be loaded, or ``top_k`` or ``batch_size`` is smaller than 1.
+        ValueError: the model cannot be loaded, or ``top_k`` or ``batch_size`` is below 1.
     """
     for option, value in (("top_k", top_k), ("batch_size", batch_size)):
         if value < 1:
@@ -86,20 +86,20 @@ def _predict_batch(
 
 
 def _read_image(path: str) -> PIL.Image.Image:
-    """The image as a pipeline reads it, with what its file says about transparency: the processor looks at that."""
+    """Read an image like a pipeline, keeping transparency in its metadata, which the processor uses."""
     try:
         with PIL.Image.open(path) as image:
             if not image.mode.startswith("I"):
                 return PIL.ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError):
-        pass  # `decode_image` says in one line what is wrong
+        pass  # `decode_image` raises a one-line error
     return PIL.Image.fromarray(decode_image(path).permute(1, 2, 0).contiguous().numpy())
 
 
 def find_images(sources: Sequence[str]) -> list[str]:
-    """Image files: a file stays, a folder stands for all image files in and below it, a pattern for what it matches.
+    """Expand files, folders (searched recursively) and glob patterns to a list of image files.
 
-    Sorted within each source, each file once; one that does not exist is left for `predict_images` to report.
+    Sorted within each source, without duplicates. A file that does not exist is kept; `predict_images` reports it.
 
     Raises:
         ValueError: a folder without images, or a pattern (``*``, ``?``, ``[...]``, ``**``) that matches nothing.
@@ -110,7 +110,9 @@ def find_images(sources: Sequence[str]) -> list[str]:
         if path.is_dir():
             found = [str(file) for file in sorted(path.rglob("*")) if file.suffix.lower() in IMAGE_EXTENSIONS]
             if not found:
-                raise ValueError(f"images: there is no image file in the folder {source!r} or below it")
+                raise ValueError(
+                    f"images: the folder {source!r} contains no image files; give another folder or a pattern"
+                )
         elif not path.exists() and glob.has_magic(source):
             found = sorted(match for match in glob.glob(source, recursive=True) if Path(match).is_file())
             if not found:
@@ -122,10 +124,10 @@ def find_images(sources: Sequence[str]) -> list[str]:
 
 
 def write_predictions(results: Iterable[dict[str, Any]], file: str | Path) -> int:
-    """Write results as they come, errors also to stderr; the number of images that could not be read.
+    """Write results as they arrive, errors also to stderr; return the number of images that could not be read.
 
-    ``.jsonl``: one result of `predict_images` a line. ``.csv``: ``image, error, label_1, score_1, ... label_k,
-    score_k``, the most probable class first.
+    ``.jsonl``: one result of `predict_images` per line. ``.csv``: ``image, error, label_1, score_1, ... label_k,
+    score_k``, most probable class first.
 
     Raises:
         ValueError: another suffix, or a file that cannot be written.
@@ -134,7 +136,7 @@ def write_predictions(results: Iterable[dict[str, Any]], file: str | Path) -> in
     errors = 0
     with _open_output(file) as stream:
         rows = iter(results)
-        first = []  # up to the first image that could be read, which tells the number of classes
+        first = []  # up to the first readable image, whose predictions determine the columns
         for result in rows:
             first.append(result)
             if "predictions" in result:
@@ -159,7 +161,7 @@ def write_predictions(results: Iterable[dict[str, Any]], file: str | Path) -> in
 
 def _open_output(file: Path) -> Any:
     if file.suffix not in (".jsonl", ".csv"):
-        raise ValueError(f"output: {str(file)!r} must end in .jsonl or .csv, which says how it is written")
+        raise ValueError(f"output: {str(file)!r} must end in .jsonl or .csv, which determines the format")
     try:
         return file.open("w", encoding="utf-8", newline="")
     except OSError as error:
@@ -167,7 +169,7 @@ def _open_output(file: Path) -> Any:
 
 
 def format_predictions(result: dict[str, Any]) -> str:
-    """One result of `predict_images` as lines for a terminal."""
+    """Format one result of `predict_images` for the terminal."""
     lines = [
         f"  {100 * prediction['score']:6.2f} %  {_printable(prediction['label'])}"
         for prediction in result["predictions"]
@@ -176,7 +178,7 @@ def format_predictions(result: dict[str, Any]) -> str:
 
 
 def print_predictions(results: Iterable[dict[str, Any]]) -> int:
-    """Print results as they come, errors to stderr; the exit code: 1 if an image could not be read, else 0."""
+    """Print results as they arrive, errors to stderr; return 1 if an image could not be read, otherwise 0."""
     exit_code = 0
     for result in results:
         if "error" in result:
@@ -188,5 +190,5 @@ def print_predictions(results: Iterable[dict[str, Any]]) -> int:
 
 
 def _printable(text: Any) -> str:
-    """Without line breaks and escape sequences that a class or file name may hold."""
+    """Replace line breaks and escape sequences, which class and file names may contain."""
     return "".join(character if character.isprintable() else " " for character in str(text))

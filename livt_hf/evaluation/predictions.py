@@ -1,4 +1,7 @@
-"""Predictions of a model over a split: labels, predicted classes, confidences, and logits."""
+"""Run a model over a split: predicted classes, confidences, logits, or any other outputs.
+
+Legend: B batch, N images, C classes, P logit shifts.
+"""
 
 from __future__ import annotations
 

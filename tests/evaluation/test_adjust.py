@@ -1,4 +1,4 @@
-"""`livt adjust` and `--test_prior`: closed forms of the logits, the minimum of the likelihood, and exact undoing."""
+"""`livt adjust` and `--test_prior`: closed forms of the logits, the minimum of the likelihood, exact undo."""
 
 import json
 import math
@@ -166,13 +166,13 @@ def test_weighting_images_equals_repeating_them():
     assert weighted == pytest.approx(negative_log_likelihood(z[repeated], labels[repeated], 0.8, shift))
 
 
-def test_without_a_minimum_there_is_no_temperature():
+def test_a_likelihood_without_minimum_is_an_error():
     with pytest.raises(ValueError, match=r"the likelihood of 4 images still grows at 0\.01: all predictions"):
         fit_temperature(torch.eye(4), torch.arange(4), np.zeros(4))
 
 
-def test_plain_transformers_gives_the_probabilities_and_undoing_gives_the_weights(tmp_path, folder, images, capsys):
-    """The whole way, as a command, with a fit."""
+def test_plain_transformers_gives_the_adjusted_probabilities_and_undo_the_weights(tmp_path, folder, images, capsys):
+    """End to end, as a command, with a fitted temperature."""
     adjusted, restored = tmp_path / "adjusted", tmp_path / "restored"
     folder = learn(folder, images, tmp_path / "learned")
     fit = ["adjust", "--target_prior=uniform", "--temperature=fit", f"--dataset={images}", "--num_workers=0"]
@@ -187,7 +187,7 @@ def test_plain_transformers_gives_the_probabilities_and_undoing_gives_the_weight
     before, after = ([scores(result) for result in predict_images(path, files)] for path in (folder, adjusted))
     expected = torch.tensor(before).double().log() / settings["temperature"] - torch.from_numpy(np.log(PI))
     np.testing.assert_allclose(after, expected.softmax(1), atol=2e-6)
-    # the classes weigh the same in the fit, although one has twice as many images
+    # classes have equal weights in the fit, although one has twice as many images
     likelihoods = []
     for temperature in (0.98, 1.0, 1.02):
         z = torch.tensor(before).double().log() / (settings["temperature"] * temperature) - torch.from_numpy(np.log(PI))
@@ -210,7 +210,7 @@ def test_plain_transformers_gives_the_probabilities_and_undoing_gives_the_weight
 
 
 def learn(folder, images, path):
-    """A model that tells the classes better than chance, and not too well."""
+    """A model better than chance, but not perfect."""
     model = ViTForBalancedClassification.from_pretrained(folder)
     processor = BeitImageProcessor.from_pretrained(folder)
     rows = load_long_tailed(images)["test"]
@@ -231,7 +231,7 @@ def scores(result):
     return [of_class[name] for name in COUNTS]
 
 
-def test_an_adjusted_model_refuses_labels(tmp_path, folder):
+def test_labels_for_an_adjusted_model_are_an_error(tmp_path, folder):
     adjust(folder, tmp_path / "out", temperature=2)
     model = ViTForBalancedClassification.from_pretrained(tmp_path / "out")
     assert model(torch.zeros(1, 3, 16, 16)).logits.shape == (1, 3)
@@ -259,7 +259,7 @@ def test_other_models_with_a_linear_classifier_take_the_counts_of_the_data(tmp_p
     np.testing.assert_array_equal(logits(tmp_path / "back"), logits(tmp_path / "model"))
 
 
-def test_a_mean_of_two_classifiers_is_refused(tmp_path):
+def test_a_mean_of_two_classifiers_is_an_error(tmp_path):
     config = DeiTConfig(**SIZES, image_size=16, patch_size=4, num_labels=3)
     model = DeiTForImageClassificationWithTeacher(config)
     with pytest.raises(ValueError, match="are not the output of one linear layer"):
@@ -289,7 +289,7 @@ def test_a_mean_of_two_classifiers_is_refused(tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_adjusted_is_one_line(tmp_path, folder, capsys, options, message):
+def test_invalid_adjustments_are_errors_of_one_line(tmp_path, folder, capsys, options, message):
     (tmp_path / "shares.json").write_text('{"ant": 1, "bat": 2, "cat": 3}')
     options = [word.replace("FILE", str(tmp_path / "shares.json")).replace("MODEL", str(folder)) for word in options]
     status = main(["adjust", f"--model={folder}", f"--output_dir={tmp_path / 'out'}", *options])
@@ -301,7 +301,7 @@ def test_what_cannot_be_adjusted_is_one_line(tmp_path, folder, capsys, options, 
     assert not (tmp_path / "out").exists()
 
 
-def test_targets_adjusted_models_and_data_that_do_not_fit(tmp_path, folder, images):
+def test_invalid_targets_models_and_datasets(tmp_path, folder, images):
     prior = ClassPrior(COUNTS)
     with pytest.raises(ValueError, match="class 'bee' has the value 0; it must be a number above 0"):
         target_prior({"ant": 1, "bee": 0, "cat": 1}, prior)
@@ -361,7 +361,7 @@ def test_evaluate_reports_them_and_the_shift_is_that_of_an_adjusted_model(tmp_pa
     assert results["test_prior"]["uniform"]["accuracy"] == pytest.approx(results["accuracy"])  # a balanced test set
     values = results["test_prior"]["backward 50"]
     assert f"| backward 50 | {values['accuracy']:.1f} | {values['shifted']:.1f} |" in report
-    assert f"shifted {values['shifted']:>5.1f} %" in printed
+    assert f"prior-corrected {values['shifted']:>5.1f} %" in printed
 
     shares = dict(zip(COUNTS, long_tailed_priors(ClassPrior(COUNTS))["backward 50"].tolist(), strict=True))
     (tmp_path / "shares.json").write_text(json.dumps(shares))

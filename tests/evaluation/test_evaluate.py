@@ -234,7 +234,7 @@ def test_a_damaged_checkpoint_is_one_line(folder, split, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_processor_that_always_normalizes_is_refused(split, tmp_path):
+def test_a_processor_that_always_normalizes_is_an_error(split, tmp_path):
     """That of timm's own checkpoints; `livt predict` can use it."""
     model = save_tiny("timm", tmp_path / "m", num_labels=3, id2label=dict(enumerate(COUNTS)))
     config = json.loads((model / "config.json").read_text())
@@ -281,7 +281,7 @@ def test_logits_that_are_not_finite_are_an_error(model, processor, split):
         evaluate_model(broken, split, processor)
 
 
-def test_reconstructed_images_show_what_was_hidden():
+def test_reconstructed_images_differ_from_the_original_in_masked_patches_only():
     torch.manual_seed(0)
     mae = LivtMAEForPreTraining(
         LivtMAEConfig(
@@ -322,8 +322,8 @@ def test_a_report_with_reconstructions(folder, split, tmp_path):
     evaluate_checkpoint(folder, DatasetDict(test=split), mae=tmp_path / "mae", output_dir=tmp_path)
     report = (tmp_path / "report.md").read_text()
     assert "![Masked reconstructions](reconstructions.png)" in report
-    assert "75% of the patches are hidden" in report
-    assert "borrowed from the original" in report
+    assert "75% of the patches are masked" in report
+    assert "brightness and contrast of the masked patches are not predicted" in report
     with PILImage.open(tmp_path / "reconstructions.png") as picture:
         assert picture.width > 500
 

@@ -1,4 +1,4 @@
-"""The k-NN probe: votes worked out by hand, features equal to the encoder's, the same numbers from two processes."""
+"""The k-NN probe: votes computed by hand, features equal to the encoder's, the same numbers from two processes."""
 
 import json
 import math
@@ -41,7 +41,7 @@ def test_neighbors_vote_with_exp_of_their_cosine_similarity():
 
 
 def test_no_image_votes_on_itself():
-    """300 images, more than are compared at once: pairs of the same direction with swapped labels."""
+    """300 images, more than one chunk of queries: pairs of the same direction with swapped labels."""
     angles = torch.arange(150).repeat_interleave(2) * (math.pi / 300)
     bank = torch.stack([angles.cos(), angles.sin()], dim=1)
     labels = torch.arange(300) % 2
@@ -80,27 +80,27 @@ def test_probe_of_a_split_equals_sklearn():
     assert set(values) == {f"probe_{name}" for name in ("accuracy", "many", "medium", "few")}
 
 
-def test_a_watched_run_takes_the_same_steps_and_resumes_with_its_probes(tmp_path):
+def test_a_monitored_run_takes_the_same_steps_and_resumes_with_its_probes(tmp_path):
     options = {**SIZES, "dataset": "digits", "batch_size": 32, "max_steps": 24, "base_lr": 4e-3, "num_workers": 0}
     options |= {"save_every": 8, "logging_steps": 5, "epochs": 100, "warmup_epochs": 10}
-    watching = {"probe_every": 0.8, "picture_every": 1.0}  # epochs of 10 steps
+    monitoring = {"probe_every": 0.8, "picture_every": 1.0}  # epochs of 10 steps
 
     def lines(folder):
         logged = [json.loads(line) for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()]
         return [{name: value for name, value in line.items() if name != "images_per_second"} for line in logged]
 
     pretrain(PretrainArguments(**options, output_dir=str(tmp_path / "plain")))
-    pretrain(PretrainArguments(**options, **watching, output_dir=str(tmp_path / "watched")))
-    probes = [line for line in lines("watched") if "probe_accuracy" in line]
+    pretrain(PretrainArguments(**options, **monitoring, output_dir=str(tmp_path / "monitored")))
+    probes = [line for line in lines("monitored") if "probe_accuracy" in line]
     assert [line["step"] for line in probes] == [0, 8, 16, 24]
-    assert [line for line in lines("watched") if "loss" in line] == lines("plain")
-    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("plain", "watched")]
+    assert [line for line in lines("monitored") if "loss" in line] == lines("plain")
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("plain", "monitored")]
     assert weights[0] == weights[1]
-    pictures = {path.name for path in (tmp_path / "watched" / "reconstructions").iterdir()}
+    pictures = {path.name for path in (tmp_path / "monitored" / "reconstructions").iterdir()}
     assert pictures == {"step-0000000.png", "step-0000010.png", "step-0000020.png"}
 
-    whole = lines("watched")
+    whole = lines("monitored")
     for name in ("model.safetensors", "run.json"):
-        (tmp_path / "watched" / name).unlink()
-    pretrain(PretrainArguments(**options, **watching, output_dir=str(tmp_path / "watched")))
-    assert lines("watched") == whole
+        (tmp_path / "monitored" / name).unlink()
+    pretrain(PretrainArguments(**options, **monitoring, output_dir=str(tmp_path / "monitored")))
+    assert lines("monitored") == whole

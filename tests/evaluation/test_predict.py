@@ -64,14 +64,14 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """One image of each kind that people have."""
+    """One image of each common kind."""
     path = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     smooth = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((90, 61), Image.Resampling.BICUBIC)
     transparent = smooth.copy()
     transparent.putalpha(Image.fromarray(rng.integers(0, 256, (61, 90), dtype=np.uint8)))
     turned = Image.Exif()
-    turned[0x0112] = 6  # orientation: shown rotated by 90 degrees
+    turned[0x0112] = 6  # orientation: rotated by 90 degrees
     smooth.save(path / "photo.jpg", quality=90)
     smooth.save(path / "turned.jpg", exif=turned)
     smooth.convert("CMYK").save(path / "cmyk.jpg")
@@ -98,7 +98,7 @@ def test_scores_are_those_of_a_pipeline_without_this_package(folder, images):
     assert len(distinct) == len(images)
 
 
-def test_most_probable_classes_come_first_and_no_more_than_there_are(folder, images):
+def test_most_probable_classes_come_first_and_at_most_all(folder, images):
     (result,) = predict_images(folder, images[:1], top_k=100)
     scores = [prediction["score"] for prediction in result["predictions"]]
     assert scores == sorted(scores, reverse=True)
@@ -115,7 +115,7 @@ def test_16_bit_gray_is_scaled_as_in_training(folder, tmp_path):
     assert eight["predictions"] == sixteen["predictions"]
 
 
-def test_unreadable_images_are_named_and_the_others_go_on(folder, images, tmp_path, capsys):
+def test_unreadable_images_are_reported_and_the_others_predicted(folder, images, tmp_path, capsys):
     (tmp_path / "broken.jpg").write_bytes(Path(images[2]).read_bytes()[:200])
     (tmp_path / "text.png").write_text("no image")
     paths = [tmp_path / "missing.png", images[0], tmp_path / "broken.jpg", tmp_path / "text.png", images[1]]
@@ -133,19 +133,19 @@ def test_unreadable_images_are_named_and_the_others_go_on(folder, images, tmp_pa
     assert print_predictions(results[1:2]) == 0
 
 
-def test_predictions_on_a_terminal_are_single_harmless_lines():
+def test_names_are_printed_without_line_breaks_and_escapes():
     predictions = [{"label": NAMES[-1], "score": 0.9}, {"label": "cat", "score": 0.0512}]
     text = format_predictions({"image": "a.png", "predictions": predictions})
     assert text == "a.png\n   90.00 %  bad [31m name\n    5.12 %  cat"
 
 
 @pytest.mark.parametrize("option", ["top_k", "batch_size"])
-def test_numbers_below_one_are_refused(folder, images, option):
+def test_numbers_below_one_are_errors(folder, images, option):
     with pytest.raises(ValueError, match=f"{option}: 0"):
         list(predict_images(folder, images, **{option: 0}))
 
 
-def test_folders_and_patterns_stand_for_their_image_files(folder, images, tmp_path):
+def test_folders_and_patterns_expand_to_image_files(folder, images, tmp_path):
     below = tmp_path / "b" / "c"
     below.mkdir(parents=True)
     for name in ("2.jpg", "1.PNG", "notes.txt"):
@@ -158,13 +158,13 @@ def test_folders_and_patterns_stand_for_their_image_files(folder, images, tmp_pa
     (tmp_path / "odd[1].jpg").write_bytes(b"")
     assert find_images([str(tmp_path / "odd[1].jpg")]) == [str(tmp_path / "odd[1].jpg")]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="there is no image file in the folder"):
+    with pytest.raises(ValueError, match="contains no image files"):
         find_images([str(tmp_path / "empty")])
     with pytest.raises(ValueError, match=r"\*\.tiff' matches no file; quote the pattern"):
         find_images([str(tmp_path / "*.tiff")])
 
 
-def test_json_lines_and_csv_hold_what_was_predicted(folder, images, tmp_path, capsys):
+def test_json_lines_and_csv_contain_the_predictions(folder, images, tmp_path, capsys):
     missing = str(tmp_path / "missing.png")
     results = list(predict_images(folder, [missing, *images[:2]], top_k=2))
     capsys.readouterr()
@@ -182,7 +182,7 @@ def test_json_lines_and_csv_hold_what_was_predicted(folder, images, tmp_path, ca
     assert write_predictions([], tmp_path / "none.jsonl") == 0
 
 
-def test_the_command_writes_a_file_and_says_what_could_not_be_read(folder, images, tmp_path, capsys):
+def test_the_command_writes_a_file_and_counts_unreadable_images(folder, images, tmp_path, capsys):
     (tmp_path / "a.jpg").write_bytes(Path(images[0]).read_bytes())
     command = ["predict", "--model", str(folder), "--device", "cpu", str(tmp_path / "*.jpg")]
     assert main([*command, "--output", str(tmp_path / "out.csv")]) == 0
