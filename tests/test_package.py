@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import livt_hf
 
 PACKAGE = Path(livt_hf.__file__).parent
@@ -28,10 +30,18 @@ def test_importing_the_package_loads_no_heavy_library_and_prints_nothing():
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 
 
-def test_every_public_name_resolves():
-    for name in livt_hf.__all__:
-        assert getattr(livt_hf, name).__name__ == name
-    assert set(livt_hf.__all__) <= set(dir(livt_hf))
+@pytest.mark.parametrize("module", [livt_hf, livt_hf.data, livt_hf.metrics])
+def test_every_public_name_resolves(module):
+    for name in module.__all__:
+        assert getattr(module, name).__name__ == name
+    assert set(module.__all__) <= set(dir(module))
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        module.nothing  # noqa: B018
+
+
+def test_packages_load_nothing_before_a_name_is_used():
+    code = "import sys, livt_hf.data, livt_hf.metrics; assert not {'torch', 'datasets', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_every_package_has_its_place():

@@ -1,6 +1,7 @@
-"""The `livt` command: words of the command line come in, and each command of this package runs a part of livt_hf.
+"""In: the words of a command line.
 
-Each command is one file with its options, two examples and ``run(argv)``, which imports what it needs after parsing.
+Out: an exit status; each command is a file with its options, two examples and ``run(argv)``, which imports what it
+needs after parsing.
 """
 
 from __future__ import annotations

@@ -3,14 +3,20 @@
 Out: long-tailed splits, and batches of augmented images in a reproducible order.
 """
 
-from ..class_names import match_labels
-from .dataset import ImageDataset
-from .decoding import BadImageError, decode_image
-from .load import load_long_tailed
-from .loader import TrainingBatches, evaluation_loader, training_loader
-from .long_tail import class_counts, long_tailed_indices
-from .mixup import Mixup
-from .transforms import EvalTransform, FinetuneTransform, PretrainTransform, erase, normalize
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..class_names import match_labels
+    from .dataset import ImageDataset
+    from .decoding import BadImageError, decode_image
+    from .load import load_long_tailed
+    from .loader import TrainingBatches, evaluation_loader, training_loader
+    from .long_tail import class_counts, long_tailed_indices
+    from .mixup import Mixup
+    from .transforms import EvalTransform, FinetuneTransform, PretrainTransform, erase, normalize
 
 __all__ = [
     "BadImageError",
@@ -30,3 +36,32 @@ __all__ = [
     "normalize",
     "training_loader",
 ]
+
+_MODULE_OF = {
+    "BadImageError": ".decoding",
+    "EvalTransform": ".transforms",
+    "FinetuneTransform": ".transforms",
+    "ImageDataset": ".dataset",
+    "Mixup": ".mixup",
+    "PretrainTransform": ".transforms",
+    "TrainingBatches": ".loader",
+    "class_counts": ".long_tail",
+    "decode_image": ".decoding",
+    "erase": ".transforms",
+    "evaluation_loader": ".loader",
+    "load_long_tailed": ".load",
+    "long_tailed_indices": ".long_tail",
+    "match_labels": "..class_names",
+    "normalize": ".transforms",
+    "training_loader": ".loader",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(_MODULE_OF[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -9,12 +9,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ..prior import describe_groups
-from .accuracy import long_tail_accuracy
-from .calibration import calibration_error, error_of_bins, reliability_bins
-from .confusion import confused_pairs, group_confusion, hardest_images, prediction_calibration
-
 if TYPE_CHECKING:
+    from ..prior import describe_groups
+    from .accuracy import long_tail_accuracy
+    from .calibration import calibration_error, error_of_bins, reliability_bins
+    from .confusion import confused_pairs, group_confusion, hardest_images, prediction_calibration
     from .modules.calibration_error.calibration_error import CalibrationError
     from .modules.long_tail_accuracy.long_tail_accuracy import LongTailAccuracy
 
@@ -32,11 +31,26 @@ __all__ = [
     "reliability_bins",
 ]
 
-_MODULE_OF = {"CalibrationError": "calibration_error", "LongTailAccuracy": "long_tail_accuracy"}
+_MODULE_OF = {
+    "CalibrationError": ".modules.calibration_error.calibration_error",
+    "LongTailAccuracy": ".modules.long_tail_accuracy.long_tail_accuracy",
+    "calibration_error": ".calibration",
+    "confused_pairs": ".confusion",
+    "describe_groups": "..prior",
+    "error_of_bins": ".calibration",
+    "group_confusion": ".confusion",
+    "hardest_images": ".confusion",
+    "long_tail_accuracy": ".accuracy",
+    "prediction_calibration": ".confusion",
+    "reliability_bins": ".calibration",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULE_OF:
-        module = _MODULE_OF[name]
-        return getattr(importlib.import_module(f".modules.{module}.{module}", __name__), name)
+        return getattr(importlib.import_module(_MODULE_OF[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
