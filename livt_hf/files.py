@@ -19,7 +19,7 @@ RUN_FILE = "run.json"  # in the output folder of a finished run, and in checkpoi
 
 
 def check_folder(output_dir: str | Path) -> None:
-    """ValueError if ``--output_dir`` is a file or could not be created; creates nothing."""
+    """ValueError if ``--output_dir`` is a file or cannot be created; creates nothing."""
     path = Path(output_dir)
     if path.is_file():
         raise ValueError(f"output_dir: {str(output_dir)!r} is a file; name a folder")

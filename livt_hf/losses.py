@@ -326,7 +326,7 @@ def build_loss(
             (las), ``alpha`` and ``remine_lambda`` (lade; defaults of its ImageNet-LT configuration).
 
     Raises:
-        ValueError: unknown name or option, invalid counts, a value out of range, weights of another length than C.
+        ValueError: unknown name or option, invalid counts, a value out of range, weights whose length is not C.
     """
     function, arguments_of = _LOSSES[check_loss_name(name)].function, _LOSSES[name].arguments
     prior = ClassPrior(class_counts)

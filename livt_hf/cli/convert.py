@@ -23,14 +23,14 @@ class ConvertArguments(Options):
     input: str = option("", "Official .pth file; timm: folder, hf-hub:ID or name.", positional="IN")
     output: str = option("", "New folder; with --to official: new .pth file.", positional="OUT")
     source: Literal["livt-finetune", "livt-pretrain", "mae", "timm"] | None = option(None, "Format of IN.")
-    to: Literal["official"] | None = option(None, "The other way: IN is the folder of a model.")
+    to: Literal["official"] | None = option(None, "Convert back: IN is a model folder.")
     labels: str | None = option(None, "Class names in label order: one per line, or JSON.")
     class_counts: str | None = option(None, "JSON: number of training images by class name, or a list in label order.")
     dataset: (
         Literal["imagenet-lt", "inat18", "imagenet-bal", "places-lt", "cifar10-lt", "cifar100-lt", "imagenet"] | None
     ) = option(None, "Training dataset, for mean and std of its images (default: as recorded in the checkpoint).")
     num_attention_heads: int | None = option(None, "Needed for widths outside the ViT family.", AT_LEAST_1)
-    decoder_num_attention_heads: int | None = option(None, "Needed for decoders not 512 wide.", AT_LEAST_1)
+    decoder_num_attention_heads: int | None = option(None, "Needed for decoder widths other than 512.", AT_LEAST_1)
     norm_pix_loss: bool | None = option(None, "Whether targets are normalized per patch (default: as recorded in IN).")
 
     def __post_init__(self) -> None:

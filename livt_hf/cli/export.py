@@ -25,8 +25,8 @@ class ExportArguments(DataSource):
     model: str = option("", "Folder or Hub id of the classifier.")
     format: Literal["timm", "onnx"] | None = option(None, "Format to write.")
     output_dir: str = option("", "New folder.", aliases=["output"])
-    dataset: str = redefine(DataSource, "dataset", "digits", help="onnx: images to compare on, as for `livt finetune`.")
-    split: str = option("test", "onnx: its split.")
+    dataset: str = redefine(DataSource, "dataset", "digits", help="onnx: dataset to compare on.")
+    split: str = option("test", "onnx: split of --dataset to compare on.")
     num_images: int = option(64, "onnx: number of images.", AT_LEAST_1)
 
 

@@ -1,7 +1,7 @@
 """From the command line to a dataclass of options: names, help, suggestions, recipes and YAML files.
 
-Later sources win: dataclass defaults < ``--recipe NAME`` < ``--config FILE.yaml`` < command line. Only an option that
-is none of ours makes the parser look at `transformers.TrainingArguments`.
+Later sources win: dataclass defaults < ``--recipe NAME`` < ``--config FILE.yaml`` < command line.
+`transformers.TrainingArguments` is imported only for an option that is not one of ours.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ RECIPES = Path(__file__).parent / "recipes"
 AnyOptions = TypeVar("AnyOptions", bound=Options)
 AnyStage = TypeVar("AnyStage", bound=StageArguments)
 
-# Names of `TrainingArguments` that no option replaces.
-_DECIDED = {
+# Names of `TrainingArguments` that have no counterpart among the options.
+_UNSUPPORTED = {
     "hub_token": "`hf auth login`, or the variable HF_TOKEN (a command is recorded in cards)",
     "load_best_model_at_end": "the last checkpoint (the paper reports the last epoch)",
 }
-# The same thing under the name that the other stage has for it.
+# Aliases of options of the other stage.
 _SYNONYMS = {"log_with": "report_to", "compile": "torch_compile"}
 
 
@@ -63,7 +63,7 @@ def parse_known(
     examples: Sequence[str] = (),
     epilog: str | None = None,
 ) -> tuple[AnyOptions, list[str]]:
-    """As `parse`, but words that are no option of this command are returned."""
+    """Like `parse`, but also return the arguments that the command does not recognize."""
     values, unknown = _Parser(options, prog, description, examples, epilog).read(argv)
     values.require()
     return values, unknown
@@ -140,7 +140,7 @@ class _Parser(argparse.ArgumentParser):
         self.add_argument_group("Help").add_argument("-h", "--help", action="help", help="Show this text.")
 
     def read(self, argv: Sequence[str] | None) -> tuple[Any, list[str]]:
-        """The dataclass that the words describe, and the words that are no option of it."""
+        """The parsed dataclass, and the arguments that it does not recognize."""
         namespace, unknown = self.parse_known_args(_words(argv))
         return self.options(**vars(namespace)), unknown
 
@@ -274,7 +274,7 @@ def _from_yaml(path: Path, stage: type[StageArguments]) -> list[str]:
 
 
 def _training_arguments(words: list[str], stage: type[StageArguments]) -> dict[str, Any]:
-    """The `TrainingArguments` among the words that are no option of the stage."""
+    """The `TrainingArguments` among the words that the stage does not recognize."""
     if not words:
         return {}
     known = [entry.name for entry in dataclasses.fields(stage)]
@@ -326,7 +326,7 @@ def replaced_names(options: type[Options]) -> dict[str, str]:
         for entry in dataclasses.fields(options)
         for theirs, note in entry.metadata["replaces"].items()
     }
-    return ours | (_DECIDED if issubclass(options, StageArguments) else {})
+    return ours | (_UNSUPPORTED if issubclass(options, StageArguments) else {})
 
 
 def _refuse_replaced(name: str, options: type[Options]) -> None:

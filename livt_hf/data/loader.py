@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from ..reporting.provenance import available_cores
 from .decoding import BadImageError
 
-ORDER_STREAM = 1  # separates these draws from others with the same seed
+ORDER_STREAM = 1  # distinguishes this RNG stream from others with the same seed
 BALANCED_STREAM = 4
 
 

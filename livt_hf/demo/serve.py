@@ -61,8 +61,8 @@ def demo(
         mae: folder or Hub id of a masked autoencoder that reconstructs masked patches; not part of a Space.
         dataset: source of the examples, and of the class counts if the model has none.
         split: split of the examples.
-        port: on this machine.
-        export_space: new folder. A local model is copied into it, one from the Hub is referred to by its id.
+        port: local port to serve on.
+        export_space: new folder. A local model is copied into it, a Hub model is referenced by its id.
         block: serve until interrupted.
         data_options: further arguments of `load_long_tailed`.
 

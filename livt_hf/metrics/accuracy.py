@@ -34,7 +34,7 @@ def long_tail_accuracy(
         ``many``, ``medium``, ``few``: mean accuracy of the group's classes that have test images, in percent; None if
         there is no such class.
         ``macro_accuracy``, ``worst_class``, ``harmonic_mean``: mean, minimum and harmonic mean of the accuracies of all
-        classes that have test images, in percent. The harmonic mean is 0 if the accuracy of any class is, its limit.
+        classes that have test images, in percent. The harmonic mean is 0 (its limit) if any class has accuracy 0.
         ``per_class``: ``{name: percent}`` in label order, None for a class without test images.
         ``groups``: ``definition`` (the arguments used) and ``sizes`` (number of classes in each group).
 

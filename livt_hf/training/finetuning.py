@@ -81,7 +81,7 @@ def finetune(args: FinetuneArguments, training_arguments: dict[str, Any] | None 
 
 
 def augmentation(args: FinetuneAugmentationArguments, image_size: int, mean: Sequence[float]) -> FinetuneTransform:
-    """The augmentation of training images; ``mean`` fills erased regions."""
+    """The augmentation of training images; ``mean`` is the fill color of RandAugment."""
     return FinetuneTransform(
         image_size,
         min_crop_scale=args.min_crop_scale,

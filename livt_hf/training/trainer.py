@@ -162,10 +162,10 @@ class BalancedTrainer(ResumableTrainer):
         if self.classifier_only:
             model.eval()
         outputs = model(pixel_values=inputs["pixel_values"])
-        loss = self.loss_now()(outputs.logits, inputs["labels"])
+        loss = self.current_loss()(outputs.logits, inputs["labels"])
         return (loss, outputs) if return_outputs else loss
 
-    def loss_now(self) -> Loss:
+    def current_loss(self) -> Loss:
         """The loss function of the current step: re-weighted from ``drw_epoch`` on."""
         if self.reweighted_loss is None or self.drw_epoch is None:
             return self.loss
@@ -257,7 +257,7 @@ def _tracker_errors() -> Iterator[None]:
 
 
 def training_loss(config: Any, reweighted: bool = False) -> Loss:
-    """The loss in a config (see `store_class_counts`); ``reweighted``: the one after ldam's deferral."""
+    """The loss in a config (see `store_class_counts`); ``reweighted``: ldam from ``drw_epoch`` on."""
     counts = ordered_class_counts(config)  # raises if fields are missing
     check_not_adjusted(config)
     if reweighted and config.loss != "ldam":

@@ -140,7 +140,7 @@ def test_ldam_is_reweighted_from_its_epoch_on(tmp_path):
     assert plain != weighted
     for step, expected in ((0, plain), (2 * steps - 1, plain), (2 * steps, weighted), (3 * steps, weighted)):
         subject.state.global_step = step
-        assert subject.loss_now()(logits, labels) == expected
+        assert subject.current_loss()(logits, labels) == expected
     with pytest.raises(ValueError, match="drw_epoch: deferred re-weighting is for ldam only, and the loss is bal_bce"):
         balanced_trainer(tmp_path, 8, 1, drw_epoch=2.0)
     with pytest.raises(

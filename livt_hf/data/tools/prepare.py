@@ -126,7 +126,7 @@ def _shard_file(output_dir: Path, chunk: Chunk, num_rows: int) -> Path:
 
 
 def _check_plan(splits: DatasetDict, output_dir: Path, shorter_side: int, quality: int) -> None:
-    """Refuse to continue a run that had other data or options."""
+    """Refuse to continue a run that used different data or options."""
     for option, value, low, high in (("shorter_side", shorter_side, 1, 65535), ("quality", quality, 1, 100)):
         if not low <= value <= high:
             raise ValueError(f"{option}: {value} must be between {low} and {high}")
