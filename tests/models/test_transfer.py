@@ -150,7 +150,7 @@ def test_finetune_trains_saves_and_resumes_bit_identically(family, checkpoints, 
     options |= {"ignore_mismatched_classifier": True}
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     results = finetune(finetune_arguments(whole, **options), QUIET)
-    assert ("has none; --drop_path 0.2 has no effect" in capsys.readouterr().out) == (family in ("vit", "deit"))
+    assert ("does not have it; --drop_path 0.2 has no effect" in capsys.readouterr().out) == (family in ("vit", "deit"))
 
     optimizer_step, steps = torch.optim.AdamW.step, []
 
