@@ -29,23 +29,6 @@ def check_folder(output_dir: str | Path) -> None:
         raise ValueError(f"output_dir: {str(output_dir)!r} cannot be created, {existing} {reason}; name another folder")
 
 
-@contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder to write into, published as ``path`` on exit.
-
-    After an error, the temporary folder is removed and ``path`` is unchanged.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        publish(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
 def publish(folder: Path, path: Path) -> None:
     """Flush a folder to disk, add the list of its files, and rename it to ``path`` (same file system), replacing it."""
     sizes = {}
