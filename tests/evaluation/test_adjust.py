@@ -1,7 +1,6 @@
-"""`livt adjust` and `--test_prior`: closed forms of the logits, the minimum of the likelihood, exact undo."""
+"""`livt adjust`: closed forms of the logits, the minimum of the likelihood, exact undo."""
 
 import json
-import math
 import subprocess
 import sys
 
@@ -35,7 +34,7 @@ from livt_hf.evaluation.adjust import (
     undo,
 )
 from livt_hf.evaluation.predict import predict_images
-from livt_hf.evaluation.prior_shift import assumed_log_prior, long_tailed_priors, prior_accuracies, target_prior
+from livt_hf.evaluation.prior_shift import long_tailed_priors, target_prior
 from livt_hf.models.loading import classifier_layer
 
 COUNTS = {"ant": 60, "bee": 30, "cat": 10}
@@ -96,17 +95,6 @@ def logits(folder):
     pixel_values = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         return model(pixel_values).logits.double().numpy()
-
-
-def test_the_assumed_prior_depends_on_loss_tau_and_adjustment():
-    prior = ClassPrior(COUNTS)
-    for loss, tau, power in (("ce", 1.0, 1.0), ("bal_ce", 1.0, 0.0), ("bal_bce", 0.4, 0.6), (None, None, 1.0)):
-        config = type("Config", (), {"loss": loss, "tau": tau})
-        np.testing.assert_allclose(assumed_log_prior(config, prior), power * np.log(PI), rtol=1e-12)
-    adjusted = type("Config", (), {"loss": "ce", "adjustment": {"target_prior": {"cat": 2, "ant": 1, "bee": 1}}})
-    np.testing.assert_allclose(assumed_log_prior(adjusted, prior), np.log([0.25, 0.25, 0.5]), rtol=1e-12)
-    with pytest.raises(ValueError, match="tau-normalized"):
-        assumed_log_prior(type("Config", (), {"adjustment": {"tau_norm": 1.0}}), prior)
 
 
 @pytest.mark.parametrize(
@@ -318,34 +306,6 @@ def test_invalid_targets_models_and_datasets(tmp_path, folder, images):
     (tmp_path / "out" / ORIGINAL_LAYER).unlink()
     with pytest.raises(ValueError, match="which holds the original weights; give the folder that"):
         undo(tmp_path / "out", tmp_path / "back")
-
-
-# Test distributions
-
-
-def test_forward_and_backward_follow_the_training_counts():
-    priors = long_tailed_priors(ClassPrior({"small": 5, "large": 500, "middle": 50}))
-    assert list(priors)[:2] == ["forward 50", "forward 25"]
-    assert list(priors)[5] == "uniform"
-    assert list(priors)[-1] == "backward 50"
-    assert len(priors) == 11
-    root = math.sqrt(25)
-    np.testing.assert_allclose(priors["forward 25"], np.array([1 / 25, 1, 1 / root]) / (1 + 1 / 25 + 1 / root))
-    np.testing.assert_allclose(priors["backward 25"], np.array([1, 1 / 25, 1 / root]) / (1 + 1 / 25 + 1 / root))
-    np.testing.assert_allclose(priors["uniform"], [1 / 3] * 3)
-
-
-def test_prior_accuracies_weight_classes_by_the_prior():
-    labels = np.array([0, 0, 0, 0, 1, 1, 3])
-    predicted = {
-        "labels": labels,
-        "predictions": np.array([0, 0, 0, 1, 1, 0, 3]),  # 75 %, 50 %, -, 100 %
-        "shifted_predictions": np.array([[0], [0], [0], [0], [0], [0], [3]]),  # 100 %, 0 %, -, 100 %
-    }
-    # class 2 has no test image: the prior of the others becomes 4/8, 3/8, 1/8
-    outcome = prior_accuracies(predicted, {"forward": np.array([0.4, 0.3, 0.2, 0.1])})["forward"]
-    assert outcome["accuracy"] == pytest.approx(4 / 8 * 75 + 3 / 8 * 50 + 1 / 8 * 100)
-    assert outcome["shifted"] == pytest.approx(4 / 8 * 100 + 1 / 8 * 100)
 
 
 def test_evaluate_reports_them_and_the_shift_is_that_of_an_adjusted_model(tmp_path, images, capsys):

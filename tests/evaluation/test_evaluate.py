@@ -1,4 +1,4 @@
-"""Evaluation of saved checkpoints: the numbers are those of a plain pipeline, classes are matched by name."""
+"""Evaluation of saved checkpoints: results are those of a plain pipeline, and classes are matched by name."""
 
 import io
 import json
@@ -11,18 +11,13 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as PILImage
 from transformers import BeitConfig, BeitForImageClassification, BeitImageProcessor, pipeline
 
-from helpers.results import GROUPS, naughty_results
+from helpers.results import GROUPS
 from helpers.tiny_models import save_tiny
 from livt_hf import ClassPrior, LivtConfig, LivtMAEForPreTraining, ViTForBalancedClassification
 from livt_hf.class_names import label_names
-from livt_hf.data import normalize
 from livt_hf.evaluation.evaluate import counts_by_model_name, evaluate_checkpoint, evaluate_model, measure
-from livt_hf.evaluation.predictions import predict_split
 from livt_hf.metrics import calibration_error
 from livt_hf.models.configuration_livt import LivtMAEConfig
-from livt_hf.models.modeling_livt_mae import MASK_GRAY, reconstruct_images
-from livt_hf.reporting.blocks import code_block, escape_markdown
-from livt_hf.reporting.evaluation_report import report_markdown, write_report
 
 COUNTS = {"cat": 50, "dog": 10, "emu": 3}
 TINY = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
@@ -245,72 +240,12 @@ def test_a_processor_that_always_normalizes_is_an_error(split, tmp_path):
         evaluate_checkpoint(model, data, output_dir=tmp_path)
 
 
-def test_probabilities_are_a_softmax_of_float32_logits():
-    class Half(torch.nn.Module):
-        dtype = torch.bfloat16
-
-        def forward(self, pixel_values):
-            logits = torch.tensor([[2.0, 1.0, -300.0]], dtype=torch.bfloat16)
-            return type("Output", (), {"logits": logits.repeat(len(pixel_values), 1)})
-
-    loader = [{"pixel_values": torch.zeros(2, 3, 4, 4, dtype=torch.uint8), "labels": torch.tensor([0, 2])}]
-    predicted = predict_split(Half(), loader, (0.5,) * 3, (0.5,) * 3)
-    assert predicted["predictions"].tolist() == [0, 0]
-    assert predicted["confidences"] == pytest.approx(1 / (1 + np.exp(-1.0)), rel=1e-6)
-    assert predicted["true_probabilities"] == pytest.approx([1 / (1 + np.exp(-1.0)), 0.0], rel=1e-6)
-
-
-def test_the_five_best_classes_are_counted_in_the_models_labels():
-    class Ranking(torch.nn.Module):
-        dtype = torch.float32
-
-        def forward(self, pixel_values):
-            return type("Output", (), {"logits": -torch.arange(7.0).repeat(len(pixel_values), 1)})
-
-    loader = [{"pixel_values": torch.zeros(7, 3, 4, 4, dtype=torch.uint8), "labels": torch.arange(7)}]
-    predicted = predict_split(Ranking(), loader, (0.5,) * 3, (0.5,) * 3, label_of=np.arange(6, -1, -1))
-    assert predicted["labels"].tolist() == [6, 5, 4, 3, 2, 1, 0]
-    assert predicted["in_top5"].tolist() == [False, False, True, True, True, True, True]
-
-
 def test_logits_that_are_not_finite_are_an_error(model, processor, split):
     broken = ViTForBalancedClassification(model.config)
     with torch.no_grad():
         broken.classifier.bias.fill_(float("nan"))
     with pytest.raises(ValueError, match="not finite"):
         evaluate_model(broken, split, processor)
-
-
-def test_reconstructed_images_differ_from_the_original_in_masked_patches_only():
-    torch.manual_seed(0)
-    mae = LivtMAEForPreTraining(
-        LivtMAEConfig(
-            **TINY,
-            image_size=16,
-            patch_size=4,
-            decoder_hidden_size=24,
-            decoder_num_hidden_layers=1,
-            decoder_num_attention_heads=2,
-            decoder_intermediate_size=24,
-        )
-    )
-    images = torch.randint(0, 224, (2, 3, 16, 16), dtype=torch.uint8)
-    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
-    names = ("originals", "masked", "reconstructed")
-    drawn = dict(zip(names, reconstruct_images(mae, images, mean, std, seed=3), strict=True))
-    originals = images.permute(0, 2, 3, 1).numpy()
-    np.testing.assert_array_equal(drawn["originals"], originals)
-    hidden = (drawn["masked"] == MASK_GRAY).all(axis=-1)  # (B, H, W)
-    patches = hidden.reshape(2, 4, 4, 4, 4).transpose(0, 1, 3, 2, 4).reshape(2, 16, 16)
-    assert (patches.all(-1) | ~patches.any(-1)).all()  # whole patches
-    assert patches.all(-1).sum(-1).tolist() == [12, 12]  # 75 % of 16
-    for shown in (drawn["masked"], drawn["reconstructed"]):
-        np.testing.assert_array_equal(shown[~hidden], originals[~hidden])
-    noise = torch.rand(2, 16, generator=torch.Generator().manual_seed(3))
-    expected, _ = mae.reconstruct(normalize(images, mean, std), noise=noise)
-    pixels = (expected * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)) * 255
-    difference = pixels.clamp(0, 255).permute(0, 2, 3, 1).numpy() - drawn["reconstructed"]
-    assert np.abs(difference).max() <= 0.51
 
 
 def test_a_report_with_reconstructions(folder, split, tmp_path):
@@ -326,39 +261,3 @@ def test_a_report_with_reconstructions(folder, split, tmp_path):
     assert "brightness and contrast of the masked patches are not predicted" in report
     with PILImage.open(tmp_path / "reconstructions.png") as picture:
         assert picture.width > 500
-
-
-def test_report_tables():
-    report = report_markdown(naughty_results())
-    lines = report.splitlines()
-    start = lines.index("|  | Accuracy (%) | Classes | Definition |")
-    assert lines[start + 2 : start + 6] == [
-        "| All images | **50.0** | 4 |  |",
-        "| Many-shot | – | 1 | more than 20 training images |",
-        "| Medium-shot | 25.0 | 2 | 5 to 20 training images |",
-        "| Few-shot | 100.0 | 1 | fewer than 5 training images |",
-    ]
-    start = lines.index("| Class | Training images | Group | Test images | Predicted | Accuracy (%) |")
-    assert lines[start + 2 : start + 6] == [
-        "| a&#124;b | 30 | many | 0 | 1 | – |",
-        "| &#96;&#60;script&#62;alert(1)&#60;/script&#62;&#96; &#35; big | 10 | medium | 1 | 0 | 0.0 |",
-        "| 😀 &#91;x&#93;(http:&#47;&#47;y) &#64;me | 10 | medium | 2 | 2 | 50.0 |",
-        "| &#36;math&#36; &#95;it&#95; a_b | 2 | few | 1 | 1 | 100.0 |",
-    ]
-    assert "4 images of my&#124;images (test split)." in report
-    assert "Trained from scratch with loss bal&#95;ce" not in report  # an underscore within a word is harmless
-    assert "Trained from scratch with loss bal_ce, tau 1." in report
-    assert "````bash\nlivt evaluate --model ```\n````" in report
-
-
-def test_a_report_that_cannot_be_written_as_json_leaves_the_old_one(tmp_path):
-    write_report(naughty_results(), tmp_path)
-    before = (tmp_path / "results.json").read_text()
-    with pytest.raises(ValueError, match="JSON"):
-        write_report({**naughty_results(), "seed": float("nan")}, tmp_path)
-    assert (tmp_path / "results.json").read_text() == before
-
-
-def test_escaped_text_stays_on_one_line_and_in_one_direction():
-    assert escape_markdown("a\r\n\tb\x1b[31m\u202ec\u2028d") == "a b &#91;31m c d"
-    assert code_block("a") == "```bash\na\n```"

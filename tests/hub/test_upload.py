@@ -2,48 +2,17 @@
 
 import json
 import shutil
-import threading
-from types import SimpleNamespace
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
-from helpers.hub_server import Failure, Hub, is_whole, redirect_client, serve
+from helpers.hub_folder import CARD, REPO, TOKEN, make_model
+from helpers.hub_server import Failure, is_whole
 from helpers.tiny_models import FAMILIES, save_tiny
-from livt_hf import LivtConfig, ViTForBalancedClassification
 from livt_hf.data.transforms import image_processor
-from livt_hf.hub.background import BackgroundPusher
 from livt_hf.hub.upload import check_model_folder, push_folder
 
-TOKEN, REPO = "hf_secret", "org/livt-digits"
-CARD = "---\nlibrary_name: transformers\nlicense: apache-2.0\n---\n\n# A model\n"
-SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 NOT_PUBLISHED = ("training_args.bin", "optimizer.pt", "run.json", "bad_images.log", "notes.txt", "model.pkl", ".env")
-
-
-def make_model(folder, seed=0):
-    torch.manual_seed(seed)
-    names = {"id2label": {0: "cat", 1: "lynx"}, "label2id": {"cat": 0, "lynx": 1}}
-    config = LivtConfig(**SIZES, **names, image_size=8, patch_size=4, class_counts={"cat": 90, "lynx": 3})
-    ViTForBalancedClassification(config).save_pretrained(folder)
-    image_processor(8, 0.875, [0.5] * 3, [0.5] * 3).save_pretrained(folder)
-    (folder / "README.md").write_text(CARD)
-    return folder
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return make_model(tmp_path / "model")
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    """A running Hub for the client of this process, whose own retries do not wait."""
-    with serve(Hub(token=TOKEN)) as state:
-        redirect_client(monkeypatch, state)
-        monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda seconds: None))
-        yield state
 
 
 def push(folder, **options):
@@ -259,101 +228,6 @@ def test_a_pull_request_whose_response_was_lost_is_not_opened_twice(hub, folder)
     with pytest.raises(ValueError, match="the upload to"):
         push(folder, create_pr=True)
     assert sorted(hub.model(REPO).refs) == ["main", "refs/pr/1"]
-
-
-# In the background
-
-
-def make_checkpoint(run, step):
-    """A complete checkpoint as written during training, without image processor and card."""
-    checkpoint = make_model(run / f"checkpoint-{step}", seed=step)
-    (checkpoint / "README.md").unlink()
-    (checkpoint / "preprocessor_config.json").unlink()
-    torch.save({"step": step}, checkpoint / "optimizer.pt")
-    sizes = {file.name: file.stat().st_size for file in checkpoint.iterdir()}
-    (checkpoint / "complete.json").write_text(json.dumps({"files": sizes}))
-    return checkpoint
-
-
-def pusher(run, **options):
-    processor = image_processor(8, 0.875, [0.5] * 3, [0.5] * 3)
-    return BackgroundPusher(REPO, run, processor, **{"token": TOKEN, "waits": (0.01,), **options})
-
-
-def test_checkpoints_are_uploaded_during_training_even_if_deleted_meanwhile(hub, folder, tmp_path, capsys):
-    gate = threading.Event()
-    hub.fail = lambda request, number: gate.wait(20) and None
-    run = tmp_path / "run"
-    background = pusher(run)
-    weights = {}
-    for step in (1, 2, 3):
-        checkpoint = make_checkpoint(run, step)
-        weights[step] = (checkpoint / "model.safetensors").read_bytes()
-        background.push(checkpoint, f"Step {step} of 4")
-        shutil.rmtree(checkpoint)
-    gate.set()
-    background.wait()
-    repository = hub.model(REPO)
-    assert repository.messages[-1] == "Step 3 of 4"
-    assert len(repository.commits) <= 3, "a newer checkpoint replaces a queued one"
-    assert repository.files()["model.safetensors"] == weights[3]
-    assert b"Step 3 of 4" in repository.files()["README.md"]
-    assert "optimizer.pt" not in repository.files()
-    assert background.finish(folder) is None
-    assert repository.files()["README.md"] == CARD.encode()
-    assert capsys.readouterr().out.splitlines()[-1] == f"uploaded to {hub.endpoint}/{REPO}"
-    assert not (run / ".push").exists()
-
-
-@pytest.mark.parametrize("strategy", ["end", "checkpoint", "all_checkpoints"])
-def test_strategies(hub, folder, tmp_path, strategy):
-    background = pusher(tmp_path, strategy=strategy)
-    checkpoints = {step: make_checkpoint(tmp_path, step) for step in (1, 2)}
-    for step, checkpoint in checkpoints.items():
-        background.push(checkpoint, f"Step {step}")
-        background.wait()
-    assert background.finish(folder) is None
-    names = {name.split("/")[0] for name in hub.model(REPO).files() if "/" in name}
-    assert names == {"end": set(), "checkpoint": {"last-checkpoint"}}.get(strategy, {"checkpoint-1", "checkpoint-2"})
-    if strategy == "checkpoint":
-        files, newest = hub.model(REPO).files(), checkpoints[2]
-        for file in newest.iterdir():
-            assert files[f"last-checkpoint/{file.name}"] == file.read_bytes()
-
-
-def test_a_hub_that_is_down_does_not_stop_training_and_gets_the_model_at_the_end(hub, folder, tmp_path, capsys):
-    hub.fail = lambda request, number: Failure(500)
-    background = pusher(tmp_path)
-    background.push(make_checkpoint(tmp_path, 1), "Step 1")
-    background.push(tmp_path / "nothing", "Step 2")
-    background.wait()
-    assert len(background.errors) == 2
-    assert all("\n" not in line for line in background.errors)
-    assert capsys.readouterr().err.endswith("".join(f"{line}\n" for line in background.errors))
-    hub.fail = lambda request, number: None
-    assert background.finish(folder) is None
-    assert hub.model(REPO).files()["model.safetensors"] == (folder / "model.safetensors").read_bytes()
-
-
-def test_the_last_failure_is_one_line_with_the_command_that_uploads_it_later(hub, folder, tmp_path):
-    background = pusher(tmp_path, private=True, revision="v2")
-    hub.fail = lambda request, number: Failure(403)
-    line = background.finish(folder)
-    assert line.count("\n") == 0
-    assert line.endswith(f"livt push --model {folder} --hub_model_id {REPO} --private --revision v2")
-    background.push(make_checkpoint(tmp_path, 1), "after the end")
-    assert hub.repositories == {}
-
-
-def test_stopping_waits_for_nothing(hub, tmp_path):
-    gate = threading.Event()
-    hub.fail = lambda request, number: gate.wait(20) and None
-    background = pusher(tmp_path)
-    background.push(make_checkpoint(tmp_path, 1), "Step 1")
-    background.stop()
-    gate.set()
-    background._thread.join(20)
-    assert not background._thread.is_alive()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

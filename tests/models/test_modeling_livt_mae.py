@@ -14,8 +14,9 @@ from helpers.paths import FIXTURES
 from livt_hf import LivtMAEForPreTraining
 from livt_hf.conversion.key_map import key_map, to_native
 from livt_hf.conversion.official import read_checkpoint
+from livt_hf.data import normalize
 from livt_hf.models.configuration_livt import LivtMAEConfig
-from livt_hf.models.modeling_livt_mae import gather_patches
+from livt_hf.models.modeling_livt_mae import MASK_GRAY, gather_patches, reconstruct_images
 
 TINY = {
     "hidden_size": 48,
@@ -285,3 +286,24 @@ def test_checkpoints_of_upstream_load(tmp_path):
 def test_wrong_settings_are_named(fields, message):
     with pytest.raises(ValueError, match=message):
         LivtMAEConfig(**{**TINY, **fields})
+
+
+def test_reconstructed_images_differ_from_the_original_in_masked_patches_only():
+    mae = tiny_mae(image_size=16)
+    images = torch.randint(0, 224, (2, 3, 16, 16), dtype=torch.uint8)
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    names = ("originals", "masked", "reconstructed")
+    drawn = dict(zip(names, reconstruct_images(mae, images, mean, std, seed=3), strict=True))
+    originals = images.permute(0, 2, 3, 1).numpy()
+    np.testing.assert_array_equal(drawn["originals"], originals)
+    hidden = (drawn["masked"] == MASK_GRAY).all(axis=-1)  # (B, H, W)
+    patches = hidden.reshape(2, 4, 4, 4, 4).transpose(0, 1, 3, 2, 4).reshape(2, 16, 16)
+    assert (patches.all(-1) | ~patches.any(-1)).all()  # whole patches
+    assert patches.all(-1).sum(-1).tolist() == [12, 12]  # 75 % of 16
+    for shown in (drawn["masked"], drawn["reconstructed"]):
+        np.testing.assert_array_equal(shown[~hidden], originals[~hidden])
+    noise = torch.rand(2, 16, generator=torch.Generator().manual_seed(3))
+    expected, _ = mae.reconstruct(normalize(images, mean, std), noise=noise)
+    pixels = (expected * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)) * 255
+    difference = pixels.clamp(0, 255).permute(0, 2, 3, 1).numpy() - drawn["reconstructed"]
+    assert np.abs(difference).max() <= 0.51

@@ -12,7 +12,7 @@ from PIL import Image as PILImage
 
 from helpers.paths import FIXTURES
 from helpers.results import NAUGHTY, naughty_results
-from livt_hf.reporting.blocks import escape_html
+from livt_hf.reporting.blocks import code_block, escape_html, escape_markdown
 from livt_hf.reporting.evaluation_report import report_markdown, write_report
 
 
@@ -142,3 +142,39 @@ def test_adjustments_are_reported_and_a_model_needs_no_name(tmp_path):
     write_report(naughty_results() | {"adjustment": adjustment, "model": None}, tmp_path)
     for name in ("report.html", "report.md"):
         assert "Adjusted post hoc: target prior train, temperature 1.25." in (tmp_path / name).read_text()
+
+
+def test_report_tables():
+    report = report_markdown(naughty_results())
+    lines = report.splitlines()
+    start = lines.index("|  | Accuracy (%) | Classes | Definition |")
+    assert lines[start + 2 : start + 6] == [
+        "| All images | **50.0** | 4 |  |",
+        "| Many-shot | – | 1 | more than 20 training images |",
+        "| Medium-shot | 25.0 | 2 | 5 to 20 training images |",
+        "| Few-shot | 100.0 | 1 | fewer than 5 training images |",
+    ]
+    start = lines.index("| Class | Training images | Group | Test images | Predicted | Accuracy (%) |")
+    assert lines[start + 2 : start + 6] == [
+        "| a&#124;b | 30 | many | 0 | 1 | – |",
+        "| &#96;&#60;script&#62;alert(1)&#60;/script&#62;&#96; &#35; big | 10 | medium | 1 | 0 | 0.0 |",
+        "| 😀 &#91;x&#93;(http:&#47;&#47;y) &#64;me | 10 | medium | 2 | 2 | 50.0 |",
+        "| &#36;math&#36; &#95;it&#95; a_b | 2 | few | 1 | 1 | 100.0 |",
+    ]
+    assert "4 images of my&#124;images (test split)." in report
+    assert "Trained from scratch with loss bal&#95;ce" not in report  # an underscore within a word is harmless
+    assert "Trained from scratch with loss bal_ce, tau 1." in report
+    assert "````bash\nlivt evaluate --model ```\n````" in report
+
+
+def test_a_report_that_cannot_be_written_as_json_leaves_the_old_one(tmp_path):
+    write_report(naughty_results(), tmp_path)
+    before = (tmp_path / "results.json").read_text()
+    with pytest.raises(ValueError, match="JSON"):
+        write_report({**naughty_results(), "seed": float("nan")}, tmp_path)
+    assert (tmp_path / "results.json").read_text() == before
+
+
+def test_escaped_text_stays_on_one_line_and_in_one_direction():
+    assert escape_markdown("a\r\n\tb\x1b[31m\u202ec\u2028d") == "a b &#91;31m c d"
+    assert code_block("a") == "```bash\na\n```"
