@@ -242,8 +242,10 @@ class AugmentationArguments(Options):
         for name in ("mean", "std"):
             if getattr(self, name) is not None and len(getattr(self, name)) != 3:
                 raise ValueError(f"{name}: give 3 numbers (red, green, blue), got {getattr(self, name)}")
-        if self.std is not None and not all(value > 0 for value in self.std):
-            raise ValueError(f"std: must be positive, got {self.std}")
+        if self.mean is not None and not all(0 <= value <= 1 for value in self.mean):
+            raise ValueError(f"mean: give numbers from 0 to 1 (not 0 to 255), got {self.mean}")
+        if self.std is not None and not all(0 < value <= 1 for value in self.std):
+            raise ValueError(f"std: give numbers above 0 and at most 1 (not 0 to 255), got {self.std}")
 
 
 @dataclass
