@@ -20,9 +20,8 @@ from typing import Any
 from livt_hf.config.arguments import FinetuneArguments, PretrainArguments
 from livt_hf.files import read_metrics, read_run
 from livt_hf.losses import SHORT_NAMES
-from livt_hf.reporting.blocks import code_block, escape_markdown, markdown_table
+from livt_hf.reporting.blocks import code_block, escape_markdown, markdown_table, percent
 from livt_hf.reporting.comparison_report import MEASURES, comparison_table, draw_comparison, summarize
-from livt_hf.reporting.evaluation_report import percent
 
 ROOT = Path(__file__).parents[1]
 COMPARISONS = ROOT / "model_cards" / "comparisons"

@@ -46,7 +46,7 @@ def quickstart(output_dir: Path) -> list[dict[str, Any]] | None:
     Raises:
         ValueError: the folder contains a finished quickstart, or other files.
     """
-    check_folder(output_dir)
+    _check_output_dir(output_dir)
     # Tensors this small gain nothing from a second thread, which the data worker needs.
     torch.set_num_threads(1)
     runs_dir = output_dir / "runs"
@@ -71,7 +71,7 @@ def quickstart(output_dir: Path) -> list[dict[str, Any]] | None:
     return rows
 
 
-def check_folder(output_dir: Path) -> None:
+def _check_output_dir(output_dir: Path) -> None:
     """ValueError unless a quickstart can begin or resume in the folder."""
     if output_dir.is_file():
         raise ValueError(f"output_dir: {str(output_dir)!r} is a file; name a new folder")
