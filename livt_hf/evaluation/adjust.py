@@ -78,9 +78,7 @@ def adjust(
 
     shift, target_pi = np.zeros(config.num_labels), None
     if target is not None:
-        prior = _training_prior(config, splits, model)
-        target_pi = target_prior(target, prior)
-        shift = np.log(target_pi) - assumed_log_prior(config, prior)
+        shift, target_pi = _shift_to(target, config, _training_prior(config, splits, model))
     if tau_norm is not None:
         fold_tau_norm(layer, tau_norm)
     nll = None
@@ -110,6 +108,12 @@ def _check_settings(target: str | None, temperature: str | float | None, tau_nor
     if temperature == "fit":
         return None
     return 1.0 if temperature is None else _positive(temperature)
+
+
+def _shift_to(target: str, config: Any, prior: ClassPrior) -> tuple[np.ndarray, np.ndarray]:
+    """The logit shift to a target prior, and that prior: (C,) each."""
+    target_pi = target_prior(target, prior)
+    return np.log(target_pi) - assumed_log_prior(config, prior), target_pi
 
 
 def _images_to_fit_on(splits: DatasetDict | None, split: str, dataset: Any) -> Dataset:

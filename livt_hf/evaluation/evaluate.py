@@ -201,7 +201,7 @@ def evaluate_model(
 
 
 def describe(model: PreTrainedModel, description: Mapping[str, Any]) -> dict[str, Any]:
-    """The first entries of results.json: what was evaluated. ``description`` fills in what the model does not know."""
+    """The first entries of results.json: what was evaluated. ``description`` adds to it, or replaces entries."""
     config: Any = model.config
     return {
         "model": None,
