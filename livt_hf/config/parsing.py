@@ -49,9 +49,10 @@ def parse(
     Raises:
         ValueError: an unknown option (with the nearest known name), or a value that cannot be used.
     """
-    values, unknown = parse_known(options, argv, prog, description, examples)
-    if unknown:
+    values, unknown = _Parser(options, prog, description, examples).read(argv)
+    if unknown:  # before a required option that is missing: it may be misspelled
         _refuse_unknown(unknown, options)
+    values.require()
     return values
 
 
@@ -285,7 +286,7 @@ def _training_arguments(words: list[str], stage: type[StageArguments]) -> dict[s
     accepted = _all_training_arguments()
     for name in names:
         if name not in accepted:
-            raise ValueError(f"--{name}: unknown option;{did_you_mean(name, [*known, *accepted])} see --help")
+            raise ValueError(f"--{name}: unknown option;{_advice(name, [*known, *accepted])} see --help")
     values, rest = _upstream_parser().parse_known_args(words)
     if rest:
         raise ValueError(f"{rest[0]}: unexpected value; options are written --name value")
@@ -340,7 +341,15 @@ def _refuse_unknown(words: list[str], options: type[Options]) -> NoReturn:
     name = _option_name(words[0])
     _refuse_replaced(name, options)
     known = [entry.name for entry in dataclasses.fields(options)]
-    raise ValueError(f"--{name}: unknown option;{did_you_mean(name, known)} see --help")
+    raise ValueError(f"--{name}: unknown option;{_advice(name, known)} see --help")
+
+
+def _advice(name: str, known: Sequence[str]) -> str:
+    """The command that has the option, or the nearest known name."""
+    for command, stage in (("pretrain", PretrainArguments), ("finetune", FinetuneArguments)):
+        if name not in known and name in {entry.name for entry in dataclasses.fields(stage)}:
+            return f" it belongs to `livt {command}`;"
+    return did_you_mean(name, known)
 
 
 def _option_name(word: str) -> str:

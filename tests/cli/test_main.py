@@ -74,6 +74,7 @@ def test_every_command_suggests_the_nearest_option(capsys, command):
         (["predict", "m", "a.jpg"], "model: none was given; did you mean `livt predict --model m a.jpg`?"),
         (["predict", "a.jpg"], "model: none was given; did you mean `livt predict --model a.jpg IMAGE`?"),
         (["dataset", "prepare", "--dataset", "d"], "output_dir: none was given; name one with --output_dir"),
+        (["evaluate", "--model", "m", "--datset", "d"], "--datset: unknown option; did you mean 'dataset'?"),
         (["convert", "in.pth", "out"], "source: give either --source (the format of IN) or --to official"),
         (["predict", "--model", "m"], "the following arguments are required: IMAGE (see `livt predict --help`)"),
         (["pretrain", "--output_dir", "o"], "dataset: none was given; name one with --dataset or a --recipe"),

@@ -286,6 +286,12 @@ def test_the_smallest_allowed_number_is_allowed(name):
         ("finetune", ["--batch-sise=3"], "--batch_sise: unknown option; did you mean 'batch_size'?"),
         ("pretrain", ["--mask_ration", "0.5"], "--mask_ration: unknown option; did you mean 'mask_ratio'?"),
         ("finetune", ["--torch_compil"], "--torch_compil: unknown option; did you mean 'torch_compile'?"),
+        (
+            "finetune",
+            ["--mask_ratio", "0.5"],
+            "--mask_ratio: unknown option; it belongs to `livt pretrain`; see --help",
+        ),
+        ("pretrain", ["--tau", "1"], "--tau: unknown option; it belongs to `livt finetune`; see --help"),
         ("pretrain", ["--zzz"], "--zzz: unknown option; see --help"),
         ("finetune", ["--zzz", "1"], "--zzz: unknown option; see --help"),
         ("pretrain", ["stray"], "stray: unexpected value; options are written --name value"),
