@@ -151,7 +151,8 @@ class _Parser(argparse.ArgumentParser):
         return "".join(f"{line}\n" for line in self.examples) + "\n" * bool(self.examples) + text
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message} (see `{self.prog} --help`)")
+        hint = f" (see `{self.prog} --help`)" if self.prog.startswith("livt ") else ""  # not where a function parses
+        raise ValueError(f"{message}{hint}")
 
 
 class _Help(argparse.HelpFormatter):

@@ -140,6 +140,10 @@ def test_dashes_and_underscores_are_the_same(argv):
     assert (parse(*argv).batch_size, parse(*argv).save_every) == (8, 3)
 
 
+def test_only_a_command_refers_to_its_help():
+    assert refused("--tau", "abc") == "argument --tau: invalid float value: 'abc'"
+
+
 def test_negative_numbers_are_values():
     assert parse("--tau", "-0.5").tau == -0.5
 
