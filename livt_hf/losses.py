@@ -79,7 +79,7 @@ def ldam(
     """Cross-entropy of ``scale * (z - margin_y e_y)``; ``class_weights`` as in `softmax_cross_entropy`."""
 
     def of_labels(labels: Tensor) -> Tensor:  # (B,) -> (B,)
-        shifted = scale * (logits - margins * F.one_hot(labels, logits.shape[1]))
+        shifted = scale * (logits - margins * one_hot(labels, logits))
         return F.cross_entropy(shifted, labels, weight=class_weights, label_smoothing=smoothing, reduction="none")
 
     per_image = sum_over_mixed_labels(of_labels, targets)
@@ -106,7 +106,7 @@ def lade_regularizer(logits: Tensor, labels: Tensor, log_prior: Tensor, remine_l
     sum is over one micro-batch: accumulation averages the regularizers.
     """
     num_images, num_classes = logits.shape
-    of_class = F.one_hot(labels, num_classes)  # (B, C)
+    of_class = one_hot(labels, logits)  # (B, C)
     own = (logits * of_class).sum(dim=0) / of_class.sum(dim=0).clamp_min(1)  # (C,)
     bound = torch.logsumexp(logits - log_prior - math.log(num_classes), dim=0) - math.log(num_images)  # (C,)
     return -(log_prior.exp() * (own - bound - remine_lambda * bound**2)).sum()
@@ -129,8 +129,12 @@ def target_rows(targets: Tensor, logits: Tensor, smoothing: float) -> Tensor:
     """Rows (B, C): ``(1 - s) * one_hot + s / C`` of hard labels; soft targets are returned unchanged."""
     if targets.is_floating_point():
         return targets
-    one_hot = F.one_hot(targets, logits.shape[1]).to(logits.dtype)
-    return one_hot * (1.0 - smoothing) + smoothing / logits.shape[1]
+    return one_hot(targets, logits) * (1.0 - smoothing) + smoothing / logits.shape[1]
+
+
+def one_hot(labels: Tensor, logits: Tensor) -> Tensor:
+    """Rows of the dtype and shape (B, C) of the logits. Unlike torch's, it never reads labels on the host."""
+    return (labels[:, None] == torch.arange(logits.shape[1], device=labels.device)).to(logits.dtype)
 
 
 def sum_over_mixed_labels(of_labels: Callable[[Tensor], Tensor], targets: Tensor) -> Tensor:
@@ -357,7 +361,7 @@ def build_loss(
         if logits.ndim != 2 or logits.shape[1] != num_classes:
             raise ValueError(f"logits: need shape (B, {num_classes}), one column per class, got {tuple(logits.shape)}")
         device = logits.device
-        check_values = (device.type == "cpu" or device not in on_device) and not torch.compiler.is_compiling()
+        check_values = (device not in on_device or _checks_every_batch(device)) and not torch.compiler.is_compiling()
         targets = checked_targets(targets, num_classes, check_values)
         if device not in on_device:
             on_device[device] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in arguments.items()}
@@ -366,6 +370,10 @@ def build_loss(
             return function(logits.float(), targets, smoothing, **on_device[device])
 
     return loss
+
+
+def _checks_every_batch(device: torch.device) -> bool:
+    return device.type == "cpu"  # elsewhere reading values waits for the device
 
 
 def compute_loss_func(

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 EMA_FILE = "ema.safetensors"  # in a checkpoint, beside the trained weights
 
@@ -223,12 +224,15 @@ class WeightAverage:
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Average in the current weights; tensors of integers are copied."""
+        averages, weights = [], []
         for name, tensor in model.state_dict().items():
             average = self.weights[name]
             if average.is_floating_point():
-                average.lerp_(tensor.to(average), 1.0 - self.decay)
+                averages.append(average)
+                weights.append(tensor.to(average))
             else:
                 average.copy_(tensor)
+        get_ema_multi_avg_fn(self.decay)(averages, weights, 0)  # few kernels for all tensors
 
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:

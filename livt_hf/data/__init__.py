@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .dataset import ImageDataset
     from .decoding import BadImageError, decode_image
     from .load import load_long_tailed
-    from .loader import TrainingBatches, evaluation_loader, training_loader
+    from .loader import TrainingBatches, evaluation_loader, on_device, training_loader
     from .long_tail import class_counts, long_tailed_indices
     from .mixup import Mixup
     from .transforms import EvalTransform, FinetuneTransform, PretrainTransform, erase, normalize
@@ -34,6 +34,7 @@ __all__ = [
     "long_tailed_indices",
     "match_labels",
     "normalize",
+    "on_device",
     "training_loader",
 ]
 
@@ -53,6 +54,7 @@ _MODULE_OF = {
     "long_tailed_indices": ".long_tail",
     "match_labels": "..class_names",
     "normalize": ".transforms",
+    "on_device": ".loader",
     "training_loader": ".loader",
 }
 

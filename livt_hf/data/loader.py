@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import signal
 import traceback
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ..reporting.provenance import available_cores
 from .decoding import BadImageError
+from .transforms import erased_pixels
 
 ORDER_STREAM = 1  # distinguishes this RNG stream from others with the same seed
 BALANCED_STREAM = 4
@@ -127,10 +130,48 @@ def class_balanced_keys(labels: np.ndarray, seed: int, epoch: int) -> list[tuple
     return keys
 
 
-def collate(samples: list[dict]) -> dict[str, torch.Tensor]:
-    """Stack a batch; pixels (B, 3, S, S) stay channels last in memory, which makes stacking a plain copy."""
+def collate(samples: list[dict]) -> dict[str, Any]:
+    """Stack a batch; pixels (B, 3, S, S) stay channels last in memory, which makes stacking a plain copy.
+
+    ``num_erased`` is the number of pixels in the boxes to erase, so that `erase` need not read it from a device.
+    """
     batch = default_collate([{**sample, "pixel_values": sample["pixel_values"].permute(1, 2, 0)} for sample in samples])
     batch["pixel_values"] = batch["pixel_values"].permute(0, 3, 1, 2)  # (B, S, S, 3) -> (B, 3, S, S)
+    if "erase_box" in batch:
+        batch["num_erased"] = erased_pixels(batch["erase_box"])
+    return batch
+
+
+def on_device(batches: Iterable[dict[str, Any]], device: torch.device) -> Generator[dict[str, Any]]:
+    """Batches with their tensors on ``device``.
+
+    To a GPU the next batch is copied on a stream of its own, from pinned memory, while the current one is trained on.
+    """
+    if device.type != "cuda":
+        yield from (_moved(batch, device) for batch in batches)
+        return
+    stream = torch.cuda.Stream(device)
+    ahead: deque[tuple[dict[str, Any], torch.cuda.Event]] = deque()
+    for batch in batches:
+        with torch.cuda.stream(stream):
+            ahead.append((_moved(batch, device), stream.record_event()))
+        if len(ahead) == 2:
+            yield _arrived(*ahead.popleft())
+    yield from (_arrived(*last) for last in ahead)
+
+
+def _moved(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    moved = {name: value.to(device, non_blocking=True) for name, value in batch.items() if torch.is_tensor(value)}
+    return {**batch, **moved}
+
+
+def _arrived(batch: dict[str, Any], copied: torch.cuda.Event) -> dict[str, Any]:
+    """The batch, for use on the current stream, which waits for the copy; the host does not."""
+    stream = torch.cuda.current_stream()
+    stream.wait_event(copied)
+    for value in batch.values():
+        if torch.is_tensor(value):
+            value.record_stream(stream)  # otherwise its memory could be reused too early
     return batch
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from datasets import DatasetDict
-from torch import Tensor
 
 from ..class_names import check_same_names
 from ..config.groups import DataArguments, OptimizerArguments
-from ..data import ImageDataset, TrainingBatches, class_counts, load_long_tailed
+from ..data import ImageDataset, TrainingBatches, class_counts, load_long_tailed, on_device
 from ..data.streaming import StreamedSamples, open_stream
 from ..models.configuration_livt import ordered_class_counts
 from ..optimization import Schedule
@@ -111,20 +110,26 @@ class EpochLoader:
     def __init__(self, trainer: Any):
         self.trainer = trainer
         self.dataset = trainer.train_dataset  # read by Trainer
-        self.micro_batches: Iterator[dict[str, Tensor]] | None = None
+        self.micro_batches: Generator[dict[str, Any]] | None = None
 
     def __len__(self) -> int:
         return self.trainer.training_batches().steps_per_epoch * self.trainer.args.gradient_accumulation_steps
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         state, args = self.trainer.state, self.trainer.args
         if self.micro_batches is None:
             batches = self.trainer.training_batches(state.global_step, state.max_steps)
             pin_memory = args.device.type == "cuda"
-            self.micro_batches = iter(self.dataset.loader(batches, args.dataloader_num_workers, pin_memory))
+            loader = self.dataset.loader(batches, args.dataloader_num_workers, pin_memory)
+            self.micro_batches = on_device(loader, args.device)
         done = state.global_step * args.gradient_accumulation_steps % len(self)
         for _ in range(len(self) - done):
             batch = next(self.micro_batches, None)
             if batch is None:
                 return
             yield batch
+
+    def close(self) -> None:
+        """End the workers, which otherwise would be killed when the program exits."""
+        if self.micro_batches is not None:
+            self.micro_batches.close()

@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_op
 from torch.distributed.fsdp import register_fsdp_forward_method
 from tqdm.auto import tqdm
 
-from ..data import normalize
+from ..data import normalize, on_device
 from ..files import write_text
 from ..models.modeling_livt_mae import LivtMAEForPreTraining
 from ..optimization import Schedule, adamw, parameter_groups
@@ -35,9 +35,10 @@ from .checkpoint import (
     set_random_state,
     set_schedule,
 )
+from .loss_check import LossCheck
 from .monitor import Monitor
 from .record import read_checkpoint_record
-from .run import Run, not_finite
+from .run import Run
 
 
 class PretrainingLoop:
@@ -78,9 +79,9 @@ class PretrainingLoop:
         self.scheduler = schedule.scheduler(self.optimizer.optimizer)
         self.step = 0
         self.shown: dict[str, str] = {}  # in the progress bar
-        # Accumulated on the device since the last logged step: reading them at every step would stall it.
+        # Accumulated on the device since the last logged step: reading it at every step would stall it.
         self.loss_sum = torch.zeros((), device=accelerator.device)
-        self.first_bad_step = torch.full((), -1, device=accelerator.device)
+        self.loss_check = LossCheck(accelerator, run.folder)
         if checkpoint is not None:
             self._load(checkpoint)
 
@@ -90,7 +91,7 @@ class PretrainingLoop:
         Returns:
             The name of the signal that stopped training early, or None.
         """
-        steps, micro_batches = self.schedule.steps, iter(micro_batches)
+        steps, micro_batches = self.schedule.steps, on_device(micro_batches, self.accelerator.device)
         self.run.begin(self.step)
         bar = tqdm(total=steps, initial=self.step, disable=not self.run.is_main, desc="pretraining", unit="step")
         stopped_by = None
@@ -142,24 +143,17 @@ class PretrainingLoop:
         for micro_batch in range(self.accumulation_steps):
             last = micro_batch == self.accumulation_steps - 1
             batch = next(micro_batches)
-            pixels = batch["pixel_values"].to(accelerator.device, non_blocking=True)
-            noise = batch["noise"].to(accelerator.device, non_blocking=True)
             with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
-                loss = self.model(normalize(pixels, mean, std), noise=noise).loss
+                loss = self.model(normalize(batch["pixel_values"], mean, std), noise=batch["noise"]).loss
                 loss = loss / self.accumulation_steps
                 accelerator.backward(loss)
             loss_sum += loss.detach()
-        bad = (~torch.isfinite(loss_sum)).float()
-        if accelerator.num_processes > 1:
-            bad = accelerator.reduce(bad, "sum").clamp(max=1)
-        # The fused optimizer then skips the update on the device, without synchronization.
-        self.optimizer.optimizer.found_inf = bad
+        self.loss_check.before_update(self.optimizer.optimizer, loss_sum, self.step + 1)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.scheduler.step()
         self.step += 1
         self.loss_sum += loss_sum
-        self.first_bad_step = torch.where((bad > 0) & (self.first_bad_step < 0), self.step, self.first_bad_step)
 
     def _read_logs(self) -> dict[str, float]:
         """Mean loss over processes and steps since the last call, and the learning rate.
@@ -167,7 +161,7 @@ class PretrainingLoop:
         Raises:
             ValueError: a loss was not finite; its update was skipped.
         """
-        self._check_finite()
+        self.loss_check.raise_if_bad()
         window = (self.step - 1) % self.logging_steps + 1
         loss = self.accelerator.reduce(self.loss_sum, "mean").item() / window
         self.loss_sum.zero_()
@@ -178,18 +172,13 @@ class PretrainingLoop:
             "lr": self.scheduler.get_last_lr()[0],
         }
 
-    def _check_finite(self) -> None:
-        step = int(self.first_bad_step.item())
-        if step >= 0:
-            raise not_finite(step, self.run.folder)
-
     def whole_weights(self) -> dict[str, Any]:
         """All weights by name, gathered from FSDP shards, on the main process; all processes must call it."""
         return get_model_state_dict(self.unwrapped, options=FULL_STATE_DICT)
 
     def save(self) -> None:
         """Write a checkpoint; all processes must call it."""
-        self._check_finite()
+        self.loss_check.raise_if_bad()
         loss_sum = self.accelerator.reduce(self.loss_sum, "mean")
         weights = self.whole_weights()
         optimizer = get_optimizer_state_dict(self.unwrapped, self.optimizer.optimizer, options=FULL_STATE_DICT)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
@@ -20,6 +20,8 @@ from ..files import RUN_FILE, write_text
 from ..optimization import WeightAverage
 from .checkpoint import FULL_STATE_DICT, load_optimizer, load_tensors, load_weights, set_schedule
 from .classifier_retraining import fold_scales, load_scales, save_scales
+from .data import EpochLoader
+from .loss_check import LossCheck
 from .run import Run
 
 
@@ -28,6 +30,8 @@ class ResumableTrainer(Trainer):
 
     Attributes:
         run: the run in its output folder.
+        loss_check: skips updates of non-finite losses.
+        step_loss: loss of the current step, summed over its micro-batches so far.
         ema: moving average of the weights, saved and restored with them.
         classifier_only: only the classifier is trained; the scales of LWS are saved beside the native model.
         stopped_by: name of the signal that stopped training, if any.
@@ -36,10 +40,13 @@ class ResumableTrainer(Trainer):
 
     model: PreTrainedModel
     run: Run
+    loss_check: LossCheck
+    step_loss: Tensor | None = None
     ema: WeightAverage | None
     classifier_only: bool
     stopped_by: str | None = None
     resumed_from: Path | None = None
+    epoch_loader: EpochLoader | None = None
     _staging: Path | None = None
 
     def training_batches(self, start_step: int = 0, stop_step: int | None = None) -> TrainingBatches:
@@ -56,11 +63,21 @@ class ResumableTrainer(Trainer):
         """As upstream; SIGTERM and SIGUSR1 end training after the current step, with a checkpoint."""
         with self.run.stop_signal:
             try:
-                return super().train(*args, **kwargs)
+                output = super().train(*args, **kwargs)
+                self.loss_check.raise_if_bad()
+                return output
             finally:
+                if self.epoch_loader is not None:
+                    self.epoch_loader.close()
                 for callback in self.callback_handler.callbacks:
                     if isinstance(callback, ProgressBar):
                         callback.close()
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        control = self.control
+        if control.should_log or control.should_evaluate or control.should_save:
+            self.loss_check.raise_if_bad()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
@@ -116,7 +133,7 @@ class ResumableTrainer(Trainer):
         if self.args.should_save:
             self._save(output_dir, state_dict=weights)
 
-    def _optimizer_and_schedule(self) -> tuple[torch.optim.Optimizer, LambdaLR]:
+    def optimizer_and_schedule(self) -> tuple[torch.optim.Optimizer, LambdaLR]:
         """The optimizer (unwrapped) and schedule, once training has begun."""
         assert isinstance(self.optimizer, AcceleratedOptimizer)
         assert self.lr_scheduler is not None
@@ -125,7 +142,7 @@ class ResumableTrainer(Trainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Save by tensor name, so that a run can resume on another engine (one device, DDP, FSDP2)."""
         model = self.accelerator.unwrap_model(self.model)
-        optimizer, schedule = self._optimizer_and_schedule()
+        optimizer, schedule = self.optimizer_and_schedule()
         state = get_optimizer_state_dict(model, optimizer, options=FULL_STATE_DICT)
         if self.args.should_save:
             torch.save(state, Path(output_dir) / "optimizer.pt")
@@ -136,7 +153,7 @@ class ResumableTrainer(Trainer):
         if checkpoint is None:
             return
         model = self.accelerator.unwrap_model(self.model)
-        optimizer, schedule = self._optimizer_and_schedule()
+        optimizer, schedule = self.optimizer_and_schedule()
         load_optimizer(model, optimizer, load_tensors(Path(checkpoint) / "optimizer.pt"))
         # Not the global step: with fp16, the schedule pauses when the scaler skips an update.
         set_schedule(schedule, load_tensors(Path(checkpoint) / "scheduler.pt")["last_epoch"])
@@ -188,6 +205,12 @@ class StepCallback(TrainerCallback):
             self.trainer._tr_loss.fill_(record["logging"]["loss_sum"])
             self.trainer._globalstep_last_logged = record["logging"]["last_step"]
         self.trainer.run.begin(state.global_step)
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        trainer = self.trainer
+        optimizer, _ = trainer.optimizer_and_schedule()
+        trainer.loss_check.before_update(optimizer, trainer.step_loss, state.global_step + 1)
+        trainer.step_loss = None
 
     def on_step_end(self, args, state, control, **kwargs):
         # Upstream counts epochs from the resumed step.

@@ -249,14 +249,6 @@ class StageRun(Run):
             logger.warning(error)
 
 
-def not_finite(step: int, folder: str | Path) -> ValueError:
-    """The error for a non-finite loss."""
-    return ValueError(
-        f"the loss was not finite at step {step}; the update was skipped and the last checkpoint in {folder} is good: "
-        "lower --base_lr, or use --mixed_precision bf16 or no instead of fp16"
-    )
-
-
 class MetricsLog:
     """OUTPUT/metrics.jsonl: one JSON object per logged step; on resume truncated after the resumed step."""
 

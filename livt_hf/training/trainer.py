@@ -26,8 +26,9 @@ from ..metrics import calibration_error, long_tail_accuracy
 from ..models.configuration_livt import check_not_adjusted, ordered_class_counts
 from ..optimization import WeightAverage, adamw, parameter_groups, warmup_cosine
 from .data import EpochLoader, check_labels
+from .loss_check import LossCheck
 from .resumable_trainer import ResumableTrainer
-from .run import Run, not_finite, trainer_pusher
+from .run import Run, trainer_pusher
 
 
 class BalancedTrainer(ResumableTrainer):
@@ -102,6 +103,7 @@ class BalancedTrainer(ResumableTrainer):
             raise ValueError("stage: classifier retraining does not support FSDP; launch it without")
         self.ema = None if ema is None else WeightAverage(self.model, ema)
         self.run = run or self._own_run()
+        self.loss_check = LossCheck(self.accelerator, self.run.folder)
         self._add_callbacks()
 
     def _own_run(self) -> Run:
@@ -137,7 +139,8 @@ class BalancedTrainer(ResumableTrainer):
         )
 
     def get_train_dataloader(self) -> EpochLoader:  # type: ignore[override]  # Trainer takes anything it can iterate
-        return EpochLoader(self)
+        self.epoch_loader = EpochLoader(self)
+        return self.epoch_loader
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Move a micro-batch to the device, then normalize, erase and mix it."""
@@ -145,7 +148,7 @@ class BalancedTrainer(ResumableTrainer):
         if "erase_box" not in inputs:
             return inputs
         pixels = normalize(inputs["pixel_values"], self.mean, self.std)
-        pixels = erase(pixels, inputs["erase_box"], inputs["erase_seed"])
+        pixels = erase(pixels, inputs["erase_box"], inputs["erase_seed"], inputs["num_erased"])
         labels = inputs["labels"]
         if self.mixup is not None:
             pixels, labels = self.mixup(pixels, labels, self.state.global_step)
@@ -202,8 +205,7 @@ class BalancedTrainer(ResumableTrainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(model, inputs, *args, **kwargs)
-        if not torch.isfinite(loss):
-            raise not_finite(self.state.global_step + 1, self.run.folder)
+        self.step_loss = loss if self.step_loss is None else self.step_loss + loss
         return loss
 
     # Evaluation

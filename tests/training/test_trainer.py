@@ -1,5 +1,7 @@
 """The trainer of balanced fine-tuning: its gradients, precision, losses and evaluation."""
 
+import multiprocessing
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -60,6 +62,42 @@ def test_a_non_finite_loss_stops_before_the_update(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="the loss was not finite at step 1;"):
         subject.train()
     assert all(torch.equal(tensor, before[name]) for name, tensor in subject.model.state_dict().items())
+
+
+def test_a_bad_step_is_found_at_the_next_logged_step_and_changes_nothing(tmp_path, monkeypatch):
+    """No step waits for the device: the update is skipped there, and reported at the next log line."""
+    forward, before = ViTForBalancedClassification.forward, []
+
+    def poisoned(self, *args, **kwargs):
+        before.append({name: tensor.clone() for name, tensor in self.state_dict().items()})
+        output = forward(self, *args, **kwargs)
+        if len(before) == 3:
+            output.logits = output.logits * float("nan")
+        return output
+
+    monkeypatch.setattr(ViTForBalancedClassification, "forward", poisoned)
+    with pytest.raises(ValueError, match="not finite at step 3;"):
+        finetune(finetune_arguments(tmp_path), QUIET)
+    assert len(before) == 5  # the logged step
+    assert all(torch.equal(before[2][name], before[3][name]) for name in before[2])
+    assert not all(torch.equal(before[3][name], before[4][name]) for name in before[3])
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_an_optimizer_that_cannot_skip_stops_before_its_update(tmp_path, monkeypatch):
+    subject = balanced_trainer(tmp_path, 8, 1)
+    subject.optimizer = torch.optim.SGD(subject.model.parameters(), lr=0.1)
+    before = {name: tensor.clone() for name, tensor in subject.model.state_dict().items()}
+    monkeypatch.setattr(subject, "current_loss", lambda: lambda logits, labels: logits.sum() * float("nan"))
+    with pytest.raises(ValueError, match="not finite at step 1;"):
+        subject.train()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in subject.model.state_dict().items())
+
+
+def test_no_worker_outlives_the_training(tmp_path):
+    """Python would kill it at exit, after ten seconds."""
+    finetune(finetune_arguments(tmp_path, num_workers=1, max_steps=2), QUIET)
+    assert not multiprocessing.active_children()
 
 
 def test_a_resume_takes_the_changed_options_from_its_first_step(tmp_path, monkeypatch):
