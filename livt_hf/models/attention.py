@@ -5,6 +5,7 @@ Legend: B batch, T tokens, D width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,8 +41,10 @@ def sdpa_or_bmm(
     """
     plain = attention_mask is None and dropout == 0.0
     if plain and query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16):
-        scores = (query * (scaling or query.shape[-1] ** -0.5)).flatten(0, 1) @ key.flatten(0, 1).transpose(1, 2)
-        attended = (scores.softmax(dim=-1) @ value.flatten(0, 1)).unflatten(0, query.shape[:2])
+        query, scaling = query.flatten(0, 1), scaling or query.shape[-1] ** -0.5
+        # The scaling is part of the product; the empty first argument is ignored.
+        scores = torch.baddbmm(query.new_empty(()), query, key.flatten(0, 1).transpose(1, 2), beta=0, alpha=scaling)
+        attended = (scores.softmax(dim=-1) @ value.flatten(0, 1)).unflatten(0, value.shape[:2])
         return attended.transpose(1, 2).contiguous(), None
     return sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=False
@@ -52,11 +55,12 @@ AttentionInterface.register(SDPA_OR_BMM, sdpa_or_bmm)
 AttentionMaskInterface.register(SDPA_OR_BMM, sdpa_mask)
 
 
-def project_heads(tokens: Tensor, projections: list[nn.Linear], num_heads: int) -> list[Tensor]:
+def project_heads(tokens: Tensor, projections: Sequence[nn.Linear], num_heads: int) -> list[Tensor]:
     """Apply linear layers to tokens (B, T, D) in one matrix product; one (B, heads, T, head width) per layer."""
     weight = torch.cat([projection.weight for projection in projections])
     bias = None
-    if projections[0].bias is not None:
-        bias = torch.cat([projection.bias for projection in projections])
+    if any(projection.bias is not None for projection in projections):
+        biases: list[Tensor] = [p.weight.new_zeros(p.out_features) if p.bias is None else p.bias for p in projections]
+        bias = torch.cat(biases)
     projected = F.linear(tokens, weight, bias).chunk(len(projections), dim=-1)  # each (B, T, D)
     return [part.unflatten(-1, (num_heads, -1)).transpose(1, 2) for part in projected]

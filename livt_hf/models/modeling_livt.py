@@ -19,12 +19,19 @@ from torch import Tensor, nn
 from transformers import BeitForImageClassification, ViTMAEForPreTraining, ViTMAEModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ImageClassifierOutput
-from transformers.models.beit.modeling_beit import BeitEmbeddings, BeitPatchEmbeddings
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.beit.modeling_beit import (
+    BeitAttention,
+    BeitEmbeddings,
+    BeitLayer,
+    BeitPatchEmbeddings,
+    eager_attention_forward,
+)
 
 from ..class_names import label_names
 from ..losses import Loss, build_loss
 from ..prior import ClassPrior
-from .attention import use_sdpa_or_bmm
+from .attention import project_heads, use_sdpa_or_bmm
 from .configuration_livt import LivtConfig, check_not_adjusted
 from .loading import load_model
 
@@ -59,6 +66,11 @@ class ViTForBalancedClassification(BeitForImageClassification):
     def __init__(self, config: LivtConfig):
         super().__init__(config)
         use_sdpa_or_bmm(self)
+        if _is_plain_vit(config):
+            for layer in self.beit.layers:
+                layer.__class__, layer.attention.__class__ = LivtLayer, LivtAttention
+        # FSDP units; upstream's list names the class that is replaced here.
+        self._no_split_modules = ["BeitLayer", "LivtLayer"]
         self._loss: Loss | None = None
 
     @classmethod
@@ -166,6 +178,39 @@ class ViTForBalancedClassification(BeitForImageClassification):
             return 0
         block = re.match(r"beit\.layers\.(\d+)\.", parameter_name)
         return int(block.group(1)) + 1 if block else self.num_layer_ids() - 1
+
+
+class LivtAttention(BeitAttention):
+    """As upstream, with the same parameters, but queries, keys and values are computed in one matrix product."""
+
+    def forward(  # type: ignore[override]
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        projections = [self.q_proj, self.k_proj, self.v_proj]
+        query, key, value = project_heads(hidden_states, projections, self.num_attention_heads)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        dropout = self.attention_dropout if self.training else 0.0
+        attended, weights = attend(
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+        )
+        return self.o_proj(attended.flatten(2)), weights
+
+
+class LivtLayer(BeitLayer):
+    """As upstream for a plain ViT (`_is_plain_vit`), without the products with a layer scale of 1."""
+
+    def forward(  # type: ignore[override]
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
+        attended, _ = self.attention(self.layernorm_before(hidden_states), attention_mask)
+        hidden_states = self.drop_path(self.dropout(attended)) + hidden_states
+        return self.drop_path(self.dropout(self.mlp(self.layernorm_after(hidden_states)))) + hidden_states
+
+
+def _is_plain_vit(config: LivtConfig) -> bool:
+    """Neither layer scale nor relative positions."""
+    relative = config.use_relative_position_bias or config.use_shared_relative_position_bias
+    return not (relative or config.layer_scale_init_value)
 
 
 def config_for_classes(class_counts: Mapping[str, int]) -> dict[str, Any]:

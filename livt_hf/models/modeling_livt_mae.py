@@ -54,7 +54,7 @@ class LivtMAEForPreTraining(ViTMAEForPreTraining):
             layer.attention = LivtMAEAttention(layer.attention.config)
         self.post_init()
         # FSDP units; upstream's list names the decoder class that is replaced here.
-        self._no_split_modules = ["ViTMAELayer", "_LastDecoderLayer"]
+        self._no_split_modules = ["ViTMAELayer", "LivtMAEDecoderLayer"]
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -201,9 +201,11 @@ class LivtMAEDecoder(ViTMAEDecoder):
 
     def __init__(self, config: LivtMAEConfig, num_patches: int):
         super().__init__(config, num_patches)
-        last = self.decoder_layers[-1]
+        *others, last = self.decoder_layers
         assert isinstance(last, ViTMAELayer)
-        self.decoder_layers[-1] = _LastDecoderLayer(last.attention.config)
+        self.decoder_layers[-1] = LivtMAEDecoderLayer(last.attention.config)
+        for layer in others:
+            layer.__class__ = LivtMAEDecoderLayer  # building it anew would draw other initial weights
 
     def forward(self, latent: Tensor, order: Tensor) -> Tensor:  # type: ignore[override]
         """Predict the pixels (B, M, P) of the patches ``order[:, V:]``.
@@ -224,17 +226,22 @@ class LivtMAEDecoder(ViTMAEDecoder):
         return self.decoder_pred(self.decoder_norm(tokens))
 
 
-class _LastDecoderLayer(ViTMAELayer):
-    """Last block: all tokens are keys and values, but only the last ``num_predicted`` ones are queries."""
+class LivtMAEDecoderLayer(ViTMAELayer):
+    """As upstream; in the last block, all tokens are keys and values, but only those to predict are queries."""
 
     attention: LivtMAEAttention  # set by `LivtMAEForPreTraining`
 
-    def forward(self, hidden_states: Tensor, num_predicted: int) -> Tensor:  # type: ignore[override]
+    def forward(self, hidden_states: Tensor, num_predicted: int | None = None) -> Tensor:  # type: ignore[override]
+        """Tokens (B, T, D), or the last ``num_predicted`` of them."""
         attention, normed = self.attention, self.layernorm_before(hidden_states)
-        (query,) = project_heads(normed[:, -num_predicted:], [attention.q_proj], attention.num_attention_heads)
-        key, value = project_heads(normed, [attention.k_proj, attention.v_proj], attention.num_attention_heads)
-        attended, _ = attention.attend(query, key, value)
-        hidden_states = self.dropout(attended) + hidden_states[:, -num_predicted:]
+        if num_predicted is None:
+            attended, _ = attention(normed)
+        else:
+            (query,) = project_heads(normed[:, -num_predicted:], [attention.q_proj], attention.num_attention_heads)
+            key, value = project_heads(normed, [attention.k_proj, attention.v_proj], attention.num_attention_heads)
+            attended, _ = attention.attend(query, key, value)
+            hidden_states = hidden_states[:, -num_predicted:]
+        hidden_states = self.dropout(attended) + hidden_states
         return self.dropout(self.mlp(self.layernorm_after(hidden_states))) + hidden_states
 
 

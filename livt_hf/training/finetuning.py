@@ -277,6 +277,7 @@ def finished_results(
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
+@torch.compiler.set_stance("force_eager")  # a model that was compiled for training
 def evaluate_run(
     output_dir: Path,
     splits: DatasetDict,

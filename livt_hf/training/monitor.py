@@ -66,6 +66,7 @@ class Monitor:
         self.probe_steps = round(self.probe_every * self.steps_per_epoch)
         self.images: Tensor | None = None
 
+    @torch.compiler.set_stance("force_eager")  # batches of other sizes would compile again
     def probe(self, model: LivtMAEForPreTraining, step: int) -> dict[str, float]:
         """k-NN accuracies (see `knn_accuracy`) if a probe is due at this step, else an empty dict."""
         if not self.probe_steps or step % self.probe_steps:
@@ -87,6 +88,7 @@ class Monitor:
         model.train(was_training)
         return values
 
+    @torch.compiler.set_stance("force_eager")
     def draw(self, model: LivtMAEForPreTraining, step: int, last: bool) -> None:
         """Draw loss_curve.png and reconstructions/step-N.png if due; at the end also reconstructions.png."""
         due = bool(self.picture_steps) and step % self.picture_steps == 0

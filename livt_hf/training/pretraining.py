@@ -41,7 +41,7 @@ def pretrain(args: PretrainArguments) -> Path | None:
     Raises:
         ValueError: invalid options or data, or a non-finite loss.
     """
-    accelerator = build_accelerator(args.mixed_precision, args.log_with, args.output_dir, args.compile, args.tf32)
+    accelerator = build_accelerator(args.mixed_precision, args.log_with, args.output_dir, args.tf32)
     run = StageRun(args, (accelerator.num_processes, accelerator.process_index))
     model = build_autoencoder(args)
     size = model.config.image_size
@@ -70,7 +70,7 @@ def pretrain(args: PretrainArguments) -> Path | None:
 
 
 def build_accelerator(
-    mixed_precision: str | None, trackers: Sequence[str], project_dir: str, compile: bool, tf32: bool
+    mixed_precision: str | None, trackers: Sequence[str], project_dir: str, tf32: bool
 ) -> Accelerator:
     """The Accelerator as configured by `accelerate launch`, overridden by the options.
 
@@ -89,7 +89,6 @@ def build_accelerator(
         mixed_precision=mixed_precision,
         log_with=list(trackers) or None,
         project_dir=project_dir,
-        dynamo_backend="inductor" if compile else None,
     )
 
 
@@ -146,6 +145,7 @@ def build_loop(
         accumulation_steps=args.gradient_accumulation_steps,
         save_every=args.save_every,
         logging_steps=args.logging_steps,
+        compile=args.compile,
     )
 
 

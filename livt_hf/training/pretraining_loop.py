@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from ..data import normalize, on_device
 from ..files import write_text
+from ..models.compilation import compile_if_asked
 from ..models.modeling_livt_mae import LivtMAEForPreTraining
 from ..optimization import Schedule, adamw, parameter_groups
 from .checkpoint import (
@@ -49,6 +50,7 @@ class PretrainingLoop:
         checkpoint: to resume from; replaces these weights.
         accumulation_steps: micro-batches per optimizer step.
         save_every, logging_steps: intervals in optimizer steps.
+        compile: compile the blocks (`compile_blocks`).
     """
 
     def __init__(
@@ -65,17 +67,19 @@ class PretrainingLoop:
         accumulation_steps: int,
         save_every: int,
         logging_steps: int,
+        compile: bool = False,
     ):
         self.run, self.accelerator, self.schedule, self.monitor = run, accelerator, schedule, monitor
         self.accumulation_steps, self.save_every, self.logging_steps = accumulation_steps, save_every, logging_steps
         if checkpoint is not None:
             load_weights(model, checkpoint)  # before it is sharded
         model.to(accelerator.device)
+        compile_if_asked(accelerator, model, compile)
         optimizer = adamw(parameter_groups(model, weight_decay), schedule.peak_lr, betas)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         for method in ("features", "reconstruct"):
             register_fsdp_forward_method(self.model, method)  # does nothing without FSDP
-        self.unwrapped = accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        self.unwrapped = accelerator.unwrap_model(self.model)
         self.scheduler = schedule.scheduler(self.optimizer.optimizer)
         self.step = 0
         self.shown: dict[str, str] = {}  # in the progress bar

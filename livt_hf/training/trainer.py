@@ -23,6 +23,7 @@ from ..data.transforms import image_processor
 from ..evaluation.predictions import predict_split
 from ..losses import Loss, build_loss, deferred_weights
 from ..metrics import calibration_error, long_tail_accuracy
+from ..models.compilation import compile_if_asked
 from ..models.configuration_livt import check_not_adjusted, ordered_class_counts
 from ..optimization import WeightAverage, adamw, parameter_groups, warmup_cosine
 from .data import EpochLoader, check_labels
@@ -92,6 +93,7 @@ class BalancedTrainer(ResumableTrainer):
         args.remove_unused_columns = False
         with _tracker_errors():
             super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+        compile_if_asked(self.accelerator, self.model)
         # The loss is a mean over the micro-batch and must be averaged over accumulation steps, for every model.
         self.model_accepts_loss_kwargs = False
         self.mean, self.std, self.mixup = mean, std, mixup
@@ -210,6 +212,7 @@ class BalancedTrainer(ResumableTrainer):
 
     # Evaluation
 
+    @torch.compiler.set_stance("force_eager")  # the last batch is smaller, and would compile again
     def evaluate(  # type: ignore[override]  # Trainer also takes datasets of other kinds
         self,
         eval_dataset: ImageDataset | None = None,

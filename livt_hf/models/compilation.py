@@ -1,0 +1,63 @@
+"""Regional compilation: every block of a model is compiled by torch, and blocks of one kind share the result.
+
+Compiling a whole model takes longer the deeper it is, and everything in it must compile, such as the sorting of MAE's
+random masks. A block takes seconds, and holds nearly all of the arithmetic.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DynamoBackend
+from torch import Tensor, nn
+
+from ..optimization import block_names
+
+
+def compile_blocks(model: nn.Module, **options: Any) -> None:
+    """Compile the blocks of a model (`block_names`) in place; the names of its weights stay the same.
+
+    Evaluate it within ``torch.compiler.set_stance("force_eager")``: every other batch size would compile again.
+
+    Args:
+        options: of `torch.compile`.
+    """
+    blocks = [model.get_submodule(name) for name in block_names(model)]
+    paths = [module for block in blocks for module in block.modules() if hasattr(module, "drop_path")]
+    if any(_rate(module) for module in paths):
+        for module in paths:
+            module.drop_path = DropPath(_rate(module)).to(next(model.parameters()).device)
+    for block in blocks or [model]:
+        block.compile(**{"dynamic": False, **options})
+
+
+def compile_if_asked(accelerator: Accelerator, model: nn.Module, asked: bool = False) -> None:
+    """`compile_blocks` if ``asked``, or where the launcher or TrainingArguments let Accelerate compile the model."""
+    plugin = accelerator.state.dynamo_plugin
+    configured = plugin.backend != DynamoBackend.NO
+    if asked or configured:
+        compile_blocks(model, **(plugin.to_kwargs() if configured else {}))
+        plugin.backend = DynamoBackend.NO  # otherwise Accelerate would compile the whole model, too
+
+
+def _rate(module: nn.Module) -> float:
+    return getattr(module.drop_path, "drop_prob", 0.0)  # an Identity has none
+
+
+class DropPath(nn.Module):
+    """Stochastic depth per sample, as transformers', but the rate is a tensor: a number would be compiled in."""
+
+    keep: Tensor
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.register_buffer("keep", torch.tensor(1.0 - rate), persistent=False)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        if not self.training:
+            return hidden_states
+        shape = (len(hidden_states),) + (1,) * (hidden_states.ndim - 1)
+        kept = torch.floor(torch.rand(shape, device=hidden_states.device) + self.keep) / self.keep
+        return hidden_states * kept.to(hidden_states.dtype)
