@@ -1,380 +1,161 @@
 #!/usr/bin/env python
 """Speed compared with the usual alternatives, measured in the same process.
 
-`python scripts/benchmark.py loader` measures image loading, `mae` a pretraining step, `finetune` a fine-tuning step;
-`all` runs the three with their defaults. `--output FILE.json` saves the results, with hardware and versions.
+`python scripts/benchmark.py loader` measures image loading, `mae` a pretraining step, `finetune` a fine-tuning step,
+`small` both commands on small images; `all` runs them with their defaults, which depend on the device.
+`--output FILE.json` saves the results, with hardware and versions; those of `all` are always saved.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import functools
-import io
 import json
 import os
-import statistics
+import re
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # silences the profiler
 
-import numpy as np
-import PIL.Image
+import timm
 import torch
 from datasets import disable_progress_bars
-from timm.data import create_transform
-from torch.utils.data import DataLoader, Dataset
-from torch.utils.flop_counter import FlopCounterMode
-from torchvision import transforms
-from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-from livt_hf import LivtMAEForPreTraining
-from livt_hf.config.arguments import FinetuneArguments, PretrainArguments
-from livt_hf.data import (
-    FinetuneTransform,
-    ImageDataset,
-    PretrainTransform,
-    TrainingBatches,
-    load_long_tailed,
-    training_loader,
-)
-from livt_hf.data.tools.prepare import prepare_dataset
-from livt_hf.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from livt_hf.models.configuration_livt import VIT_SIZES, LivtMAEConfig, encoder_sizes
-from livt_hf.optimization import adamw, parameter_groups
-from livt_hf.reporting.provenance import command_line, hardware, versions
-from livt_hf.training.finetuning import build_classifier
-from livt_hf.training.pretraining import pretrain
+from benchmarks.images import is_small, write_images
+from benchmarks.loading import loading_sides, speed_per_core, speed_with_workers
+from benchmarks.profiling import profile_step, profile_words
+from benchmarks.steps import DTYPES, Side, choose_device, finetuning_sides, pretraining_sides
+from benchmarks.timing import Speed, matmul_peak, step_memory, take_turns
+from benchmarks.whole_command import print_end_to_end
+from livt_hf.models.configuration_livt import VIT_SIZES
+from livt_hf.reporting.provenance import available_cores, command_line, hardware, versions
 
-IMAGE_SIZE = 224
+RESULTS = Path(__file__).resolve().parents[1] / "model_cards" / "benchmarks"
+ON_GPU = torch.cuda.is_available()
 
 
 def benchmark_loader(args: argparse.Namespace) -> dict[str, Any]:
-    """Images per second per core: all pipelines read the same JPEG files, batch by batch, in one process.
-
-    CPU time is measured, so that other load on the machine matters little. Our batches are uint8 (normalized on the
-    device), those of the usual pipelines are normalized float32.
-    """
+    """Images per second per core of all pipelines, in this process; with `--num_workers`, of the loader alone."""
     torch.set_num_threads(1)
+    small = is_small(args.image_size)
+    images, batch_size = args.images or (2048 if small else 192), args.batch_size or (256 if small else 32)
     with tempfile.TemporaryDirectory() as folder:
-        files = write_photos(Path(folder) / "photos", args.images, args.jpeg_quality)
-        photos = load_long_tailed(Path(folder) / "photos")
-        prepare_dataset(photos, Path(folder) / "prepared", num_workers=0)
-        prepared = load_long_tailed(Path(folder) / "prepared")
+        files = write_images(Path(folder) / "images" / "train", images, args.image_size, args.jpeg_quality)
         size = sum(file.stat().st_size for file in files) / len(files) / 1000
-        print(
-            f"{len(files)} JPEGs of 500 x 375, quality {args.jpeg_quality}, {size:.0f} kB each; {args.repeats} repeats"
-        )
-
-        pretrain = PretrainTransform(IMAGE_SIZE, num_patches=196)
-        finetune = FinetuneTransform(IMAGE_SIZE)
-        sides = {
-            "pretraining, PIL reference": reference_batches(files, pil_pretrain_transform(), args.batch_size),
-            "pretraining, ours": our_batches(photos, pretrain, args.batch_size),
-            "pretraining, ours, prepared": our_batches(prepared, pretrain, args.batch_size),
-            "fine-tuning, timm": reference_batches(files, timm_finetune_transform(), args.batch_size),
-            "fine-tuning, ours": our_batches(photos, finetune, args.batch_size),
-            "fine-tuning, ours, prepared": our_batches(prepared, finetune, args.batch_size),
-        }
-        speeds = measure(sides, args.repeats)
-
-    base, figures = 1.0, {}
-    for name, speed in speeds.items():
-        base = base if "ours" in name else speed
-        print(f"{name:<29}{speed:7.0f} images/s per core {speed / base:6.2f} x")
-        figures[name] = {"images_per_second": speed, "ratio": speed / base}
+        kind = "PNGs, decoded in advance" if small else "JPEGs of 500 x 375"
+        print(f"{len(files)} {kind}, {size:.1f} kB each, to {args.image_size} px; {args.repeats} repeats")
+        sides = loading_sides(files, Path(folder), args.image_size, batch_size)
+        speeds = speed_per_core(sides, images // batch_size, args.repeats)
+        base, figures = 1.0, {}
+        for name, speed in speeds.items():
+            base = base if "ours" in name else speed
+            print(f"{name:<29}{speed:9.0f} images/s per core {speed / base:6.2f} x")
+            figures[name] = {"images_per_second": speed, "ratio": speed / base}
+            for workers in args.num_workers:
+                whole = speed_with_workers(sides[name], 16 * workers, workers)
+                print(f"{f'  {workers} workers':<29}{whole:9.0f} images/s")
+                figures[name][f"images_per_second_with_{workers}_workers"] = whole
     return figures
-
-
-def measure(sides: dict[str, Callable[[], Iterable]], repeats: int) -> dict[str, float]:
-    """Median images per second of CPU time, measured in turns; the first turn is warm-up."""
-    speeds: dict[str, list[float]] = {name: [] for name in sides}
-    for repeat in range(repeats + 1):
-        for name, batches in sides.items():
-            start, images = time.process_time(), 0
-            for batch in batches():
-                images += len(batch)
-            if repeat:
-                speeds[name].append(images / (time.process_time() - start))
-    return {name: statistics.median(values) for name, values in speeds.items()}
-
-
-def our_batches(splits, transform, batch_size: int) -> Callable[[], Iterable]:
-    dataset = ImageDataset(splits["train"], transform)
-
-    def batches():
-        sampler = TrainingBatches(len(dataset), batch_size, stop_step=len(dataset) // batch_size)
-        return (batch["pixel_values"] for batch in training_loader(dataset, sampler, num_workers=0))
-
-    return batches
-
-
-class Files(Dataset):
-    """As torchvision's ImageFolder: PIL, conversion to RGB, transform."""
-
-    def __init__(self, files: list[Path], transform):
-        self.files, self.transform = files, transform
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        with PIL.Image.open(self.files[index]) as image:
-            return self.transform(image.convert("RGB"))
-
-
-def reference_batches(files: list[Path], transform, batch_size: int) -> Callable[[], Iterable]:
-    return functools.partial(DataLoader, Files(files, transform), batch_size, shuffle=True, drop_last=True)
-
-
-def pil_pretrain_transform():
-    bicubic = transforms.InterpolationMode.BICUBIC
-    return transforms.Compose(
-        [
-            transforms.RandomResizedCrop(IMAGE_SIZE, scale=(0.2, 1.0), interpolation=bicubic),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-        ]
-    )
-
-
-def timm_finetune_transform():
-    """timm's training transform, with posterize limited to at least one bit, as Pillow 13 requires."""
-    transform = create_transform(
-        IMAGE_SIZE,
-        is_training=True,
-        auto_augment="rand-m9-mstd0.5-inc1",
-        interpolation="bicubic",
-        re_prob=0.25,
-        re_mode="pixel",
-    )
-    (rand_augment,) = (step for step in transform.transforms if hasattr(step, "ops"))
-    for op in rand_augment.ops:
-        if op.name.startswith("Posterize"):
-            op.level_fn = functools.partial(lambda level_fn, *args: (max(1, level_fn(*args)[0]),), op.level_fn)
-    return transform
 
 
 def benchmark_mae(args: argparse.Namespace) -> dict[str, Any]:
-    """Images per second of a pretraining step: ours, ours with a quarter of the masked patches reconstructed, and
-    upstream's `ViTMAEForPreTraining` with SDPA; same sizes, dtype and optimizer, measured in turns. Then a profile of
-    our step, and its speed within `livt pretrain` on JPEGs relative to the step alone."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_num_threads(os.cpu_count() or 1)
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[args.dtype]
-    sizes = encoder_sizes(args.model_size)
-    sizes |= {"image_size": args.image_size, "patch_size": args.patch_size}
-    models: dict[str, torch.nn.Module] = {
-        "upstream": ViTMAEForPreTraining(ViTMAEConfig(**sizes, norm_pix_loss=True)),
-        "ours": LivtMAEForPreTraining(LivtMAEConfig(**sizes)),
-        "ours, R = 0.25": LivtMAEForPreTraining(LivtMAEConfig(**sizes, partial_reconstruction=0.25)),
-    }
-    pixels = torch.randn(args.batch_size, 3, args.image_size, args.image_size, device=device)
-    noise = torch.rand(args.batch_size, (args.image_size // args.patch_size) ** 2, device=device)
-    steps = {}
-    for name, model in models.items():
-        forward = torch.compile(model.to(device)) if args.compile else model.to(device)
-        steps[name] = functools.partial(train_step, forward, pretraining_optimizer(model), dtype, pixels, noise=noise)
-    peak = matmul_peak(device, dtype)
-    rates = take_turns(steps, args, device)
-    peak = max(peak, matmul_peak(device, dtype))  # either may suffer from other load on the machine
-    print(
-        f"ViT-{args.model_size}/{args.patch_size}, {args.image_size} px, batch {args.batch_size}, {args.dtype}, "
-        f"{'compiled, ' * args.compile}{device}, {torch.get_num_threads()} threads; matmul peak {peak / 1e12:.2f} "
-        f"TFLOP/s; {args.repeats} repeats of {args.steps} steps"
-    )
-    figures: dict[str, Any] = {"matmul_peak_tflops": peak / 1e12}
-    for name, step in steps.items():
-        with FlopCounterMode(display=False) as counter:
-            train_step(models[name], step.args[1], dtype, pixels, noise=noise)
-        flops, memory = counter.get_total_flops() / args.batch_size, step_memory(step, device)
-        print(
-            f"{name:<16}{rates[name]:8.1f} images/s {rates[name] / rates['upstream']:6.2f} x {flops / 1e9:7.1f} GFLOP "
-            f"per image, {flops * rates[name] / 1e12:.2f} TFLOP/s, {flops * rates[name] / peak:4.0%} of the peak, "
-            f"{memory / 2**20:6.0f} MiB per step"
-        )
-        figures[name] = {
-            "images_per_second": rates[name],
-            "ratio": rates[name] / rates["upstream"],
-            "gflop_an_image": flops / 1e9,
-            "share_of_peak": flops * rates[name] / peak,
-            "mib_in_a_step": memory / 2**20,
-        }
-    figures["profile"] = print_profile(steps["ours"], device)
-    if device == "cpu" or not args.compile:
-        figures["end_to_end"] = print_end_to_end(steps["ours"], args, device)
-    return figures
+    """A pretraining step: ours, ours with a quarter of the masked patches reconstructed, and upstream's
+    `ViTMAEForPreTraining` with SDPA; same sizes, dtype and optimizer, measured in turns. Then a profile of our step,
+    and `livt pretrain` reading images."""
+    device = choose_device()
+    return measure_sides(pretraining_sides(args, device), args, device, "pretrain", ("upstream",))
 
 
 def benchmark_finetune(args: argparse.Namespace) -> dict[str, Any]:
-    """Images per second of a fine-tuning step: ours, and the same classifier with transformers' SDPA, measured in
-    turns."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_num_threads(os.cpu_count() or 1)
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[args.dtype]
-    counts = {str(label): 1000 // (label + 1) for label in range(100)}
-    pixels = torch.randn(args.batch_size, 3, args.image_size, args.image_size, device=device)
-    labels = torch.arange(args.batch_size, device=device) % len(counts)
-    steps = {}
-    for name in ("transformers", "ours"):
-        run = FinetuneArguments(
-            model_size=args.model_size,
-            image_size=args.image_size,
-            patch_size=args.patch_size,
-            label_smoothing=0.0,
-        )
-        model: Any = build_classifier(run, counts, run.shot_groups())
-        model.to(device)
-        if name == "transformers":
-            model.set_attn_implementation("sdpa")
-        groups = parameter_groups(model, run.weight_decay, run.layer_decay)
-        optimizer = adamw(groups, 1e-3, run.betas)
-        steps[name] = functools.partial(train_step, model.train(), optimizer, dtype, pixels, labels=labels)
-    rates = take_turns(steps, args, device)
-    sizes = f"ViT-{args.model_size}/{args.patch_size}, {args.image_size} px"
-    print(f"{sizes}, batch {args.batch_size}, {args.dtype}, {device}, {torch.get_num_threads()} threads")
-    figures = {}
-    for name, rate in rates.items():
-        print(f"{name:<16}{rate:8.1f} images/s {rate / rates['transformers']:6.2f} x")
-        figures[name] = {"images_per_second": rate, "ratio": rate / rates["transformers"]}
+    """A fine-tuning step: ours, the same classifier with transformers' SDPA, and timm's ViT, measured in turns. Then a
+    profile of our step, and `livt finetune` reading images."""
+    device = choose_device()
+    return measure_sides(finetuning_sides(args, device), args, device, "finetune", ("transformers", "timm"))
+
+
+def measure_sides(
+    sides: Mapping[str, Side], args: argparse.Namespace, device: str, stage: str, references: tuple[str, ...]
+) -> dict[str, Any]:
+    """Print and return speeds, their ratios to the references, the profile of our step, and the whole command."""
+    compiled = getattr(args, "compile", False)
+    peak = matmul_peak(device, DTYPES[args.dtype])
+    speeds = take_turns({name: side.step for name, side in sides.items()}, args, device)
+    peak = max(peak, matmul_peak(device, DTYPES[args.dtype]))  # either may suffer from other load on the machine
+    print(
+        f"ViT-{args.model_size}/{args.patch_size}, {args.image_size} px, batch {args.batch_size}, {args.dtype}, "
+        f"{'compiled, ' * compiled}{device}, {torch.get_num_threads()} threads; matmul peak {peak / 1e12:.2f} "
+        f"TFLOP/s; {args.repeats} repeats of {args.steps} steps"
+    )
+    figures: dict[str, Any] = {"matmul_peak_tflops": peak / 1e12}
+    for name, side in sides.items():
+        figures[name] = {
+            **speed_figures(speeds, name, references),
+            "gflop_an_image": side.flops / 1e9,
+            "share_of_peak": side.flops * speeds[name].images_per_second / peak,
+            "mib_in_a_step": step_memory(side.step, device) / 2**20,
+        }
+        print(f"{name:<16}{side_words(figures[name], references)}")
+    figures["profile"], figures["operations_a_step"] = profile_step(sides["ours"].step, device)
+    operations = f"{figures['operations_a_step']} {'kernels' if device == 'cuda' else 'operators'}"
+    print(f"our step: {operations}; {profile_words(figures['profile'])}")
+    if not compiled:
+        figures["end_to_end"] = print_end_to_end(sides["ours"].step, args, device, stage)
     return figures
 
 
-def take_turns(steps: Mapping[str, Callable[[], None]], args: argparse.Namespace, device: str) -> dict[str, float]:
-    """Median images per second of each step, measured in turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for repeat in range(args.repeats + 1):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            for _ in range(args.steps):
-                step()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            if repeat:  # the first turn is warm-up
-                seconds[name].append((time.perf_counter() - start) / args.steps)
-    return {name: args.batch_size / statistics.median(values) for name, values in seconds.items()}
+def speed_figures(speeds: Mapping[str, Speed], name: str, references: tuple[str, ...]) -> dict[str, float]:
+    """Images per second, and their ratio to the first reference and to any further one."""
+    speed = speeds[name]
+    figures = {"images_per_second": speed.images_per_second}
+    for number, reference in enumerate(references):
+        ratio = speed.images_per_second / speeds[reference].images_per_second
+        figures[f"ratio_to_{reference}" if number else "ratio"] = ratio
+    if speed.host_ms is not None:
+        figures["host_ms_a_step"] = speed.host_ms
+    return figures
 
 
-def step_memory(step: Callable[[], None], device: str) -> int:
-    """Peak bytes of activations and gradients in a step."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(profile_memory=True, record_shapes=False) as profiler:
-        step()
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    allocated = np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
-    return int(allocated.max())
+def side_words(figures: Mapping[str, float], references: tuple[str, ...]) -> str:
+    """The figures of a side on a line."""
+    speed, flops = figures["images_per_second"], figures["gflop_an_image"]
+    ratios = [figures["ratio"]] + [figures[f"ratio_to_{reference}"] for reference in references[1:]]
+    words = [f"{speed:8.1f} images/s"]
+    words += [f"{ratio:.2f} x {reference}" for ratio, reference in zip(ratios, references, strict=True)]
+    words += [f"{flops:.1f} GFLOP an image", f"{flops * speed / 1000:.2f} TFLOP/s"]
+    words += [f"{figures['share_of_peak']:.0%} of the peak", f"{figures['mib_in_a_step']:.0f} MiB in a step"]
+    if "host_ms_a_step" in figures:
+        words.append(f"{figures['host_ms_a_step']:.1f} ms of the host a step")
+    return ", ".join(words)
 
 
-KINDS = {
-    "linear layers": ("aten::addmm", "aten::mm"),
-    "attention": ("aten::bmm", "softmax", "scaled_dot_product", "flash_attention"),
-    "optimizer": ("_fused_adamw",),
-    "copies and casts": ("aten::copy_", "aten::cat", "aten::contiguous"),
-}
-
-
-def print_profile(step: Callable[[], None], device: str) -> dict[str, float]:
-    """Fraction of a step's time per kind of operation, from torch's profiler."""
-    with torch.profiler.profile() as profiler:
-        step()
-    on_device = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
-    spent = {event.key: getattr(event, on_device) for event in profiler.key_averages()}
-    total = sum(spent.values())
-    shares = dict.fromkeys([*KINDS, "the rest"], 0.0)
-    for name, time_spent in spent.items():
-        kind = next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), "the rest")
-        shares[kind] += time_spent / total
-    print("our step: " + ", ".join(f"{share:.0%} {kind}" for kind, share in shares.items()))
-    return shares
-
-
-def print_end_to_end(step: Callable[[], None], args: argparse.Namespace, device: str) -> dict[str, float]:
-    """Speed of `livt pretrain` on JPEG files relative to the step alone, measured in turns."""
-    alone, whole = [], []
-    with tempfile.TemporaryDirectory() as folder:
-        write_photos(Path(folder) / "photos" / "train", 4 * args.batch_size, quality=90)
-        for repeat in range(args.repeats):
-            alone.append(take_turns({"step": step}, argparse.Namespace(**{**vars(args), "repeats": 1}), device)["step"])
-            run = PretrainArguments(
-                dataset=str(Path(folder) / "photos"),
-                model_size=args.model_size,
-                image_size=args.image_size,
-                patch_size=args.patch_size,
-                batch_size=args.batch_size,
-                max_steps=2 * args.steps,
-                logging_steps=args.steps,
-                mixed_precision="bf16" if args.dtype == "bf16" else "no",
-                num_workers=1 if device == "cpu" else 8,
-                output_dir=str(Path(folder) / f"run-{repeat}"),
-            )
-            with contextlib.redirect_stdout(None), contextlib.redirect_stderr(io.StringIO()):
-                pretrain(run)
-            lines = (Path(run.output_dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-            whole.append(json.loads(lines[-1])["images_per_second"])  # the first logging window is warm-up
-    ratio = statistics.median(run / step for run, step in zip(whole, alone, strict=True))
-    print(f"end to end      {statistics.median(whole):8.1f} images/s, {ratio:.0%} of the step alone")
-    return {"images_per_second": statistics.median(whole), "share_of_the_step": ratio}
-
-
-def pretraining_optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
-    return adamw(parameter_groups(model, weight_decay=0.05), 1.5e-4, (0.9, 0.95))
-
-
-def train_step(model, optimizer, dtype: torch.dtype, pixels: torch.Tensor, **inputs: torch.Tensor) -> None:
-    with torch.autocast(pixels.device.type, dtype, enabled=dtype != torch.float32):
-        loss = model(pixels, **inputs).loss
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-
-
-def matmul_peak(device: str, dtype: torch.dtype, size: int = 2048) -> float:
-    """Highest FLOP/s of several square matrix products."""
-    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(8):
-        start = time.perf_counter()
-        left @ right
-        if device == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
-
-
-def write_photos(folder: Path, count: int, quality: int) -> list[Path]:
-    """Write JPEGs with the amplitude spectrum of photographs, 1 / frequency ** 1.4, in correlated colors: 0.34 bytes
-    per pixel at quality 90, as real photographs of that size have (Grocery Store Dataset)."""
-    (folder / "a").mkdir(parents=True)
-    files = []
-    for index in range(count):
-        random = np.random.default_rng(index)
-        frequency = np.hypot(np.fft.fftfreq(375)[:, None], np.fft.rfftfreq(500))
-        frequency[0, 0] = 1
-        noise = random.normal(size=(3, 375, 500)) * 0.3 + random.normal(size=(375, 500))
-        channels = np.fft.irfft2(np.fft.rfft2(noise) / frequency**1.4, (375, 500))
-        channels = (channels - channels.mean()) / channels.std() * 55 + 118  # mean and contrast of ImageNet
-        files.append(folder / "a" / f"{index}.jpg")
-        PIL.Image.fromarray(channels.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)).save(files[-1], quality=quality)
-    return files
+def benchmark_small(args: argparse.Namespace) -> dict[str, Any]:
+    """`livt pretrain` and `livt finetune` as a whole on small images, relative to their steps alone."""
+    device = choose_device()
+    figures = {}
+    for stage, sides in (("pretrain", pretraining_sides), ("finetune", finetuning_sides)):
+        one = argparse.Namespace(**{**vars(args), "batch_size": getattr(args, f"{stage}_batch_size")})
+        print(f"ViT-{one.model_size}/{one.patch_size}, {one.image_size} px, batch {one.batch_size}, {one.dtype}")
+        figures[stage] = print_end_to_end(sides(one, device, ("ours",))["ours"].step, one, device, stage)
+    return figures
 
 
 def benchmark_all(args: argparse.Namespace) -> dict[str, Any]:
-    """All benchmarks with their defaults."""
+    """All benchmarks with their defaults, which are sized for less than 4 minutes on a GPU. The results are saved in
+    model_cards/benchmarks/DEVICE.json."""
+    commands = {"loader": ["loader"], "loader_32px": ["loader", "--image_size", "32"]}
+    commands |= {"mae": ["mae"], "finetune": ["finetune"]}
+    if ON_GPU:
+        workers = ["--num_workers", str(max(available_cores() - 2, 1))]
+        commands = {name: words + workers * (words[0] == "loader") for name, words in commands.items()}
+        commands["small"] = ["small"]
     figures = {}
-    for command in ("loader", "mae", "finetune"):
-        print(f"# {command}")
-        one = build_parser().parse_args([command])
-        figures[command] = one.run(one)
+    for name, words in commands.items():
+        print(f"# {' '.join(words)}", flush=True)
+        one = build_parser().parse_args(words)
+        figures[name] = one.run(one)
     return figures
 
 
@@ -383,39 +164,59 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     everywhere = argparse.ArgumentParser(add_help=False)
     everywhere.add_argument("--output", type=Path, metavar="FILE.json", help="save the results to a file")
-    measured = argparse.ArgumentParser(add_help=False)
-    measured.add_argument("--batch_size", type=int, default=32, help="default: %(default)s")
-    measured.add_argument("--repeats", type=int, default=3, help="the median is reported (default: %(default)s)")
-    model = argparse.ArgumentParser(add_help=False)
-    model.add_argument("--model_size", default="ti", choices=list(VIT_SIZES), help="default: %(default)s")
-    model.add_argument("--image_size", type=int, default=224, help="default: %(default)s")
-    model.add_argument("--patch_size", type=int, default=16, help="default: %(default)s")
-    model.add_argument("--dtype", default="bf16", choices=("bf16", "fp32"), help="default: %(default)s")
-    model.add_argument("--steps", type=int, default=3, help="steps per turn (default: %(default)s)")
+    everywhere.add_argument("--repeats", type=int, default=3, help="the median is reported (default: %(default)s)")
 
-    def add(name: str, run: Callable[[argparse.Namespace], dict[str, Any]], text: str, *parents) -> Any:
-        command = commands.add_parser(name, help=text, description=run.__doc__, parents=[everywhere, *parents])
+    def add(name: str, run: Callable[[argparse.Namespace], dict[str, Any]], text: str) -> Any:
+        command = commands.add_parser(name, help=text, description=run.__doc__, parents=[everywhere])
         command.set_defaults(run=run)
         return command
 
-    loader = add("loader", benchmark_loader, "image loading compared with PIL and timm", measured)
-    loader.add_argument("--images", type=int, default=192, help="number of distinct images (default: %(default)s)")
+    def add_step(command: Any, model_size: str, image_size: int, patch_size: int) -> None:
+        command.add_argument("--model_size", default=model_size, choices=list(VIT_SIZES), help="default: %(default)s")
+        command.add_argument("--image_size", type=int, default=image_size, help="default: %(default)s")
+        command.add_argument("--patch_size", type=int, default=patch_size, help="default: %(default)s")
+        command.add_argument("--dtype", default="bf16", choices=list(DTYPES), help="default: %(default)s")
+        steps = 8 if ON_GPU else 3
+        command.add_argument("--steps", type=int, default=steps, help="steps per turn (default: %(default)s)")
+
+    loader = add("loader", benchmark_loader, "image loading compared with PIL and timm")
+    loader.add_argument("--batch_size", type=int, help="default: 32, or 256 small images")
+    loader.add_argument("--images", type=int, help="number of distinct images (default: 192, or 2048 small ones)")
+    loader.add_argument("--image_size", type=int, default=224, help="up to 64: small PNGs (default: %(default)s)")
     loader.add_argument("--jpeg_quality", type=int, default=90, help="default: %(default)s")
-    mae = add("mae", benchmark_mae, "a pretraining step compared with upstream's", measured, model)
-    mae.add_argument("--compile", action="store_true", help="compile all models with torch.compile")
-    add("finetune", benchmark_finetune, "a fine-tuning step with our attention and with SDPA", measured, model)
+    loader.add_argument("--num_workers", type=int, nargs="*", default=[], help="numbers of workers to try as well")
+    mae = add("mae", benchmark_mae, "a pretraining step compared with upstream's")
+    finetune = add("finetune", benchmark_finetune, "a fine-tuning step compared with transformers' and timm's")
+    for command, batch_size in ((mae, 256), (finetune, 128)):
+        add_step(command, "b" if ON_GPU else "ti", image_size=224, patch_size=16)
+        command.add_argument(
+            "--batch_size", type=int, default=batch_size if ON_GPU else 32, help="default: %(default)s"
+        )
+        command.add_argument("--compile", action="store_true", help="compile all models with torch.compile")
+    small = add("small", benchmark_small, "both commands as a whole on small images")
+    add_step(small, "s", image_size=32, patch_size=4)
+    for stage, batch_size in (("pretrain", 2048 if ON_GPU else 16), ("finetune", 512 if ON_GPU else 16)):
+        small.add_argument(f"--{stage}_batch_size", type=int, default=batch_size, help="default: %(default)s")
     add("all", benchmark_all, "all benchmarks, with their defaults")
     return parser
+
+
+def results_file(device_name: str) -> Path:
+    """Where the results of `all` on a device are kept."""
+    return RESULTS / f"{re.sub('[^a-z0-9]+', '-', device_name.lower())}.json"
 
 
 def main() -> None:
     args = build_parser().parse_args()
     disable_progress_bars()
     figures = args.run(args)
-    if args.output:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        record = {"command": command_line(), "hardware": hardware(device), "versions": versions()}
-        args.output.write_text(json.dumps({**record, "figures": figures}, indent=2) + "\n", encoding="utf-8")
+    machine = hardware("cuda" if ON_GPU else "cpu")
+    output = args.output or (results_file(machine["device"]) if args.command == "all" else None)
+    if output:
+        libraries = {**versions(), "timm": timm.__version__}
+        record = {"command": command_line(), "hardware": machine, "versions": libraries, "figures": figures}
+        output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        print(f"saved in {output}")
 
 
 if __name__ == "__main__":
