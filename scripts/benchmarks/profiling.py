@@ -28,7 +28,7 @@ CUDA_KERNELS = {
     "reductions": r"reduce_\w*kernel",
 }
 CPU_OPERATORS = {
-    "fused by the compiler": r"graph_\d+|cpp_fused",
+    "fused by the compiler": r"cpp_fused|Torch-Compiled|CompiledF",  # the kernels run within these
     "attention": r"bmm|softmax|scaled_dot_product|flash_attention",
     "linear layers": r"addmm|::mm$|mkldnn|convolution",
     "optimizer": r"adam",
