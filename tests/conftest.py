@@ -1,4 +1,5 @@
-"""What tests share: no network, one thread a process, so that parallel tests do not fight, and a small dataset."""
+"""What tests share: no network, one thread a process, so that parallel tests do not fight, no GPU but for tests marked
+`gpu`, and a small dataset."""
 
 import os
 
@@ -11,6 +12,7 @@ import torch
 
 from livt_hf.cli.console import show_messages
 
+pytest_plugins = ["helpers.gpu"]
 pytest.register_assert_rewrite("helpers")
 torch.set_num_threads(1)
 show_messages()  # as the command does, for tests that call a stage directly

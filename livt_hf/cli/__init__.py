@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 
 from .console import show_messages
+from .memory import is_out_of_memory, out_of_memory
 
 PACKAGE = Path(__file__).parents[1]
 COMMANDS = (
@@ -88,6 +89,11 @@ def guarded(run: Callable[[list[str]], int], argv: list[str]) -> int:
         if not _is_user_error(error):
             raise
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"error: {out_of_memory(error, run.__module__.rpartition('.')[2])}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # `livt ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
