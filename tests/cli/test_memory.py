@@ -12,7 +12,7 @@ LESS = (
     ": lower --batch_size and raise --gradient_accumulation_steps to keep the global batch, or use "
     "--gradient_checkpointing true"
 )
-# As torch 2.14 reports it
+# In the words of torch
 MESSAGE = (
     "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 1 has a total capacity of 79.10 GiB of which 1.25 GiB is "
     "free. Including non-PyTorch memory, this process has 77.84 GiB memory in use. Of the allocated memory 76.00 GiB "

@@ -14,7 +14,7 @@ import benchmark
 from benchmarks import images, loading, profiling, steps, timing, whole_command
 
 ELEMENTWISE = "void at::native::vectorized_elementwise_kernel<4, at::native::{}, std::array<char*, 2ul> >(int, ...)"
-# As torch's profiler reports them on H100, H200 and A100
+# Names of kernels as in public profiles of H100, H200, A100 and L4, and from torch's sources; arguments are shortened
 KERNELS = {
     "nvjet_hsh_128x256_64x4_1x2_h_bz_coopA_TNT": "linear layers",
     "nvjet_tst_64x64_64x8_2x1_v_bz_splitK_TNT": "linear layers",
