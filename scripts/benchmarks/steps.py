@@ -12,13 +12,15 @@ import timm
 import torch
 from timm.loss import BinaryCrossEntropy
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import ViTMAEConfig, ViTMAEForPreTraining
+from transformers import BeitForImageClassification, ViTMAEConfig, ViTMAEForPreTraining
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from livt_hf import LivtMAEForPreTraining
 from livt_hf.config.arguments import FinetuneArguments
+from livt_hf.losses import Loss
+from livt_hf.models.compilation import compile_blocks
 from livt_hf.models.configuration_livt import LivtMAEConfig, encoder_sizes
-from livt_hf.optimization import adamw, block_names, parameter_groups
+from livt_hf.optimization import adamw, parameter_groups
 from livt_hf.reporting.provenance import available_cores
 from livt_hf.training.finetuning import build_classifier
 
@@ -66,7 +68,7 @@ def pretraining_sides(args: argparse.Namespace, device: str, names: tuple[str, .
 
 
 def finetuning_sides(args: argparse.Namespace, device: str, names: tuple[str, ...] = ()) -> dict[str, Side]:
-    """The same classifier with transformers' SDPA, timm's ViT with its binary cross-entropy, and ours."""
+    """transformers' BEiT of the same config with our loss, timm's ViT with its binary cross-entropy, and ours."""
     run = FinetuneArguments(
         model_size=args.model_size, image_size=args.image_size, patch_size=args.patch_size, label_smoothing=0.0
     )
@@ -75,36 +77,40 @@ def finetuning_sides(args: argparse.Namespace, device: str, names: tuple[str, ..
     labels = torch.arange(args.batch_size, device=device) % NUM_CLASSES
     sides = {}
     for name in names or ("transformers", "timm", "ours"):
-        if name == "timm":
-            model: Any = TimmClassifier(args, run.drop_path)
-        else:
-            model = build_classifier(run, counts, run.shot_groups())
+        model: Any = build_classifier(run, counts, run.shot_groups())
         if name == "transformers":
-            model.set_attn_implementation("sdpa")
+            model = WithLoss(BeitForImageClassification(model.config), model.training_loss())
+        elif name == "timm":
+            model = WithLoss(timm_classifier(args, run.drop_path), BinaryCrossEntropy(smoothing=0.0))
         model.to(device).train()
         optimizer = adamw(parameter_groups(model, run.weight_decay, run.layer_decay), 1e-3, run.betas)
         sides[name] = side(name, model, optimizer, args, pixels, labels=labels)
     return sides
 
 
-class TimmClassifier(torch.nn.Module):
-    """timm's ViT of the same size, pooling and stochastic depth, with its loss for hard labels."""
+class WithLoss(torch.nn.Module):
+    """A classifier that computes a loss from its logits, as ours does."""
 
-    def __init__(self, args: argparse.Namespace, drop_path: float):
+    def __init__(self, classifier: torch.nn.Module, loss: Loss | torch.nn.Module):
         super().__init__()
-        self.vit = timm.create_model(
-            f"vit_{TIMM_SIZES[args.model_size]}",
-            img_size=args.image_size,
-            patch_size=args.patch_size,
-            num_classes=NUM_CLASSES,
-            global_pool="avg",
-            drop_path_rate=drop_path,
-        )
-        self.loss = BinaryCrossEntropy(smoothing=0.0)
+        self.classifier, self.loss = classifier, loss
 
     def forward(self, pixels: torch.Tensor, labels: torch.Tensor) -> ImageClassifierOutput:
-        logits = self.vit(pixels)
+        outputs = self.classifier(pixels)
+        logits = getattr(outputs, "logits", outputs)
         return ImageClassifierOutput(loss=self.loss(logits, labels), logits=logits)
+
+
+def timm_classifier(args: argparse.Namespace, drop_path: float) -> torch.nn.Module:
+    """timm's ViT of the same size, pooling and stochastic depth."""
+    return timm.create_model(
+        f"vit_{TIMM_SIZES[args.model_size]}",
+        img_size=args.image_size,
+        patch_size=args.patch_size,
+        num_classes=NUM_CLASSES,
+        global_pool="avg",
+        drop_path_rate=drop_path,
+    )
 
 
 def random_pixels(args: argparse.Namespace, device: str) -> torch.Tensor:
@@ -132,12 +138,6 @@ def side(
             forward = torch.compile(model)
     step = functools.partial(train_step, forward, optimizer, dtype, pixels, **inputs)
     return Side(step, counter.get_total_flops() / len(pixels))
-
-
-def compile_blocks(model: torch.nn.Module) -> None:
-    """Compile each of the repeated blocks, as `--compile` of both stages does."""
-    for name in block_names(model):
-        model.get_submodule(name).compile()
 
 
 def train_step(model: Any, optimizer: Any, dtype: torch.dtype, pixels: torch.Tensor, **inputs: torch.Tensor) -> None:
