@@ -6,16 +6,19 @@ Datasets of small images (CIFAR, digits) are decoded once and kept as uint8, bec
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
 from numpy.random import mtrand
 
+from .cropping import Crop, crop_many, crop_one
 from .decoding import BadImageError, decode_image
 from .loader import ImageLoader, TrainingBatches, training_loader
 from .long_tail import dataset_labels
@@ -23,6 +26,7 @@ from .table import Rows
 
 MAX_SIDE = 64
 MAX_BYTES = 2**28  # 256 MiB: 87,000 images of 32 x 32
+Key = int | tuple[int, int]  # an index, or in training (epoch, index)
 _NUMPY_GENERATOR = np.random.MT19937()  # replaces numpy's global one: cheaper than copying its state
 
 
@@ -91,7 +95,8 @@ class ImageDataset(torch.utils.data.Dataset):
 
     Args:
         dataset: columns "image" (not decoded) and "label", as returned by `load_long_tailed`.
-        transform: maps an image, uint8 (3, H, W), to a dict of tensors.
+        transform: maps an image, uint8 (3, H, W), to a dict of tensors. If it has a true ``draws_first``, batches
+            are made by its `draw` and `assemble` (see `transforms`), with the same results.
         max_bad_images: a training process that finds more distinct unreadable images raises a BadImageError.
         bad_images_log: file to which unreadable images are appended, each once.
     """
@@ -125,7 +130,7 @@ class ImageDataset(torch.utils.data.Dataset):
         """In label order."""
         return self.rows.dataset.features["label"].names
 
-    @property
+    @functools.cached_property
     def labels(self) -> np.ndarray:
         """(N,) int64."""
         return dataset_labels(self.rows.dataset)
@@ -139,34 +144,68 @@ class ImageDataset(torch.utils.data.Dataset):
         """Distinct unreadable images found so far by all workers of this process."""
         return int(self.is_bad.sum())
 
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, torch.Tensor | int]:
-        return self.__getitems__([key])[0]
-
-    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[dict[str, torch.Tensor | int]]:
-        """All samples of a batch; called by DataLoader."""
+    def __getitem__(self, key: Key) -> dict[str, torch.Tensor | int]:
         with preserved_generators():
+            return self._sample(key)
+
+    def __getitems__(self, keys: Sequence[Key]) -> list[dict[str, torch.Tensor | int]] | dict[str, torch.Tensor]:
+        """All samples of a batch, or the batch if the transform has a form for batches; called by DataLoader."""
+        with preserved_generators():
+            if getattr(self.transform, "draws_first", False):
+                return self._batch(keys)
             return [self._sample(key) for key in keys]
 
-    def _sample(self, key: int | tuple[int, int]) -> dict[str, torch.Tensor | int]:
-        if isinstance(key, tuple):
-            epoch, index = key
-            image, label, source = self._readable_image(index)
-        else:
-            epoch, index = 0, key
-            image, label, source = self._read(index)
-        seed_generators(sample_seed(self.seed, epoch, index))
-        return {**self.transform(image), "labels": label, "index": source}
+    def _sample(self, key: Key) -> dict[str, torch.Tensor | int]:
+        image, source = self._image(key)
+        self._seed_generators(key)
+        return {**self.transform(image), "labels": self.rows.label(source), "index": source}
 
-    def _read(self, index: int) -> tuple[torch.Tensor, int, int]:
+    def _batch(self, keys: Sequence[Key]) -> dict[str, torch.Tensor]:
+        """The samples, collated. Images that are kept decoded are cropped together."""
+        transform: Any = self.transform
+        pixels = torch.empty(len(keys), transform.image_size, transform.image_size, 3, dtype=torch.uint8)
+        indices, drawn = [], []
+        kept: list[int] = []  # places in the batch of images that are kept decoded
+        crops: list[Crop] = []  # theirs
+        for place, key in enumerate(keys):
+            index = key[1] if isinstance(key, tuple) else key
+            if self.decoded is not None and self.decoded.present[index]:
+                self._seed_generators(key)
+                crop, rest = transform.draw(*self.decoded.pixels.shape[1:3])
+                kept.append(place)
+                crops.append(crop)
+            else:
+                image, index = self._image(key)
+                self._seed_generators(key)
+                crop, rest = transform.draw(*image.shape[-2:])
+                pixels[place] = crop_one(image, crop, transform.image_size).permute(1, 2, 0)  # (S, S, 3)
+            indices.append(index)
+            drawn.append(rest)
+        sources = np.array(indices)
+        if self.decoded is not None and kept:
+            cropped = crop_many(self.decoded.pixels.numpy(), sources[kept], crops, transform.image_size)
+            pixels[torch.tensor(kept)] = cropped
+        batch = transform.assemble(pixels, drawn)
+        return {**batch, "labels": torch.from_numpy(self.labels[sources]), "index": torch.from_numpy(sources)}
+
+    def _seed_generators(self, key: Key) -> None:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        seed_generators(sample_seed(self.seed, epoch, index))
+
+    def _image(self, key: Key) -> tuple[torch.Tensor, int]:
+        """The image of a key, or in training its replacement, and its index."""
+        return self._readable_image(key[1]) if isinstance(key, tuple) else self._read(key)
+
+    def _read(self, index: int) -> tuple[torch.Tensor, int]:
         image = self.decoded.get(index) if self.decoded else None
         try:
             if image is None:
                 image = decode_image(self.rows.image(index), name=f"row {index}")
-            return image, self.rows.label(index), index
+            return image, index
         except ValueError as error:
             raise BadImageError(str(error)) from error
 
-    def _readable_image(self, index: int) -> tuple[torch.Tensor, int, int]:
+    def _readable_image(self, index: int) -> tuple[torch.Tensor, int]:
         for candidate in itertools.chain(range(index, len(self)), range(index)):
             if self.is_bad[candidate]:
                 continue

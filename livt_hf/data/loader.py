@@ -130,15 +130,20 @@ def class_balanced_keys(labels: np.ndarray, seed: int, epoch: int) -> list[tuple
     return keys
 
 
-def collate(samples: list[dict]) -> dict[str, Any]:
-    """Stack a batch; pixels (B, 3, S, S) stay channels last in memory, which makes stacking a plain copy.
+def collate(samples: list[dict] | dict[str, Any]) -> dict[str, Any]:
+    """Stack samples that are not yet a batch; pixels (B, 3, S, S) stay channels last in memory: a plain copy.
 
     ``num_erased`` is the number of pixels in the boxes to erase, so that `erase` need not read it from a device.
     """
-    batch = default_collate([{**sample, "pixel_values": sample["pixel_values"].permute(1, 2, 0)} for sample in samples])
-    batch["pixel_values"] = batch["pixel_values"].permute(0, 3, 1, 2)  # (B, S, S, 3) -> (B, 3, S, S)
+    batch = samples if isinstance(samples, dict) else _stacked(samples)
     if "erase_box" in batch:
         batch["num_erased"] = erased_pixels(batch["erase_box"])
+    return batch
+
+
+def _stacked(samples: list[dict]) -> dict[str, Any]:
+    batch = default_collate([{**sample, "pixel_values": sample["pixel_values"].permute(1, 2, 0)} for sample in samples])
+    batch["pixel_values"] = batch["pixel_values"].permute(0, 3, 1, 2)  # (B, S, S, 3) -> (B, 3, S, S)
     return batch
 
 

@@ -1,23 +1,32 @@
 """timm's RandAugment, made faster and compatible with Pillow 13.
 
+- What is drawn for an image is separate from what is done to it, so that the images of a batch for which the same
+  operation is drawn are changed together (`image_ops`). Draws and, but for rounding in shear and translation, pixels
+  are timm's.
 - Posterize keeps at least one bit. timm asks for 0 bits in about 1 of 1,000 draws, which Pillow 13 refuses.
-- Shear and translation shift whole rows or columns, so that bicubic interpolation needs 4 neighbors, not 16. This takes
-  a quarter of the time; a few pixels in a thousand differ from Pillow's by one level, from rounding.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 import PIL.Image
-import torch
-from timm.data.auto_augment import RandAugment, rand_augment_transform
+from timm.data import auto_augment
+
+from .image_ops import OPERATIONS
+
+ONE_BY_ONE = ("Rotate", "GaussianBlur")  # Pillow's are as fast as any that give the same pixels
+MAX_PIXELS = 2**16  # changed together; more would not stay in the processor's cache
+
+Drawn = tuple[int, tuple]  # the number of an operation, and what its function takes beside the image
 
 
 def build_rand_augment(description: str, image_size: int, mean: Sequence[float]) -> RandAugment:
-    """The RandAugment of timm's training transform for this description; bicubic, on PIL images.
+    """The RandAugment of timm's training transform for this description; bicubic.
 
     Args:
         description: timm's format, such as "rand-m9-mstd0.5-inc1".
@@ -32,69 +41,79 @@ def build_rand_augment(description: str, image_size: int, mean: Sequence[float])
         "interpolation": PIL.Image.Resampling.BICUBIC,
     }
     try:
-        augment = rand_augment_transform(description, options)
+        augment = auto_augment.rand_augment_transform(description, options)
     except (AssertionError, ValueError) as error:
         raise ValueError(f"rand_augment: {description!r} is invalid; use one like 'rand-m9-mstd0.5-inc1'") from error
-    for op in augment.ops:
-        if op.name.startswith("Posterize"):
-            op.level_fn = functools.partial(_at_least_one, op.level_fn)
-        op.aug_fn = FAST_OPS.get(op.name, op.aug_fn)
-    return augment
+    return RandAugment(augment)
+
+
+class RandAugment:
+    """Draws operations and applies them to images, uint8 (H, W, 3).
+
+    Attributes:
+        draws_first: whether `draw` is all that draws random numbers. An operation of timm that is unknown here might
+            draw more when it is applied; then images must be augmented one by one, by calling this object.
+    """
+
+    def __init__(self, augment: auto_augment.RandAugment):
+        self.ops = augment.ops
+        self.num_layers = augment.num_layers
+        self.choice_weights = augment.choice_weights
+        self.functions = [op.aug_fn for op in self.ops]
+        self.draws_first = all(op.name in OPERATIONS or op.name in ONE_BY_ONE for op in self.ops)
+        for op in self.ops:
+            op.aug_fn = _arguments
+            if op.name.startswith("Posterize"):
+                op.level_fn = functools.partial(_at_least_one, op.level_fn)
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Draw and apply one operation after the other."""
+        for number in self._choose():
+            arguments = self.ops[number](None)
+            if arguments is not None:
+                image = self._operate(number, image[None], [arguments])[0]
+        return image
+
+    def draw(self) -> list[Drawn]:
+        """The operations of an image, from the global generators of numpy and `random`."""
+        drawn = ((number, self.ops[number](None)) for number in self._choose())
+        return [(number, arguments) for number, arguments in drawn if arguments is not None]
+
+    def apply(self, images: np.ndarray, drawn: Sequence[Sequence[Drawn]]) -> None:
+        """Change each of the images, (B, H, W, 3), in place by its operations."""
+        together = max(1, MAX_PIXELS // (images.shape[1] * images.shape[2]))
+        for layer in itertools.zip_longest(*drawn):
+            groups = defaultdict(list)
+            for image, operation in enumerate(layer):
+                if operation is not None:
+                    groups[operation[0]].append(image)
+            for number, members in groups.items():
+                for start in range(0, len(members), together):
+                    chunk = members[start : start + together]
+                    images[chunk] = self._operate(number, images[chunk], [layer[image][1] for image in chunk])
+
+    def _choose(self) -> list[int]:
+        """As timm: operations may repeat unless they are weighted."""
+        count = len(self.ops)
+        if self.choice_weights is None:  # what np.random.choice does, without its checks, which take as long again
+            return np.random.randint(0, count, self.num_layers).tolist()  # noqa: NPY002
+        return np.random.choice(count, self.num_layers, replace=False, p=self.choice_weights).tolist()  # noqa: NPY002
+
+    def _operate(self, number: int, images: np.ndarray, arguments: Sequence[tuple]) -> np.ndarray:
+        """One operation on images (n, H, W, 3)."""
+        op = self.ops[number]
+        if op.name in OPERATIONS:
+            levels = np.array([level[0] if level else 0 for level in arguments])  # (n,)
+            return OPERATIONS[op.name](images, levels, op.kwargs["fillcolor"])
+        function = functools.partial(self.functions[number], **op.kwargs)
+        pairs = zip(images, arguments, strict=True)
+        return np.stack([np.asarray(function(PIL.Image.fromarray(image), *level)) for image, level in pairs])
+
+
+def _arguments(image: None, *arguments: float, **_) -> tuple:
+    """In place of the function of one of timm's operations: what it would be called with."""
+    return arguments
 
 
 def _at_least_one(level_fn, level: float, options: dict) -> tuple[int]:
     return (max(1, level_fn(level, options)[0]),)
-
-
-def shear_x(image: PIL.Image.Image, amount: float, fillcolor, **_) -> PIL.Image.Image:
-    """Replacement for timm's function of the same name, as the three below."""
-    return shift_rows(image, amount * (np.arange(image.height) + 0.5), fillcolor)
-
-
-def translate_x(image: PIL.Image.Image, amount: float, fillcolor, **_) -> PIL.Image.Image:
-    return shift_rows(image, np.full(image.height, amount * image.width), fillcolor)
-
-
-def shear_y(image: PIL.Image.Image, amount: float, fillcolor, **_) -> PIL.Image.Image:
-    return _swap_axes(shear_x(_swap_axes(image), amount, fillcolor))
-
-
-def translate_y(image: PIL.Image.Image, amount: float, fillcolor, **_) -> PIL.Image.Image:
-    return _swap_axes(translate_x(_swap_axes(image), amount, fillcolor))
-
-
-def _swap_axes(image: PIL.Image.Image) -> PIL.Image.Image:
-    return image.transpose(PIL.Image.Transpose.TRANSPOSE)
-
-
-FAST_OPS = {"ShearX": shear_x, "ShearY": shear_y, "TranslateXRel": translate_x, "TranslateYRel": translate_y}
-
-
-def shift_rows(image: PIL.Image.Image, shifts: np.ndarray, fillcolor: tuple[int, int, int]) -> PIL.Image.Image:
-    """Shift each row: output column x is input column x + shift, or ``fillcolor`` outside the image.
-
-    Follows Pillow: bicubic kernel with a = -1, edge pixels repeated, values truncated to integers.
-
-    Args:
-        image: RGB, H x W.
-        shifts: (H,), in pixels.
-    """
-    height, width = image.height, image.width
-    whole = np.floor(shifts).astype(np.int64)
-    d = torch.from_numpy(shifts - whole).float().view(height, 1, 1)
-    taps = (d * (d * (2 - d) - 1), 1 + d * d * (d - 2), d * (1 + d * (1 - d)), d * d * (d - 1))  # 4 x (H, 1, 1)
-
-    # Pixels under all four taps: columns whole - 1 to whole + W + 1 of each row, packed as 4-byte integers.
-    columns = (np.arange(-1, width + 2) + whole[:, None]).clip(0, width - 1)  # (H, W + 3)
-    packed = np.asarray(image.convert("RGBX")).view(np.int32).ravel()  # (H * W,)
-    source = packed.take(columns + np.arange(0, height * width, width)[:, None]).view(np.uint8)  # (H, 4 (W + 3))
-    pixels = torch.from_numpy(source).view(height, width + 3, 4).float()
-    moved = torch.full((height, width, 4), 1e-3)  # so that sums just below an integer do not lose a level
-    for tap, weights in enumerate(taps):
-        moved.addcmul_(pixels[:, tap : tap + width], weights)
-    moved_packed = moved.clamp_(0, 255).to(torch.uint8).numpy().view(np.int32)[..., 0]  # (H, W)
-
-    centers = np.arange(width) + 0.5 + shifts[:, None]  # (H, W)
-    fill = np.array([*fillcolor, 0], dtype=np.uint8).view(np.int32)
-    filled = np.where((centers >= 0) & (centers < width), moved_packed, fill)
-    return PIL.Image.frombytes("RGB", image.size, filled.tobytes(), "raw", "RGBX")

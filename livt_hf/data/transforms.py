@@ -4,6 +4,10 @@ Crops stay in uint8 and channels last in memory; `normalize` and `erase` run on 
 numbers come from the global generators of `random`, numpy (in RandAugment) and torch, which `ImageDataset` seeds for
 each sample.
 
+Training transforms have a second form for whole batches, faster and with the same results: if ``draws_first``, `draw`
+can draw all random numbers of a sample before its image is changed; `assemble` makes the batch from the crops and the
+draws.
+
 Legend: B batch, S image size, H x W size of the decoded image.
 """
 
@@ -14,13 +18,12 @@ import math
 import random
 from collections.abc import Sequence
 
-import numpy as np
 import PIL.Image
 import torch
-import torch.nn.functional as F
 from transformers import BeitImageProcessor
 
-from .rand_augment import build_rand_augment
+from .cropping import Crop, crop_one, random_crop, resize_shorter_side
+from .rand_augment import Drawn, build_rand_augment
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -36,6 +39,8 @@ class PretrainTransform:
         horizontal_flip: probability of a flip.
     """
 
+    draws_first = True
+
     def __init__(self, image_size: int, num_patches: int, min_crop_scale: float = 0.2, horizontal_flip: float = 0.5):
         self.image_size = image_size
         self.num_patches = num_patches
@@ -43,11 +48,20 @@ class PretrainTransform:
         self.horizontal_flip = _fraction("horizontal_flip", horizontal_flip)
 
     def __call__(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        image = random_resized_crop(image, self.image_size, self.min_crop_scale)
-        return {
-            "pixel_values": random_flip(image, self.horizontal_flip),
-            "noise": torch.rand(self.num_patches),
-        }
+        height, width = image.shape[-2:]
+        crop, noise = self.draw(height, width)
+        return {"pixel_values": crop_one(image, crop, self.image_size), "noise": noise}
+
+    def draw(self, height: int, width: int) -> tuple[Crop, torch.Tensor]:
+        """The crop of an image of this size, and the noise."""
+        return random_crop(height, width, self.min_crop_scale, self.horizontal_flip), torch.rand(self.num_patches)
+
+    def assemble(self, crops: torch.Tensor, drawn: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The batch of crops, uint8 (B, S, S, 3)."""
+        return {"pixel_values": crops.permute(0, 3, 1, 2), "noise": torch.stack([*drawn])}
+
+
+FinetuneDraw = tuple[list[Drawn], tuple[int, int, int, int], int]  # operations, erase_box, erase_seed
 
 
 class FinetuneTransform:
@@ -80,16 +94,38 @@ class FinetuneTransform:
         self.rand_augment = None if rand_augment is None else build_rand_augment(rand_augment, image_size, mean)
 
     def __call__(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        image = random_resized_crop(image, self.image_size, self.min_crop_scale)
-        image = random_flip(image, self.horizontal_flip)
+        height, width = image.shape[-2:]
+        crop = random_crop(height, width, self.min_crop_scale, self.horizontal_flip)
+        pixels = crop_one(image, crop, self.image_size)  # (3, S, S)
         if self.rand_augment is not None:
-            augmented = self.rand_augment(PIL.Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()))  # (S, S, 3)
-            image = torch.from_numpy(np.array(augmented)).permute(2, 0, 1)  # (3, S, S)
+            augmented = self.rand_augment(pixels.permute(1, 2, 0).contiguous().numpy())  # (S, S, 3)
+            pixels = torch.from_numpy(augmented).permute(2, 0, 1)
+        erase_box, erase_seed = self._draw_erasing()
+        return {"pixel_values": pixels, "erase_box": torch.tensor(erase_box), "erase_seed": torch.tensor(erase_seed)}
+
+    @property
+    def draws_first(self) -> bool:
+        return self.rand_augment is None or self.rand_augment.draws_first
+
+    def draw(self, height: int, width: int) -> tuple[Crop, FinetuneDraw]:
+        """The crop of an image of this size, and the rest."""
+        crop = random_crop(height, width, self.min_crop_scale, self.horizontal_flip)
+        operations = [] if self.rand_augment is None else self.rand_augment.draw()
+        return crop, (operations, *self._draw_erasing())
+
+    def assemble(self, crops: torch.Tensor, drawn: Sequence[FinetuneDraw]) -> dict[str, torch.Tensor]:
+        """The batch of crops, uint8 (B, S, S, 3), which are changed."""
+        operations, boxes, seeds = zip(*drawn, strict=True)
+        if self.rand_augment is not None:
+            self.rand_augment.apply(crops.numpy(), operations)
         return {
-            "pixel_values": image,
-            "erase_box": torch.tensor(random_erase_box(self.image_size, self.random_erasing)),
-            "erase_seed": torch.tensor(random.getrandbits(62)),
+            "pixel_values": crops.permute(0, 3, 1, 2),
+            "erase_box": torch.tensor(boxes),
+            "erase_seed": torch.tensor(seeds),
         }
+
+    def _draw_erasing(self) -> tuple[tuple[int, int, int, int], int]:
+        return random_erase_box(self.image_size, self.random_erasing), random.getrandbits(62)
 
 
 class EvalTransform:
@@ -127,50 +163,6 @@ def image_processor(
         image_mean=list(mean),
         image_std=list(std),
     )
-
-
-def random_resized_crop(image: torch.Tensor, size: int, min_scale: float) -> torch.Tensor:
-    """torchvision's RandomResizedCrop (scale (min_scale, 1), ratio (3/4, 4/3), bicubic), drawing from `random`."""
-    top, left, height, width = _random_crop_box(image.shape[-2], image.shape[-1], min_scale)
-    return _resize(image[:, top : top + height, left : left + width], size, size)
-
-
-def _random_crop_box(height: int, width: int, min_scale: float) -> tuple[int, int, int, int]:
-    for _ in range(10):
-        area = height * width * random.uniform(min_scale, 1.0)
-        ratio = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
-        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < crop_width <= width and 0 < crop_height <= height:
-            return (
-                random.randint(0, height - crop_height),
-                random.randint(0, width - crop_width),
-                crop_height,
-                crop_width,
-            )
-    # The image is too narrow: take the largest center crop with an allowed aspect ratio.
-    crop_width, crop_height = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
-    crop_width, crop_height = max(crop_width, 1), max(crop_height, 1)
-    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
-
-
-def random_flip(image: torch.Tensor, probability: float) -> torch.Tensor:
-    """Flip horizontally with the given probability, drawing from `random`."""
-    return image.flip(-1) if random.random() < probability else image
-
-
-def resize_shorter_side(image: torch.Tensor, size: int) -> torch.Tensor:
-    """Resize (3, H, W) so that the shorter side is ``size``, keeping the aspect ratio."""
-    height, width = image.shape[-2:]
-    longer = int(size * max(height, width) / min(height, width))
-    return _resize(image, size, longer) if height <= width else _resize(image, longer, size)
-
-
-def _resize(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Bicubic with antialiasing, in uint8 and channels last in memory, as images are decoded."""
-    if image.shape[-2:] == (height, width):
-        return image
-    channels_last = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)  # (1, 3, H, W), channels-last strides
-    return F.interpolate(channels_last, size=(height, width), mode="bicubic", antialias=True)[0]
 
 
 def random_erase_box(size: int, probability: float) -> tuple[int, int, int, int]:
