@@ -87,7 +87,7 @@ def sharpness(images: np.ndarray, levels: np.ndarray, fill: Sequence[int]) -> np
     vertical = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
     total = vertical[..., :-6] + vertical[..., 3:-3] + vertical[..., 6:] + 4 * rows[:, 1:-1, 3:-3]
     smooth = _joined_rows(images).copy()
-    smooth[:, 1:-1, 3:-3] = (2 * total + 13) // 26  # rounded; a half never occurs
+    smooth[:, 1:-1, 3:-3] = (total + 6) // 13  # rounded
     return _blend(smooth.reshape(images.shape), images, levels)
 
 

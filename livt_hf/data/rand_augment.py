@@ -90,7 +90,8 @@ class RandAugment:
             for number, members in groups.items():
                 for start in range(0, len(members), together):
                     chunk = members[start : start + together]
-                    images[chunk] = self._operate(number, images[chunk], [layer[image][1] for image in chunk])
+                    where = slice(chunk[0], chunk[0] + 1) if len(chunk) == 1 else chunk  # a slice needs no copy
+                    images[where] = self._operate(number, images[where], [layer[image][1] for image in chunk])
 
     def _choose(self) -> list[int]:
         """As timm: operations may repeat unless they are weighted."""
