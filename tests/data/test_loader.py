@@ -79,6 +79,8 @@ def test_workers_change_nothing(digits, num_workers):
     in_workers = list(training_loader(dataset, batches, num_workers=num_workers))
     assert len(plain) == len(in_workers) == 4
     for one, other in zip(plain, in_workers, strict=True):
+        height, width = one["erase_box"][:, 2:].unbind(dim=1)
+        assert one.pop("num_erased") == other.pop("num_erased") == (height * width).sum()
         assert all(torch.equal(one[key], other[key]) for key in one)
     assert {key: (value.dtype, value.shape[0]) for key, value in plain[0].items()} == {
         "pixel_values": (torch.uint8, 40),

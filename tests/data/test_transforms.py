@@ -1,6 +1,7 @@
 """Transforms against torchvision, timm, PIL and transformers."""
 
 import io
+import math
 import random
 
 import numpy as np
