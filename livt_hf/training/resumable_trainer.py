@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_op
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers.trainer_utils import IntervalStrategy
 
 from ..data import TrainingBatches
 from ..files import RUN_FILE, write_text
@@ -78,6 +80,22 @@ class ResumableTrainer(Trainer):
         if control.should_log or control.should_evaluate or control.should_save:
             self.loss_check.raise_if_bad()
         super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Only at logged steps: without clipping, upstream reads and rescales all gradients for it at every step."""
+        args, step = self.args, self.state.global_step + 1
+        every = args.logging_strategy != IntervalStrategy.STEPS or (step == 1 and args.logging_first_step)
+        if grad_norm is None and not every and step % self.state.logging_steps:
+            return None
+        return super()._get_grad_norm(model, grad_norm)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """As upstream, which counts the parameters at every step."""
+        return 6 * inputs["pixel_values"].numel() * self._num_parameters
+
+    @functools.cached_property
+    def _num_parameters(self) -> int:
+        return self.model.num_parameters(exclude_embeddings=True)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging else super()._get_output_dir(trial)

@@ -4,6 +4,7 @@ import multiprocessing
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, TrainingArguments
 
@@ -92,6 +93,21 @@ def test_an_optimizer_that_cannot_skip_stops_before_its_update(tmp_path, monkeyp
     with pytest.raises(ValueError, match="not finite at step 1;"):
         subject.train()
     assert all(torch.equal(tensor, before[name]) for name, tensor in subject.model.state_dict().items())
+
+
+def test_gradients_are_measured_at_logged_steps_only(tmp_path, monkeypatch):
+    clip, calls = Accelerator.clip_grad_norm_, []
+
+    def counted(self, *args, **kwargs):
+        calls.append(None)
+        return clip(self, *args, **kwargs)
+
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", counted)
+    finetune(finetune_arguments(tmp_path / "steps", max_steps=12), QUIET)
+    assert len(calls) == 2
+    assert [line["step"] for line in log_lines(tmp_path / "steps") if "grad_norm" in line] == [5, 10]
+    finetune(finetune_arguments(tmp_path / "clipped", max_steps=3), {**QUIET, "max_grad_norm": 1.0})
+    assert len(calls) == 2 + 3
 
 
 def test_no_worker_outlives_the_training(tmp_path):
