@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import re
+import statistics
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -49,11 +50,14 @@ def benchmark_loader(args: argparse.Namespace) -> dict[str, Any]:
         print(f"{len(files)} {kind}, {size:.1f} kB each, to {args.image_size} px; {args.repeats} repeats")
         sides = loading_sides(files, Path(folder), args.image_size, batch_size)
         speeds = speed_per_core(sides, images // batch_size, args.repeats)
-        base, figures = 1.0, {}
-        for name, speed in speeds.items():
-            base = base if "ours" in name else speed
-            print(f"{name:<29}{speed:9.0f} images/s per core {speed / base:6.2f} x")
-            figures[name] = {"images_per_second": speed, "ratio": speed / base}
+        base: list[float] = []
+        figures = {}
+        for name, turns in speeds.items():
+            base = base if "ours" in name else turns
+            speed = statistics.median(turns)
+            ratio = statistics.median(ours / theirs for ours, theirs in zip(turns, base, strict=True))
+            print(f"{name:<29}{speed:9.0f} images/s per core {ratio:6.2f} x")
+            figures[name] = {"images_per_second": speed, "ratio": ratio}
             for workers in args.num_workers:
                 whole = speed_with_workers(sides[name], 16 * workers, workers)
                 print(f"{f'  {workers} workers':<29}{whole:9.0f} images/s")
@@ -111,8 +115,7 @@ def speed_figures(speeds: Mapping[str, Speed], name: str, references: tuple[str,
     speed = speeds[name]
     figures = {"images_per_second": speed.images_per_second}
     for number, reference in enumerate(references):
-        ratio = speed.images_per_second / speeds[reference].images_per_second
-        figures[f"ratio_to_{reference}" if number else "ratio"] = ratio
+        figures[f"ratio_to_{reference}" if number else "ratio"] = speed.ratio_to(speeds[reference])
     if speed.host_ms is not None:
         figures["host_ms_a_step"] = speed.host_ms
     return figures
@@ -154,7 +157,7 @@ def benchmark_all(args: argparse.Namespace) -> dict[str, Any]:
     figures = {}
     for name, words in commands.items():
         print(f"# {' '.join(words)}", flush=True)
-        one = build_parser().parse_args(words)
+        one = build_parser().parse_args([*words, "--repeats", str(args.repeats)])
         figures[name] = one.run(one)
     return figures
 

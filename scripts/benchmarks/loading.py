@@ -7,7 +7,6 @@ in advance on all sides, as by torchvision's CIFAR sets.
 from __future__ import annotations
 
 import functools
-import statistics
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -55,8 +54,8 @@ def loading_sides(files: list[Path], folder: Path, image_size: int, batch_size: 
     return sides
 
 
-def speed_per_core(sides: dict[str, Loader], batches: int, repeats: int) -> dict[str, float]:
-    """Median images per second of CPU time in this process, so that other load on the machine matters little."""
+def speed_per_core(sides: dict[str, Loader], batches: int, repeats: int) -> dict[str, list[float]]:
+    """Images per second of CPU time in this process in each turn, so that other load on the machine matters little."""
     speeds: dict[str, list[float]] = {name: [] for name in sides}
     for repeat in range(repeats + 1):
         for name, loader in sides.items():
@@ -65,7 +64,7 @@ def speed_per_core(sides: dict[str, Loader], batches: int, repeats: int) -> dict
                 images += len(pixels)
             if repeat:  # the first turn is warm-up
                 speeds[name].append(images / (time.process_time() - start))
-    return {name: statistics.median(values) for name, values in speeds.items()}
+    return speeds
 
 
 def speed_with_workers(loader: Loader, batches: int, num_workers: int) -> float:

@@ -79,7 +79,9 @@ def finetuning_sides(args: argparse.Namespace, device: str, names: tuple[str, ..
     for name in names or ("transformers", "timm", "ours"):
         model: Any = build_classifier(run, counts, run.shot_groups())
         if name == "transformers":
-            model = WithLoss(BeitForImageClassification(model.config), model.training_loss())
+            native = BeitForImageClassification(model.config)
+            native.set_attn_implementation("sdpa")  # the config names ours
+            model = WithLoss(native, model.training_loss())
         elif name == "timm":
             model = WithLoss(timm_classifier(args, run.drop_path), BinaryCrossEntropy(smoothing=0.0))
         model.to(device).train()

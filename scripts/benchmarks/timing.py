@@ -20,10 +20,20 @@ Step = Callable[[], None]
 
 @dataclass(frozen=True)
 class Speed:
-    """Median speed of a step. ``host_ms``: milliseconds that the host needs to enqueue it; None on a CPU."""
+    """Seconds per step in each turn. ``host_ms``: milliseconds that the host needs to enqueue it; None on a CPU."""
 
-    images_per_second: float
+    seconds: list[float]
+    batch_size: int
     host_ms: float | None
+
+    @property
+    def images_per_second(self) -> float:
+        """The median."""
+        return self.batch_size / statistics.median(self.seconds)
+
+    def ratio_to(self, other: Speed) -> float:
+        """The median over turns, so that a change of the machine's speed affects both sides."""
+        return statistics.median(theirs / ours for ours, theirs in zip(self.seconds, other.seconds, strict=True))
 
 
 def take_turns(steps: Mapping[str, Step], args: argparse.Namespace, device: str) -> dict[str, Speed]:
@@ -35,13 +45,12 @@ def take_turns(steps: Mapping[str, Step], args: argparse.Namespace, device: str)
             measured = turn(step, args.steps)
             if repeat:
                 turns[name].append(measured)
-    return {name: _median(measured, args.batch_size) for name, measured in turns.items()}
+    return {name: _speed(measured, args.batch_size) for name, measured in turns.items()}
 
 
-def _median(turns: list[tuple[float, float | None]], batch_size: int) -> Speed:
+def _speed(turns: list[tuple[float, float | None]], batch_size: int) -> Speed:
     host = [milliseconds for _, milliseconds in turns if milliseconds is not None]
-    seconds = statistics.median(seconds for seconds, _ in turns)
-    return Speed(batch_size / seconds, statistics.median(host) if host else None)
+    return Speed([seconds for seconds, _ in turns], batch_size, statistics.median(host) if host else None)
 
 
 def cpu_turn(step: Step, count: int) -> tuple[float, None]:
