@@ -144,32 +144,39 @@ def build_trainer(
 def trainer_arguments(
     args: FinetuneArguments, schedule: Schedule, eval_strategy: str, training_arguments: dict[str, Any]
 ) -> TrainingArguments:
-    """The options under their names in `TrainingArguments`; fields given there directly take precedence."""
-    return TrainingArguments(
-        **{
-            "output_dir": args.output_dir,
-            "seed": args.seed,
-            "per_device_train_batch_size": args.batch_size,
-            "gradient_accumulation_steps": args.gradient_accumulation_steps,
-            "max_steps": schedule.steps,
-            "learning_rate": schedule.peak_lr,
-            "weight_decay": args.weight_decay,
-            "adam_beta1": args.betas[0],
-            "adam_beta2": args.betas[1],
-            "max_grad_norm": 0.0,
-            "logging_steps": args.logging_steps,
-            "logging_nan_inf_filter": False,
-            "save_steps": args.save_every,
-            "save_total_limit": args.save_total_limit,
-            "eval_strategy": eval_strategy,
-            "eval_steps": args.eval_every * schedule.steps_per_epoch,
-            "dataloader_num_workers": args.num_workers,
-            "ddp_find_unused_parameters": False,
-            "report_to": "none",
-            **_device_options(args.mixed_precision),
-            **training_arguments,
-        }
-    )
+    """The options under their names in `TrainingArguments`; fields given there directly take precedence.
+
+    Raises:
+        ValueError: a field is refused.
+    """
+    values = {
+        "output_dir": args.output_dir,
+        "seed": args.seed,
+        "per_device_train_batch_size": args.batch_size,
+        "gradient_accumulation_steps": args.gradient_accumulation_steps,
+        "max_steps": schedule.steps,
+        "learning_rate": schedule.peak_lr,
+        "weight_decay": args.weight_decay,
+        "adam_beta1": args.betas[0],
+        "adam_beta2": args.betas[1],
+        "max_grad_norm": 0.0,
+        "logging_steps": args.logging_steps,
+        "logging_nan_inf_filter": False,
+        "save_steps": args.save_every,
+        "save_total_limit": args.save_total_limit,
+        "eval_strategy": eval_strategy,
+        "eval_steps": args.eval_every * schedule.steps_per_epoch,
+        "dataloader_num_workers": args.num_workers,
+        "ddp_find_unused_parameters": False,
+        "report_to": "none",
+        **_device_options(args.mixed_precision),
+        **training_arguments,
+    }
+    try:
+        return TrainingArguments(**values)
+    except Exception as error:  # of many kinds: each field has its own checks, some of them in other libraries
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"one of the options of TrainingArguments is refused: {reason}") from error
 
 
 def describe(model: PreTrainedModel, num_images: int) -> str:

@@ -172,3 +172,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_one_line(capsys, tmp_path,
     error = the_error_after_a_bar(capsys, run_stage(stage, data, tmp_path, **options))
     assert error.startswith("the loss was not finite at step ")
     assert not (tmp_path / "config.json").exists()
+
+
+def test_an_option_that_training_arguments_refuse_is_one_line(capsys, tmp_path, data):
+    error = the_error(capsys, run_stage("finetune", data, tmp_path / "out", accelerator_config="{bad"))
+    assert error.startswith("one of the options of TrainingArguments is refused: ")
