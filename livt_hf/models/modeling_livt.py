@@ -70,7 +70,7 @@ class ViTForBalancedClassification(BeitForImageClassification):
             for layer in self.beit.layers:
                 layer.__class__, layer.attention.__class__ = LivtLayer, LivtAttention
         # FSDP units; upstream's list names the class that is replaced here.
-        self._no_split_modules = ["BeitLayer", "LivtLayer"]
+        self._no_split_modules = [type(self.beit.layers[0]).__name__]
         self._loss: Loss | None = None
 
     @classmethod
