@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 
-TRAINING = ("pretrain", "finetune", "compare", "quickstart")
+TRAINING = ("pretrain", "finetune", "compare")
 IN_BATCHES = ("evaluate", "predict", "adjust")
 
 

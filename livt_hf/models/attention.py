@@ -1,4 +1,5 @@
-"""Attention kernel of both models: SDPA, or batched matrix products for half precision on a CPU.
+"""Attention of both models: one product for queries, keys and values, and SDPA or, for half precision on a CPU, batched
+matrix products.
 
 Legend: B batch, T tokens, D width.
 """
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.vit_mae.modeling_vit_mae import eager_attention_forward
 
 SDPA_OR_BMM = "livt_sdpa_or_bmm"  # name of `sdpa_or_bmm` among the attention implementations of transformers
 
@@ -64,3 +67,38 @@ def project_heads(tokens: Tensor, projections: Sequence[nn.Linear], num_heads: i
         bias = torch.cat(biases)
     projected = F.linear(tokens, weight, bias).chunk(len(projections), dim=-1)  # each (B, T, D)
     return [part.unflatten(-1, (num_heads, -1)).transpose(1, 2) for part in projected]
+
+
+class FusedAttention(nn.Module):
+    """Mixin for an attention class of transformers: queries, keys and values are computed in one matrix product.
+
+    The parameters stay those of the class.
+    """
+
+    config: Any
+    num_attention_heads: int
+    attention_dropout: float
+    scaling: float
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+    o_proj: nn.Linear
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Tokens (B, T, D), and attention weights if available."""
+        projections = [self.q_proj, self.k_proj, self.v_proj]
+        query, key, value = project_heads(hidden_states, projections, self.num_attention_heads)
+        return self.attend(query, key, value, attention_mask, **kwargs)
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """The same from queries, keys and values (B, heads, T, head width)."""
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        dropout = self.attention_dropout if self.training else 0.0
+        attended, weights = attend(
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+        )
+        return self.o_proj(attended.flatten(2)), weights

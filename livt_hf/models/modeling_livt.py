@@ -19,19 +19,17 @@ from torch import Tensor, nn
 from transformers import BeitForImageClassification, ViTMAEForPreTraining, ViTMAEModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ImageClassifierOutput
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.beit.modeling_beit import (
     BeitAttention,
     BeitEmbeddings,
     BeitLayer,
     BeitPatchEmbeddings,
-    eager_attention_forward,
 )
 
 from ..class_names import label_names
 from ..losses import Loss, build_loss
 from ..prior import ClassPrior
-from .attention import project_heads, use_sdpa_or_bmm
+from .attention import FusedAttention, use_sdpa_or_bmm
 from .configuration_livt import LivtConfig, check_not_adjusted
 from .loading import load_model
 
@@ -180,20 +178,8 @@ class ViTForBalancedClassification(BeitForImageClassification):
         return int(block.group(1)) + 1 if block else self.num_layer_ids() - 1
 
 
-class LivtAttention(BeitAttention):
-    """As upstream, with the same parameters, but queries, keys and values are computed in one matrix product."""
-
-    def forward(  # type: ignore[override]
-        self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
-    ) -> tuple[Tensor, Tensor | None]:
-        projections = [self.q_proj, self.k_proj, self.v_proj]
-        query, key, value = project_heads(hidden_states, projections, self.num_attention_heads)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        dropout = self.attention_dropout if self.training else 0.0
-        attended, weights = attend(
-            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
-        )
-        return self.o_proj(attended.flatten(2)), weights
+class LivtAttention(FusedAttention, BeitAttention):  # type: ignore[misc]  # fused kernels return no weights
+    """As upstream, with one matrix product for queries, keys and values."""
 
 
 class LivtLayer(BeitLayer):

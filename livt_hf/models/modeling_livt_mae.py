@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 from transformers import initialization as init
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.vit_mae.modeling_vit_mae import (
     ViTMAEAttention,
     ViTMAEDecoder,
@@ -26,11 +25,10 @@ from transformers.models.vit_mae.modeling_vit_mae import (
     ViTMAEForPreTrainingOutput,
     ViTMAELayer,
     ViTMAEPatchEmbeddings,
-    eager_attention_forward,
 )
 
 from .. import data
-from .attention import project_heads, use_sdpa_or_bmm
+from .attention import FusedAttention, project_heads, use_sdpa_or_bmm
 from .configuration_livt import LivtMAEConfig
 
 MASK_GRAY = 225  # gray level of masked patches in pictures
@@ -170,26 +168,8 @@ class LivtMAEForPreTraining(ViTMAEForPreTraining):
         return set()
 
 
-class LivtMAEAttention(ViTMAEAttention):
-    """As upstream, with the same parameters, but queries, keys and values are computed in one matrix product."""
-
-    def forward(  # type: ignore[override]  # upstream's fused attention returns no weights either
-        self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
-    ) -> tuple[Tensor, Tensor | None]:
-        projections = [self.q_proj, self.k_proj, self.v_proj]
-        query, key, value = project_heads(hidden_states, projections, self.num_attention_heads)
-        return self.attend(query, key, value, attention_mask, **kwargs)
-
-    def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
-    ) -> tuple[Tensor, Tensor | None]:
-        """Tokens (B, T, D) from queries, keys and values (B, heads, T, head width); attention weights if available."""
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        dropout = self.attention_dropout if self.training else 0.0
-        attended, weights = attend(
-            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
-        )
-        return self.o_proj(attended.flatten(2)), weights
+class LivtMAEAttention(FusedAttention, ViTMAEAttention):  # type: ignore[misc]  # fused kernels return no weights
+    """As upstream, with one matrix product for queries, keys and values."""
 
 
 class LivtMAEDecoder(ViTMAEDecoder):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ class ResumableTrainer(Trainer):
     """A `transformers.Trainer` with atomic checkpoints from which runs resume exactly.
 
     Attributes:
+        training_batches: the subclass's method: the micro-batches of this process from one optimizer step to another.
         run: the run in its output folder.
         loss_check: skips updates of non-finite losses.
         step_loss: loss of the current step, summed over its micro-batches so far.
@@ -41,6 +43,7 @@ class ResumableTrainer(Trainer):
     """
 
     model: PreTrainedModel
+    training_batches: Callable[..., TrainingBatches]
     run: Run
     loss_check: LossCheck
     step_loss: Tensor | None = None
@@ -50,9 +53,6 @@ class ResumableTrainer(Trainer):
     resumed_from: Path | None = None
     epoch_loader: EpochLoader | None = None
     _staging: Path | None = None
-
-    def training_batches(self, start_step: int = 0, stop_step: int | None = None) -> TrainingBatches:
-        raise NotImplementedError
 
     def _add_callbacks(self) -> None:
         self.remove_callback(PrinterCallback)

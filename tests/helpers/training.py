@@ -92,7 +92,7 @@ def stop_at(step: int, monkeypatch) -> None:
 
 def launch_environment() -> dict[str, str]:
     """For `accelerate launch` on a CPU, of scripts that import the package and these helpers."""
-    path = os.pathsep.join([str(ROOT), str(TESTS)])
+    path = os.pathsep.join([str(ROOT), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
 
 
