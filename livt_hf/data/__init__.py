@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..class_names import match_labels
+    from .batch_ops import erase, normalize
     from .dataset import ImageDataset
     from .decoding import BadImageError, decode_image
     from .load import load_long_tailed
     from .loader import TrainingBatches, evaluation_loader, on_device, training_loader
     from .long_tail import class_counts, long_tailed_indices
     from .mixup import Mixup
-    from .transforms import EvalTransform, FinetuneTransform, PretrainTransform, erase, normalize
+    from .transforms import EvalTransform, FinetuneTransform, PretrainTransform
 
 __all__ = [
     "BadImageError",
@@ -48,12 +49,12 @@ _MODULE_OF = {
     "TrainingBatches": ".loader",
     "class_counts": ".long_tail",
     "decode_image": ".decoding",
-    "erase": ".transforms",
+    "erase": ".batch_ops",
     "evaluation_loader": ".loader",
     "load_long_tailed": ".load",
     "long_tailed_indices": ".long_tail",
     "match_labels": "..class_names",
-    "normalize": ".transforms",
+    "normalize": ".batch_ops",
     "on_device": ".loader",
     "training_loader": ".loader",
 }

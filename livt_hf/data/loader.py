@@ -17,8 +17,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ..reporting.provenance import available_cores
+from .batch_ops import erased_pixels
 from .decoding import BadImageError
-from .transforms import erased_pixels
 
 ORDER_STREAM = 1  # distinguishes this RNG stream from others with the same seed
 BALANCED_STREAM = 4

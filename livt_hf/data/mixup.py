@@ -9,6 +9,7 @@ Legend: B batch, H x W image, C classes.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -62,16 +63,7 @@ class Mixup:
         """
         if len(pixels) % 2:
             raise ValueError(f"batch_size: {len(pixels)} is odd, but mixup mixes pairs of images; use an even one")
-        mix_ratio, box = self.draw(step, *pixels.shape[-2:])
-        if box is not None:
-            top, bottom, left, right = box
-            partners = swap_neighbors(pixels[:, :, top:bottom, left:right])
-            pixels = pixels.clone()
-            pixels[:, :, top:bottom, left:right] = partners
-        elif mix_ratio < 1:
-            pixels = pixels * mix_ratio + swap_neighbors(pixels) * (1 - mix_ratio)
-        targets = self.smoothed(labels)
-        return pixels, targets * mix_ratio + swap_neighbors(targets) * (1 - mix_ratio)
+        return self.apply(pixels, labels, self.draw_tensor(step, pixels.shape[-2:], pixels.device))
 
     def draw(self, step: int, height: int, width: int) -> tuple[float, tuple[int, int, int, int] | None]:
         """Lambda, and for CutMix the box (top, bottom, left, right); lambda is then the fraction of area outside it."""
@@ -88,6 +80,33 @@ class Mixup:
         top, bottom = max(y - cut_height // 2, 0), min(y + (cut_height + 1) // 2, height)
         left, right = max(x - cut_width // 2, 0), min(x + (cut_width + 1) // 2, width)
         return 1.0 - (bottom - top) * (right - left) / (height * width), (top, bottom, left, right)
+
+    def draw_tensor(self, step: int, size: Sequence[int], device: torch.device) -> torch.Tensor:
+        """The `draw` of a step for images of ``size`` (H, W), as float32 (8,).
+
+        The shares of a sample and of its neighbor in the target, the same two in the pixels outside the box, and the
+        box, in which all pixels are the neighbor's; without CutMix it is empty.
+        """
+        height, width = size
+        mix_ratio, box = self.draw(step, height, width)
+        outside = mix_ratio if box is None else 1.0
+        drawn = (mix_ratio, 1 - mix_ratio, outside, 1 - outside, *(box or (0, 0, 0, 0)))
+        # A copy from unpinned memory would wait for the device.
+        return torch.tensor(drawn, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+
+    def apply(
+        self, pixels: torch.Tensor, labels: torch.Tensor, drawn: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mix a batch as ``drawn`` by `draw_tensor`, on whose values neither shapes nor branches depend."""
+        own, other, outside, other_outside, top, bottom, left, right = drawn
+        row, column = (torch.arange(size, device=pixels.device) for size in pixels.shape[-2:])
+        inside = ((row >= top) & (row < bottom))[:, None] & (column >= left) & (column < right)  # (H, W)
+        kept, swapped = torch.where(inside, 0, outside), torch.where(inside, 1, other_outside)
+        targets = self.smoothed(labels)
+        return (
+            pixels * kept + swap_neighbors(pixels) * swapped,
+            targets * own + swap_neighbors(targets) * other,
+        )
 
     def smoothed(self, labels: torch.Tensor) -> torch.Tensor:
         """One-hot rows (B, C) with label smoothing s: 1 - s + s / C for the true class, s / C for the others."""

@@ -1,8 +1,7 @@
-"""Transforms of a decoded image, uint8 (3, H, W) -> a dict of tensors, and of a batch before the model.
+"""Transforms of a decoded image, uint8 (3, H, W) -> a dict of tensors.
 
-Crops stay in uint8 and channels last in memory; `normalize` and `erase` run on batches on the model's device. Random
-numbers come from the global generators of `random`, numpy (in RandAugment) and torch, which `ImageDataset` seeds for
-each sample.
+Crops stay in uint8 and channels last in memory; what follows is done on batches (`batch_ops`). Random numbers come from
+the global generators of `random`, numpy (in RandAugment) and torch, which `ImageDataset` seeds for each sample.
 
 Training transforms have a second form for whole batches, faster and with the same results: if ``draws_first``, `draw`
 can draw all random numbers of a sample before its image is changed; `assemble` makes the batch from the crops and the
@@ -13,7 +12,6 @@ Legend: B batch, S image size, H x W size of the decoded image.
 
 from __future__ import annotations
 
-import functools
 import math
 import random
 from collections.abc import Sequence
@@ -178,79 +176,6 @@ def random_erase_box(size: int, probability: float) -> tuple[int, int, int, int]
             if height < size and width < size:
                 return random.randint(0, size - height), random.randint(0, size - width), height, width
     return 0, 0, 0, 0
-
-
-def normalize(pixel_values: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """uint8 (B, 3, H, W) -> float32, minus mean and divided by std (per channel, of pixels in 0..1), same device."""
-    scaled_mean, scaled_std = _statistics(tuple(mean), tuple(std), pixel_values.device)
-    return pixel_values.contiguous().to(torch.float32).sub_(scaled_mean).div_(scaled_std)
-
-
-@functools.lru_cache(maxsize=16)  # copied to a device once: a copy from unpinned memory waits for the device
-def _statistics(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[torch.Tensor, ...]:
-    """Mean and standard deviation of pixels in 0..255, (3, 1, 1) each."""
-    return tuple(torch.tensor(values).mul(255).view(3, 1, 1).to(device) for values in (mean, std))
-
-
-def erase(
-    pixels: torch.Tensor, erase_box: torch.Tensor, erase_seed: torch.Tensor, num_pixels: int | None = None
-) -> torch.Tensor:
-    """Fill the box of each image with noise ~ N(0, 1), in place; a box of height 0 erases nothing.
-
-    Pixel k of a box (row by row, channels last) gets `normal_noise` number k of the sample's seed: the noise depends
-    neither on the batch nor, up to rounding, on the device.
-
-    Args:
-        pixels: (B, 3, H, W), normalized.
-        erase_box: int64 (B, 4) as top, left, height, width.
-        erase_seed: int64 (B,).
-        num_pixels: sum of the boxes' areas (`erased_pixels`), so that a GPU need not be waited for.
-    """
-    top, left, height, width = erase_box.unbind(dim=1)
-    area = height * width
-    total = int(area.sum()) if num_pixels is None else num_pixels
-    ends = area.cumsum(0)
-    flat = torch.arange(total, device=pixels.device)  # (M,), the pixels of all boxes
-    sample = torch.searchsorted(ends, flat, right=True)  # (M,), the image of each
-    number = flat - (ends - area)[sample]  # (M,), within its box
-    row = top[sample] + number // width[sample]
-    column = left[sample] + number % width[sample]
-    channels = pixels.shape[1]
-    counter = number[:, None] * channels + torch.arange(channels, device=pixels.device)  # (M, 3)
-    pixels[sample, :, row, column] = normal_noise(erase_seed[sample, None], counter).to(pixels.dtype)
-    return pixels
-
-
-def erased_pixels(erase_box: torch.Tensor) -> int:
-    """Number of pixels in boxes (B, 4) as top, left, height, width."""
-    return int((erase_box[:, 2] * erase_box[:, 3]).sum())
-
-
-def normal_noise(seed: torch.Tensor, counter: torch.Tensor) -> torch.Tensor:
-    """Number ``counter`` of the stream ``seed`` of a counter-based generator, float32 ~ N(0, 1), elementwise.
-
-    The output function of splitmix64 (Steele et al., 2014), then a Box-Muller transform of two 24-bit fractions.
-
-    Args:
-        seed, counter: int64, of shapes that broadcast.
-    """
-    bits = seed + (counter + 1) * _signed(0x9E3779B97F4A7C15)  # int64 wraps around
-    bits = (bits ^ _shifted(bits, 30)) * _signed(0xBF58476D1CE4E5B9)
-    bits = (bits ^ _shifted(bits, 27)) * _signed(0x94D049BB133111EB)
-    bits = bits ^ _shifted(bits, 31)
-    first, second = ((_shifted(bits, shift) & 0xFFFFFF).float() for shift in (40, 16))
-    radius = torch.sqrt(-2 * torch.log((first + 1) * 2**-24))
-    return radius * torch.cos(second * (2 * math.pi * 2**-24))
-
-
-def _signed(number: int) -> int:
-    """An unsigned 64-bit number as the signed one of the same bits."""
-    return number - 2**64
-
-
-def _shifted(bits: torch.Tensor, places: int) -> torch.Tensor:
-    """int64, shifted to the right with zeros from the left."""
-    return (bits >> places) & (2 ** (64 - places) - 1)
 
 
 def _fraction(option: str, value: float) -> float:

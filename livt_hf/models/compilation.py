@@ -1,11 +1,13 @@
 """Regional compilation: every block of a model is compiled by torch, and blocks of one kind share the result.
 
 Compiling a whole model takes longer the deeper it is, and everything in it must compile, such as the sorting of MAE's
-random masks. A block takes seconds, and holds nearly all of the arithmetic.
+random masks. A block takes seconds, and holds nearly all of the arithmetic. What is done to a batch before the model is
+compiled, too, as one program.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,13 +35,25 @@ def compile_blocks(model: nn.Module, **options: Any) -> None:
         block.compile(**{"dynamic": False, **options})
 
 
-def compile_if_asked(accelerator: Accelerator, model: nn.Module, asked: bool = False) -> None:
-    """`compile_blocks` if ``asked``, or where the launcher or TrainingArguments let Accelerate compile the model."""
+def compile_if_asked(
+    accelerator: Accelerator, model: nn.Module, prepare: Callable[..., Any], asked: bool = False
+) -> Callable[..., Any]:
+    """Compile blocks and ``prepare`` if ``asked``, or if the launcher or TrainingArguments say so to Accelerate.
+
+    Args:
+        prepare: makes the model's inputs from batches of one size.
+
+    Returns:
+        ``prepare``, compiled or as it is.
+    """
     plugin = accelerator.state.dynamo_plugin
     configured = plugin.backend != DynamoBackend.NO
-    if asked or configured:
-        compile_blocks(model, **(plugin.to_kwargs() if configured else {}))
-        plugin.backend = DynamoBackend.NO  # otherwise Accelerate would compile the whole model, too
+    if not asked and not configured:
+        return prepare
+    options = {"dynamic": False, **(plugin.to_kwargs() if configured else {})}
+    plugin.backend = DynamoBackend.NO  # otherwise Accelerate would compile the whole model, too
+    compile_blocks(model, **options)
+    return torch.compile(prepare, **options)
 
 
 def _rate(module: nn.Module) -> float:

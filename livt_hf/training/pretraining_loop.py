@@ -21,7 +21,8 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_op
 from torch.distributed.fsdp import register_fsdp_forward_method
 from tqdm.auto import tqdm
 
-from ..data import normalize, on_device
+from ..data import on_device
+from ..data.batch_ops import standardize, statistics
 from ..files import write_text
 from ..models.compilation import compile_if_asked
 from ..models.modeling_livt_mae import LivtMAEForPreTraining
@@ -50,7 +51,7 @@ class PretrainingLoop:
         checkpoint: to resume from; replaces these weights.
         accumulation_steps: micro-batches per optimizer step.
         save_every, logging_steps: intervals in optimizer steps.
-        compile: compile the blocks (`compile_blocks`).
+        compile: compile the blocks and the normalization (`compile_if_asked`).
     """
 
     def __init__(
@@ -74,7 +75,8 @@ class PretrainingLoop:
         if checkpoint is not None:
             load_weights(model, checkpoint)  # before it is sharded
         model.to(accelerator.device)
-        compile_if_asked(accelerator, model, compile)
+        self.prepare = compile_if_asked(accelerator, model, standardize, compile)
+        self.statistics = statistics(tuple(monitor.mean), tuple(monitor.std), accelerator.device)
         optimizer = adamw(parameter_groups(model, weight_decay), schedule.peak_lr, betas)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         for method in ("features", "reconstruct"):
@@ -142,14 +144,14 @@ class PretrainingLoop:
         return round(self.step / self.schedule.steps_per_epoch, 4)
 
     def _optimizer_step(self, micro_batches: Iterator[dict[str, Tensor]]) -> None:
-        accelerator, mean, std = self.accelerator, self.monitor.mean, self.monitor.std
+        accelerator = self.accelerator
         loss_sum = torch.zeros_like(self.loss_sum)
         for micro_batch in range(self.accumulation_steps):
             last = micro_batch == self.accumulation_steps - 1
             batch = next(micro_batches)
             with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
-                loss = self.model(normalize(batch["pixel_values"], mean, std), noise=batch["noise"]).loss
-                loss = loss / self.accumulation_steps
+                pixels = self.prepare(batch["pixel_values"], *self.statistics)
+                loss = self.model(pixels, noise=batch["noise"]).loss / self.accumulation_steps
                 accelerator.backward(loss)
             loss_sum += loss.detach()
         self.loss_check.before_update(self.optimizer.optimizer, loss_sum, self.step + 1)

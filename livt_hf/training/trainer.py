@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 from transformers import PreTrainedModel, TrainingArguments
 
-from ..data import ImageDataset, Mixup, TrainingBatches, erase, evaluation_loader, normalize
+from ..data import ImageDataset, Mixup, TrainingBatches, evaluation_loader
+from ..data.batch_ops import augment, statistics
 from ..data.streaming import StreamedSamples
 from ..data.transforms import image_processor
 from ..evaluation.predictions import predict_split
@@ -93,7 +94,7 @@ class BalancedTrainer(ResumableTrainer):
         args.remove_unused_columns = False
         with _tracker_errors():
             super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
-        compile_if_asked(self.accelerator, self.model)
+        self.augment = compile_if_asked(self.accelerator, self.model, augment)
         # The loss is a mean over the micro-batch and must be averaged over accumulation steps, for every model.
         self.model_accepts_loss_kwargs = False
         self.mean, self.std, self.mixup = mean, std, mixup
@@ -149,11 +150,10 @@ class BalancedTrainer(ResumableTrainer):
         inputs = super()._prepare_inputs(inputs)
         if "erase_box" not in inputs:
             return inputs
-        pixels = normalize(inputs["pixel_values"], self.mean, self.std)
-        pixels = erase(pixels, inputs["erase_box"], inputs["erase_seed"], inputs["num_erased"])
-        labels = inputs["labels"]
-        if self.mixup is not None:
-            pixels, labels = self.mixup(pixels, labels, self.state.global_step)
+        size, device = inputs["pixel_values"].shape[-2:], inputs["pixel_values"].device
+        drawn = None if self.mixup is None else self.mixup.draw_tensor(self.state.global_step, size, device)
+        mean, std = statistics(tuple(self.mean), tuple(self.std), device)
+        pixels, labels = self.augment(inputs, mean, std, self.mixup, drawn)
         return {"pixel_values": pixels, "labels": labels}
 
     def compute_loss(

@@ -1,17 +1,16 @@
 """Transforms against torchvision, timm, PIL and transformers."""
 
 import io
-import math
 import random
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import InterpolationMode
 
-from livt_hf.data import EvalTransform, FinetuneTransform, PretrainTransform, erase, normalize
-from livt_hf.data.transforms import IMAGENET_MEAN, IMAGENET_STD, erased_pixels, normal_noise, random_erase_box
+from livt_hf.data import EvalTransform, FinetuneTransform, PretrainTransform, normalize
+from livt_hf.data.transforms import IMAGENET_MEAN, IMAGENET_STD, random_erase_box
 
 
 def photo(height, width, seed=0):
@@ -108,61 +107,6 @@ def test_erase_boxes_are_timms():
         assert torch.equal((image != 0).all(0), expected)
         erased += height > 0
     assert 110 < erased < 190
-
-
-def number_of_stream(seed, counter):
-    """Output ``counter`` of splitmix64 and Box-Muller's cosine of its two 24-bit fractions, in Python's integers."""
-    bits = (seed + (counter + 1) * 0x9E3779B97F4A7C15) % 2**64
-    bits = (bits ^ bits >> 30) * 0xBF58476D1CE4E5B9 % 2**64
-    bits = (bits ^ bits >> 27) * 0x94D049BB133111EB % 2**64
-    bits ^= bits >> 31
-    first, second = (bits >> 40) + 1, bits >> 16 & 0xFFFFFF
-    return math.sqrt(-2 * math.log(first / 2**24)) * math.cos(2 * math.pi * second / 2**24)
-
-
-def test_noise_is_splitmix64_and_box_muller():
-    seeds = torch.tensor([0, 1, 2**62 - 1, 1234567890123456789])
-    counters = torch.tensor([0, 1, 2, 150527])
-    noise = normal_noise(seeds[:, None], counters)
-    assert noise.dtype == torch.float32
-    expected = [[number_of_stream(seed, counter) for counter in counters.tolist()] for seed in seeds.tolist()]
-    torch.testing.assert_close(noise, torch.tensor(expected), rtol=1e-5, atol=1e-5)
-
-
-def test_noise_is_normal_and_uncorrelated():
-    """Moments within 5 standard errors; neighbors in a stream, and streams of neighboring seeds."""
-    noise = normal_noise(torch.arange(400)[:, None], torch.arange(2500)).double()
-    error = noise.numel() ** -0.5
-    assert abs(noise.mean()) < 5 * error
-    assert abs(noise.square().mean() - 1) < 5 * error * 2**0.5
-    assert abs(noise.pow(3).mean()) < 5 * error * 15**0.5
-    assert abs(noise.pow(4).mean() - 3) < 5 * error * 96**0.5
-    assert abs((noise[:, 1:] * noise[:, :-1]).mean()) < 5 * error
-    assert abs((noise[1:] * noise[:-1]).mean()) < 5 * error
-    assert noise.unique().numel() > 0.99 * noise.numel()
-
-
-def test_erase_fills_the_box_with_the_numbers_of_the_samples_seed():
-    boxes = torch.tensor([[2, 3, 5, 4], [0, 0, 0, 0], [0, 0, 8, 8]])
-    seeds = torch.tensor([11, 12, 13])
-    batch = erase(torch.full((3, 3, 8, 8), 9.0), boxes, seeds)
-    expected = [[[number_of_stream(11, (y * 4 + x) * 3 + c) for x in range(4)] for y in range(5)] for c in range(3)]
-    torch.testing.assert_close(batch[0, :, 2:7, 3:7], torch.tensor(expected), rtol=1e-5, atol=1e-5)
-    assert (batch[0] == 9).sum() == 3 * (64 - 20)
-    assert (batch[1] == 9).all()
-    alone = erase(torch.full((1, 3, 8, 8), 9.0), boxes[2:], seeds[2:], erased_pixels(boxes[2:]))
-    assert torch.equal(alone[0], batch[2])
-    assert erased_pixels(boxes) == 20 + 64
-    untouched = torch.rand(2, 3, 8, 8)
-    assert torch.equal(erase(untouched.clone(), torch.zeros(2, 4, dtype=torch.int64), seeds[:2]), untouched)
-
-
-def test_normalize_equals_to_tensor_and_normalize():
-    image = photo(20, 30)
-    expected = v2.functional.normalize(image.float() / 255, IMAGENET_MEAN, IMAGENET_STD)
-    batch = normalize(image[None], IMAGENET_MEAN, IMAGENET_STD)
-    assert batch.dtype == torch.float32
-    torch.testing.assert_close(batch[0], expected, rtol=0, atol=1e-6)
 
 
 # Evaluation

@@ -78,8 +78,9 @@ def test_a_compiled_run_is_the_eager_one(tmp_path, stage, monkeypatch):
 
 
 def test_fine_tuning_that_compiles_concerns_one_run_only(tmp_path):
+    """It compiles two programs: a block, and what is done to a batch before the model."""
     asked = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
-    for name, options, programs in (("with", asked, 1), ("without", {}, 0)):
+    for name, options, programs in (("with", asked, 2), ("without", {}, 0)):
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
         finetune(finetune_arguments(tmp_path / name, max_steps=2), {**QUIET, **options})

@@ -121,8 +121,10 @@ def interrupted_run(stage: str, output_dir: Path, monkeypatch) -> None:
 
 
 @both_stages
-@on_both
-def test_no_step_waits_for_the_device(tmp_path, capsys, monkeypatch, device, stage):
+@pytest.mark.parametrize(
+    ("device", "compile"), [("cpu", False), *(pytest.param("cuda", value, marks=on_gpu) for value in (False, True))]
+)
+def test_no_step_waits_for_the_device(tmp_path, capsys, monkeypatch, device, stage, compile):
     """From the third step, when all is set up, to the sixth: a synchronization between two logged steps is an error."""
     modes = []
 
@@ -144,7 +146,8 @@ def test_no_step_waits_for_the_device(tmp_path, capsys, monkeypatch, device, sta
     with contextlib.ExitStack() as stack:
         if device == "cuda":
             stack.callback(torch.cuda.set_sync_debug_mode, "default")
-        train(stage, tmp_path, max_steps=10, logging_steps=20, save_every=100, mixed_precision="bf16")
+        options = {"logging_steps": 20, "save_every": 100, "mixed_precision": "bf16", "compile": compile}
+        train(stage, tmp_path, max_steps=10, **options)
     check_device(capsys, device)
     assert modes == ["error", "default"]
     assert len(calls) == 10

@@ -44,7 +44,7 @@ def test_a_run_of_an_earlier_version_resumes(tmp_path, stage, monkeypatch):
 
     Only the noise of random erasing has changed since; with that of then, the rest is the same run.
     """
-    monkeypatch.setattr("livt_hf.training.trainer.erase", erase_as_before)
+    monkeypatch.setattr("livt_hf.data.batch_ops.erase", erase_as_before)
     run_dir = tmp_path / "run"
     shutil.copytree(FIXTURES / "runs_e5bae23" / stage, run_dir)
     record = json.loads((run_dir / "checkpoint-10" / ("state.json" if stage == "pretrain" else "run.json")).read_text())
