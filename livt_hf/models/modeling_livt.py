@@ -16,11 +16,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers import BeitForImageClassification, ViTMAEForPreTraining, ViTMAEModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.models.beit.modeling_beit import (
     BeitAttention,
+    BeitDropPath,
     BeitEmbeddings,
     BeitLayer,
     BeitPatchEmbeddings,
@@ -189,8 +191,45 @@ class LivtLayer(BeitLayer):
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> Tensor:
         attended, _ = self.attention(self.layernorm_before(hidden_states), attention_mask)
-        hidden_states = self.drop_path(self.dropout(attended)) + hidden_states
-        return self.drop_path(self.dropout(self.mlp(self.layernorm_after(hidden_states)))) + hidden_states
+        hidden_states = self._add(hidden_states, attended)
+        return self._add(hidden_states, self.mlp(self.layernorm_after(hidden_states)))
+
+    def _add(self, hidden_states: Tensor, branch: Tensor) -> Tensor:
+        """Add a residual branch, or drop it for some samples."""
+        branch = self.dropout(branch)
+        if self.training and isinstance(self.drop_path, BeitDropPath):
+            return add_kept(hidden_states, branch, 1 - self.drop_path.drop_prob)
+        return self.drop_path(branch) + hidden_states
+
+
+def add_kept(hidden_states: Tensor, branch: Tensor, keep: float) -> Tensor:
+    """``hidden_states`` plus a branch (B, T, D) after drop path, with the draws of `BeitDropPath`.
+
+    Args:
+        keep: probability of keeping the branch of a sample, which is then divided by it.
+    """
+    kept = (keep + torch.rand(len(branch), 1, 1, dtype=branch.dtype, device=branch.device)).floor_()
+    return _AddScaled.apply(hidden_states, branch, kept.float() / keep)
+
+
+class _AddScaled(torch.autograd.Function):
+    """``residual + branch * scale``, reading and writing each activation once, forward and backward.
+
+    Autograd would run six kernels over activations where the branch is in half precision.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, residual: Tensor, branch: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(scale)
+        ctx.dtype = branch.dtype
+        # With `out`, autocast does not convert the branch in a kernel of its own.
+        return torch.addcmul(residual, branch, scale, out=torch.empty_like(residual))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        (scale,) = ctx.saved_tensors
+        return grad, torch.mul(grad, scale, out=torch.empty_like(grad, dtype=ctx.dtype)), None
 
 
 def _is_plain_vit(config: LivtConfig) -> bool:

@@ -15,6 +15,7 @@ from transformers import (
     ViTMAEForPreTraining,
     ViTMAEModel,
 )
+from transformers.models.beit.modeling_beit import BeitLayer
 
 from helpers.paths import FIXTURES
 from livt_hf import LivtConfig, LivtMAEForPreTraining, ViTForBalancedClassification
@@ -25,6 +26,8 @@ from livt_hf.models.configuration_livt import LivtMAEConfig
 from livt_hf.models.modeling_livt import (
     NO_ENCODER_NORM,
     NO_KEY_BIAS,
+    LivtLayer,
+    add_kept,
     config_for_classes,
     interpolate_position_embeddings,
     map_encoder,
@@ -302,6 +305,49 @@ def test_8142_class_names_survive(tmp_path):
     config.save_pretrained(tmp_path)
     again = LivtConfig.from_pretrained(tmp_path)
     assert list(again.ordered_class_counts().items()) == list(counts.items())
+
+
+def drop_path_layer(cls):
+    config = LivtConfig(hidden_size=16, num_attention_heads=2, intermediate_size=32, attn_implementation="eager")
+    torch.manual_seed(0)
+    layer = BeitLayer(config, drop_path_rate=0.6).train()
+    layer.__class__ = cls
+    return layer
+
+
+def test_drop_path_in_training_is_that_of_transformers():
+    """The same samples are dropped, forward and backward, without the products that the layer saves."""
+    results = []
+    for cls in (LivtLayer, BeitLayer):
+        layer = drop_path_layer(cls)
+        tokens = torch.randn(24, 5, 16, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        torch.manual_seed(2)
+        output = layer(tokens)
+        output.square().sum().backward()
+        results.append([output, tokens.grad, *(parameter.grad for parameter in layer.parameters())])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    untouched = (results[0][0] == tokens).all(dim=(1, 2))  # both branches dropped
+    assert 0 < untouched.sum() < 24
+
+
+def test_drop_path_under_autocast_keeps_a_float32_residual():
+    """What is added is not rounded, and the gradient of the branch has its precision."""
+    residual = torch.randn(6, 5, 16, requires_grad=True)
+    branch = torch.randn(6, 5, 16, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.manual_seed(3)
+        output = add_kept(residual, branch, 0.6)
+    torch.manual_seed(3)
+    kept = torch.floor(0.6 + torch.rand(6, 1, 1, dtype=torch.bfloat16)).float()
+    assert 0 < kept.sum() < 6
+    assert output.dtype == torch.float32
+    torch.testing.assert_close(output, residual + branch.float() * kept / 0.6, rtol=1e-6, atol=1e-6)
+    gradient = torch.randn(6, 5, 16)
+    output.backward(gradient)
+    assert torch.equal(residual.grad, gradient)
+    assert branch.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(branch.grad, (gradient * kept / 0.6).bfloat16())
 
 
 def test_layer_ids_go_from_the_embeddings_to_the_head():
