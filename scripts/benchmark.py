@@ -167,7 +167,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     everywhere = argparse.ArgumentParser(add_help=False)
     everywhere.add_argument("--output", type=Path, metavar="FILE.json", help="save the results to a file")
-    everywhere.add_argument("--repeats", type=int, default=3, help="the median is reported (default: %(default)s)")
+    everywhere.add_argument("--repeats", type=positive, default=3, help="the median is reported (default: %(default)s)")
 
     def add(name: str, run: Callable[[argparse.Namespace], dict[str, Any]], text: str) -> Any:
         command = commands.add_parser(name, help=text, description=run.__doc__, parents=[everywhere])
@@ -176,16 +176,16 @@ def build_parser() -> argparse.ArgumentParser:
 
     def add_step(command: Any, model_size: str, image_size: int, patch_size: int) -> None:
         command.add_argument("--model_size", default=model_size, choices=list(VIT_SIZES), help="default: %(default)s")
-        command.add_argument("--image_size", type=int, default=image_size, help="default: %(default)s")
-        command.add_argument("--patch_size", type=int, default=patch_size, help="default: %(default)s")
+        command.add_argument("--image_size", type=positive, default=image_size, help="default: %(default)s")
+        command.add_argument("--patch_size", type=positive, default=patch_size, help="default: %(default)s")
         command.add_argument("--dtype", default="bf16", choices=list(DTYPES), help="default: %(default)s")
         steps = 8 if ON_GPU else 3
-        command.add_argument("--steps", type=int, default=steps, help="steps per turn (default: %(default)s)")
+        command.add_argument("--steps", type=positive, default=steps, help="steps per turn (default: %(default)s)")
 
     loader = add("loader", benchmark_loader, "image loading compared with PIL and timm")
-    loader.add_argument("--batch_size", type=int, help="default: 32, or 256 small images")
-    loader.add_argument("--images", type=int, help="number of distinct images (default: 192, or 2048 small ones)")
-    loader.add_argument("--image_size", type=int, default=224, help="up to 64: small PNGs (default: %(default)s)")
+    loader.add_argument("--batch_size", type=positive, help="default: 32, or 256 small images")
+    loader.add_argument("--images", type=positive, help="number of distinct images (default: 192, or 2048 small ones)")
+    loader.add_argument("--image_size", type=positive, default=224, help="up to 64: small PNGs (default: %(default)s)")
     loader.add_argument("--jpeg_quality", type=int, default=90, help="default: %(default)s")
     loader.add_argument("--num_workers", type=int, nargs="*", default=[], help="numbers of workers to try as well")
     mae = add("mae", benchmark_mae, "a pretraining step compared with upstream's")
@@ -193,15 +193,22 @@ def build_parser() -> argparse.ArgumentParser:
     for command, batch_size in ((mae, 256), (finetune, 128)):
         add_step(command, "b" if ON_GPU else "ti", image_size=224, patch_size=16)
         command.add_argument(
-            "--batch_size", type=int, default=batch_size if ON_GPU else 32, help="default: %(default)s"
+            "--batch_size", type=positive, default=batch_size if ON_GPU else 32, help="default: %(default)s"
         )
         command.add_argument("--compile", action="store_true", help="compile all models with torch.compile")
     small = add("small", benchmark_small, "both commands as a whole on small images")
     add_step(small, "s", image_size=32, patch_size=4)
     for stage, batch_size in (("pretrain", 2048 if ON_GPU else 16), ("finetune", 512 if ON_GPU else 16)):
-        small.add_argument(f"--{stage}_batch_size", type=int, default=batch_size, help="default: %(default)s")
+        small.add_argument(f"--{stage}_batch_size", type=positive, default=batch_size, help="default: %(default)s")
     add("all", benchmark_all, "all benchmarks, with their defaults")
     return parser
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
 
 
 def results_file(device_name: str) -> Path:
@@ -210,11 +217,16 @@ def results_file(device_name: str) -> Path:
 
 
 def main() -> None:
-    args = build_parser().parse_args()
-    disable_progress_bars()
-    figures = args.run(args)
+    parser = build_parser()
+    args = parser.parse_args()
+    if args.command != "loader" and args.command != "all" and args.image_size % args.patch_size:
+        parser.error(f"--image_size {args.image_size} is not a multiple of --patch_size {args.patch_size}")
     machine = hardware("cuda" if ON_GPU else "cpu")
     output = args.output or (results_file(machine["device"]) if args.command == "all" else None)
+    if output and not os.access(output.absolute().parent, os.W_OK):
+        parser.error(f"--output {output}: its folder does not exist or cannot be written to")
+    disable_progress_bars()
+    figures = args.run(args)
     if output:
         libraries = {**versions(), "timm": timm.__version__}
         record = {"command": command_line(), "hardware": machine, "versions": libraries, "figures": figures}

@@ -108,9 +108,6 @@ class PretrainArguments(MonitorArguments, AutoencoderArguments, StageArguments):
         [0.229, 0.224, 0.225],
         help="Channel standard deviations for normalization, in 0..1.",
     )
-    compile: bool = option(False, "Compile the model with torch.compile.", aliases=["torch_compile"])
-    tf32: bool = option(False, "TF32 matrix products in float32 (NVIDIA GPUs since Ampere).")
-    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory, slower.")
 
 
 @dataclass
@@ -231,6 +228,11 @@ class FinetuneArguments(ClassifierArguments, FinetuneOptimizerArguments, Finetun
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.mixes and self.batch_size % 2:
+            raise ValueError(
+                f"batch_size: {self.batch_size} is odd, and mixup mixes neighbors; use an even one, or --mixup 0 "
+                "--cutmix 0"
+            )
         if self.loss == "lade" and self.mixes:
             raise ValueError("loss: lade needs hard labels; train it with --mixup 0 --cutmix 0")
         if self.drw_epoch is not None and self.drw_epoch >= self.epochs:

@@ -210,6 +210,17 @@ class OptimizerArguments(Options):
         in_card=True,
         replaces={"bf16": " bf16", "fp16": " fp16", "bf16_full_eval": " bf16", "fp16_full_eval": " fp16"},
     )
+    tf32: bool = option(False, "TF32 matrix products in float32 (NVIDIA GPUs since Ampere).")
+    compile: bool = option(
+        False,
+        "Compile model and augmentation with torch.compile: the first step takes a minute or more, later ones less.",
+        aliases=["torch_compile"],
+    )
+    gradient_checkpointing: bool = option(
+        False,
+        "Recompute activations in the backward pass: less memory, slower.",
+        aliases=["activation_checkpointing"],
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

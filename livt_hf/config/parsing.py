@@ -31,7 +31,7 @@ _UNSUPPORTED = {
     "load_best_model_at_end": "the last checkpoint (the paper reports the last epoch)",
 }
 # Aliases of options of the other stage.
-_SYNONYMS = {"log_with": "report_to", "compile": "torch_compile"}
+_SYNONYMS = {"log_with": "report_to"}
 
 
 def parse(

@@ -7,6 +7,8 @@ compiled, too, as one program.
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +18,8 @@ from accelerate.utils import DynamoBackend
 from torch import Tensor, nn
 
 from ..optimization import block_names
+
+logger = logging.getLogger(__name__)
 
 
 def compile_blocks(model: nn.Module, **options: Any) -> None:
@@ -50,10 +54,25 @@ def compile_if_asked(
     configured = plugin.backend != DynamoBackend.NO
     if not asked and not configured:
         return prepare
+    if accelerator.is_main_process:
+        logger.info("compiling a block of each kind and the augmentation: the first step takes a minute or more")
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it reports a CUDA that is not needed
     options = {"dynamic": False, **(plugin.to_kwargs() if configured else {})}
     plugin.backend = DynamoBackend.NO  # otherwise Accelerate would compile the whole model, too
     compile_blocks(model, **options)
     return torch.compile(prepare, **options)
+
+
+def check_compiler(backend: str | None = None, mode: str | None = None) -> None:
+    """ValueError if the backend or the mode is unknown; they default to the environment variables of Accelerate."""
+    backends = [entry.value.lower() for entry in DynamoBackend]
+    for name, variable, value, known in (
+        ("torch_compile_backend", "ACCELERATE_DYNAMO_BACKEND", backend, lambda: backends),
+        ("torch_compile_mode", "ACCELERATE_DYNAMO_MODE", mode, lambda: [*torch._inductor.list_mode_options()]),
+    ):
+        given = value or os.environ.get(variable)
+        if given and given.lower() not in known():
+            raise ValueError(f"{name if value else variable}: {given!r} is unknown; use one of: {', '.join(known())}")
 
 
 def _rate(module: nn.Module) -> float:

@@ -201,3 +201,15 @@ def classifier_layer(model: PreTrainedModel, image_processor: Any) -> tuple[str,
                 raise ValueError(f"model: its linear classifier {name!r} has no bias, so nothing can be folded into it")
             return name, layers[name]
     raise ValueError(f"model: the logits of this {type(model).__name__} are not the output of one linear layer")
+
+
+def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
+    """Recompute activations in the backward pass; ValueError if the architecture cannot."""
+    # Releases of transformers before `activation_checkpointing_enable` have only the other name.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    try:
+        enable()
+    except ValueError:
+        raise ValueError(
+            f"gradient_checkpointing: {type(model).__name__} does not support it; leave the option out"
+        ) from None

@@ -22,8 +22,9 @@ from ..config.arguments import ClassifierArguments, FinetuneArguments, FinetuneA
 from ..data import EvalTransform, FinetuneTransform, ImageDataset, Mixup
 from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD, image_processor
 from ..evaluation.evaluate import evaluate_model, mistaken_images
+from ..models.compilation import check_compiler
 from ..models.configuration_livt import LivtConfig, encoder_sizes, store_class_counts, unused_sizes
-from ..models.loading import load_classifier, load_config
+from ..models.loading import enable_gradient_checkpointing, load_classifier, load_config
 from ..models.modeling_livt import ViTForBalancedClassification, config_for_classes
 from ..models.transfer import has_drop_path, load_pretrained_classifier, saved_statistics
 from ..optimization import Schedule
@@ -60,6 +61,8 @@ def finetune(args: FinetuneArguments, training_arguments: dict[str, Any] | None 
     transform = augmentation(args, model.config.image_size, mean)
     data = training_data(images, transform, run, args.batch_size, args.gradient_accumulation_steps)
     schedule = plan_schedule(args, data.batches)
+    if args.gradient_checkpointing:
+        enable_gradient_checkpointing(model)
     trainer = build_trainer(args, model, data, schedule, mean, std, run)
     settings: dict[str, Any] = {"dataset": args.dataset, "seed": args.seed, "num_workers": args.num_workers}
     evaluate: Callable[..., Any] = partial(evaluate_run, run.folder, splits, **settings, repo_id=args.hub_model_id)
@@ -169,9 +172,10 @@ def trainer_arguments(
         "dataloader_num_workers": args.num_workers,
         "ddp_find_unused_parameters": False,
         "report_to": "none",
-        **_device_options(args.mixed_precision),
+        **device_options(args),
         **training_arguments,
     }
+    check_compiler(values.get("torch_compile_backend"), values.get("torch_compile_mode"))
     try:
         return TrainingArguments(**values)
     except Exception as error:  # of many kinds: each field has its own checks, some of them in other libraries
@@ -256,15 +260,19 @@ def pixel_statistics(
     return mean or saved_mean, std or saved_std
 
 
-def _device_options(mixed_precision: str | None) -> dict[str, bool]:
-    """Device and precision for TrainingArguments, which refuse bf16 on a CPU without ``use_cpu``."""
-    mixed_precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+def device_options(args: FinetuneArguments) -> dict[str, bool | None]:
+    """Device, precision and compilation for TrainingArguments, which refuse bf16 on a CPU without ``use_cpu``."""
+    mixed_precision = args.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     check_precision(mixed_precision)
     use_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    has_tf32 = torch.cuda.is_available() and not use_cpu
     return {
         "use_cpu": use_cpu or not torch.accelerator.is_available(),
         "bf16": mixed_precision == "bf16",
         "fp16": mixed_precision == "fp16",
+        # None would turn it on with torch_compile; other devices refuse both values.
+        "tf32": args.tf32 if has_tf32 and (args.tf32 or args.compile) else None,
+        "torch_compile": args.compile,
     }
 
 
@@ -304,7 +312,10 @@ def evaluate_run(
     name = "test" if "test" in splits else "validation"
     split: Dataset | None = splits.get(name)
     if split is None:
-        logger.info(f"{dataset} has neither a test nor a validation split: skipping evaluation")
+        if splits:
+            logger.info(f"{dataset} has neither a test nor a validation split: skipping evaluation")
+        else:
+            logger.info(f"--streaming reads training images only; evaluate with `livt evaluate --model {output_dir}`")
         return None
     description = {"model": str(output_dir), "dataset": dataset, "split": name, "seed": seed}
     try:

@@ -17,8 +17,9 @@ from ..config.arguments import AutoencoderArguments, PretrainArguments
 from ..config.groups import AugmentationArguments
 from ..data import PretrainTransform
 from ..data.transforms import image_processor
+from ..models.compilation import check_compiler
 from ..models.configuration_livt import LivtMAEConfig, check_width, encoder_sizes, unused_sizes
-from ..models.loading import load_model
+from ..models.loading import enable_gradient_checkpointing, load_model
 from ..models.modeling_livt import interpolate_position_embeddings
 from ..models.modeling_livt_mae import LivtMAEForPreTraining
 from ..optimization import Schedule
@@ -75,7 +76,8 @@ def build_accelerator(
     """The Accelerator as configured by `accelerate launch`, overridden by the options.
 
     Raises:
-        ValueError: a tracker is unknown or not installed, or the device does not support the precision.
+        ValueError: a tracker is unknown or not installed, the device does not support the precision, or Accelerate's
+            settings of the compiler are unknown.
     """
     available = [str(tracker.value) for tracker in get_available_trackers()]
     for tracker in trackers:
@@ -84,6 +86,7 @@ def build_accelerator(
                 f"log_with: {tracker!r} is not installed; install it, or use one of: {', '.join(available) or 'none'}"
             )
     check_precision(mixed_precision)
+    check_compiler()
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     return Accelerator(
         mixed_precision=mixed_precision,
@@ -114,7 +117,7 @@ def build_loop(
 ) -> PretrainingLoop:
     """The training loop with its monitor and trackers, resumed from the checkpoint if there is one."""
     if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        enable_gradient_checkpointing(model)
     monitor = Monitor(
         accelerator,
         run.folder,

@@ -145,7 +145,7 @@ def test_a_batch_larger_than_the_data_is_named(capsys, tmp_path, data, stage):
 
 def test_mixup_needs_an_even_batch(capsys, tmp_path, data):
     error = the_error(capsys, run_stage("finetune", data, tmp_path / "out", batch_size=3))
-    assert error == "batch_size: 3 is odd, and mixup mixes neighbors; use an even one"
+    assert error == "batch_size: 3 is odd, and mixup mixes neighbors; use an even one, or --mixup 0 --cutmix 0"
 
 
 @pytest.mark.parametrize("stage", STAGE)

@@ -277,7 +277,7 @@ def test_betas_are_two_numbers_below_1(stage, betas):
 
 @pytest.mark.parametrize("name", ["batch_size", "max_steps", "save_every", "logging_steps", "image_size"])
 def test_the_smallest_allowed_number_is_allowed(name):
-    assert getattr(parse(f"--{name}", "1"), name) == 1
+    assert getattr(parse(f"--{name}", "1", "--mixup", "0", "--cutmix", "0"), name) == 1  # these need pairs
 
 
 # Unknown options, and those of TrainingArguments
@@ -325,10 +325,10 @@ def test_an_option_that_this_package_manages_points_to_ours(option, ours):
 
 
 def test_other_training_arguments_are_passed_through_with_their_types():
-    argv = ["--max_grad_norm", "0.5", "--tau", "2", "--per-device-eval-batch-size=3", "--torch_compile"]
+    argv = ["--max_grad_norm", "0.5", "--tau", "2", "--per-device-eval-batch-size=3", "--auto_find_batch_size"]
     args, more = parse_arguments(FinetuneArguments, argv)
     assert args.tau == 2.0
-    assert more == {"max_grad_norm": 0.5, "per_device_eval_batch_size": 3, "torch_compile": True}
+    assert more == {"max_grad_norm": 0.5, "per_device_eval_batch_size": 3, "auto_find_batch_size": True}
     assert {type(value) for value in more.values()} == {float, int, bool}
     assert parse_arguments(FinetuneArguments, ["--tau", "2"])[1] == {}
     assert "invalid float value: 'x'" in refused("--max_grad_norm", "x")
@@ -353,8 +353,9 @@ def test_names_of_other_libraries_are_answered(option, ours):
 def test_one_thing_has_one_option_and_the_name_of_the_other_stage_is_understood():
     pretraining = parse("--torch_compile", "--report_to", "tensorboard", stage=PretrainArguments)
     assert (pretraining.compile, pretraining.log_with) == (True, ["tensorboard"])
-    _, given = parse_arguments(FinetuneArguments, ["--compile", "--log-with=none"])
-    assert given == {"torch_compile": True, "report_to": "none"}
+    finetuning, given = parse_arguments(FinetuneArguments, ["--torch_compile", "--log-with=none"])
+    assert finetuning.compile
+    assert given == {"report_to": "none"}
     args = parse("--private", "--revision", "dev")
     assert (args.hub_private_repo, args.hub_revision) == (True, "dev")
 

@@ -8,7 +8,7 @@ from transformers.models.beit.modeling_beit import BeitDropPath
 
 from helpers.training import SIZES
 from livt_hf import LivtConfig, LivtMAEForPreTraining, ViTForBalancedClassification
-from livt_hf.models.compilation import DropPath, compile_blocks
+from livt_hf.models.compilation import DropPath, check_compiler, compile_blocks
 from livt_hf.models.configuration_livt import LivtMAEConfig
 from livt_hf.models.modeling_livt import config_for_classes
 
@@ -54,6 +54,29 @@ def test_a_block_is_compiled_once_for_any_depth(build, programs):
         for _ in range(2):
             result(model, torch.randn(4, 3, 8, 8)).sum().backward()
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == programs
+
+
+@pytest.mark.parametrize(
+    ("settings", "variables", "error"),
+    [
+        ({"backend": "foo"}, {}, "torch_compile_backend: 'foo' is unknown; use one of: no, eager, aot_eager, inductor"),
+        ({"mode": "fast"}, {}, "torch_compile_mode: 'fast' is unknown; use one of: "),
+        ({}, {"ACCELERATE_DYNAMO_BACKEND": "foo"}, "ACCELERATE_DYNAMO_BACKEND: 'foo' is unknown; use one of: no, "),
+        ({}, {"ACCELERATE_DYNAMO_MODE": "fast"}, "ACCELERATE_DYNAMO_MODE: 'fast' is unknown; use one of: "),
+    ],
+)
+def test_unknown_settings_of_the_compiler_are_named(settings, variables, error, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=f"^{error}"):
+        check_compiler(**settings)
+
+
+def test_known_settings_of_the_compiler_pass(monkeypatch):
+    check_compiler()
+    check_compiler("inductor", "reduce-overhead")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    check_compiler()
 
 
 @pytest.mark.parametrize("build", [autoencoder, lambda depth: classifier(depth, drop_path=0.0)])

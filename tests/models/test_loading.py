@@ -2,11 +2,12 @@
 
 import pytest
 from safetensors.torch import load_file, save_file
+from transformers import ResNetConfig, ResNetForImageClassification
 from transformers.utils import logging
 
 from livt_hf import LivtMAEForPreTraining, ViTForBalancedClassification
 from livt_hf.models.configuration_livt import LivtMAEConfig
-from livt_hf.models.loading import load_model
+from livt_hf.models.loading import enable_gradient_checkpointing, load_model
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
 DECODER = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
@@ -41,3 +42,10 @@ def test_optional_weights_may_be_missing_and_are_returned(tmp_path):
         load_model(LivtMAEForPreTraining, tmp_path, "mae")
     _, missing = load_model(LivtMAEForPreTraining, tmp_path, "mae", optional=lambda model: names, quiet=True)
     assert missing == names
+
+
+def test_an_architecture_without_gradient_checkpointing_is_named():
+    model = ResNetForImageClassification(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], num_labels=2))
+    model.supports_gradient_checkpointing = False
+    with pytest.raises(ValueError, match="^gradient_checkpointing: ResNetForImageClassification does not support it"):
+        enable_gradient_checkpointing(model)

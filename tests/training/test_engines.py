@@ -9,8 +9,17 @@ from pathlib import Path
 import pytest
 
 from helpers.paths import HELPERS, ROOT
-from helpers.training import PRETRAIN, launch_environment, log_lines, pretrain_arguments, same_weights
-from livt_hf.models.modeling_livt_mae import LivtMAEAttention
+from helpers.training import (
+    PRETRAIN,
+    QUIET,
+    finetune_arguments,
+    launch_environment,
+    log_lines,
+    pretrain_arguments,
+    same_weights,
+)
+from livt_hf.models.attention import FusedAttention
+from livt_hf.training.finetuning import finetune
 from livt_hf.training.pretraining import pretrain
 
 
@@ -95,18 +104,25 @@ def test_fsdp2_is_the_same_run_and_its_checkpoints_resume_in_one_process(finishe
     assert [line["step"] for line in log_lines(tmp_path / "run") if "probe_accuracy" in line] == [0, 12, 24]
 
 
-def test_activation_checkpointing_computes_the_same_twice(tmp_path, monkeypatch):
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_activation_checkpointing_computes_the_same_twice(tmp_path, monkeypatch, stage):
+    """In pretraining the only decoder block reads its projections itself, and is not counted."""
     calls = []
-    forward = LivtMAEAttention.forward
+    forward = FusedAttention.forward
 
     def counted(self, *args, **kwargs):
         calls.append(self.training)
         return forward(self, *args, **kwargs)
 
-    monkeypatch.setattr(LivtMAEAttention, "forward", counted)
-    pretrain(pretrain_arguments(tmp_path / "plain", max_steps=2))
-    in_training = sum(calls)
-    assert in_training == 2 * 2  # steps x encoder blocks; the only decoder block reads its projections itself
-    pretrain(pretrain_arguments(tmp_path / "twice", max_steps=2, gradient_checkpointing=True))
-    assert sum(calls) - in_training == 2 * in_training
+    def train(name, **changed):
+        before = sum(calls)
+        if stage == "pretrain":
+            pretrain(pretrain_arguments(tmp_path / name, max_steps=2, **changed))
+        else:
+            finetune(finetune_arguments(tmp_path / name, max_steps=2, **changed), QUIET)
+        return sum(calls) - before
+
+    monkeypatch.setattr(FusedAttention, "forward", counted)
+    assert train("plain") == 2 * 2  # steps x blocks
+    assert train("twice", gradient_checkpointing=True) == 2 * 4
     assert same_weights(tmp_path / "plain", tmp_path / "twice")

@@ -26,6 +26,7 @@ from helpers.training import (
     stop_at,
 )
 from livt_hf import LivtMAEForPreTraining, ViTForBalancedClassification
+from livt_hf.config.arguments import FinetuneArguments
 from livt_hf.data import (
     FinetuneTransform,
     ImageDataset,
@@ -40,7 +41,7 @@ from livt_hf.data import (
 from livt_hf.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from livt_hf.models.configuration_livt import LivtMAEConfig
 from livt_hf.optimization import adamw, learning_rate, parameter_groups
-from livt_hf.training.finetuning import finetune
+from livt_hf.training.finetuning import device_options, finetune
 
 
 @pytest.fixture(scope="module")
@@ -288,3 +289,20 @@ def test_a_finished_model_is_not_replaced_by_another_run(finished, mae_dir, tmp_
     assert same_weights(finished, tmp_path / "run")
     replaced = finetune(finetune_arguments(tmp_path / "run", seed=5, resume="never", max_steps=2, **same), QUIET)
     assert replaced["seed"] == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "cuda", "tf32"),
+    [
+        ({}, True, None),
+        ({"compile": True}, True, False),  # TrainingArguments would turn it on
+        ({"tf32": True}, True, True),
+        ({"tf32": True}, False, None),  # which they refuse
+    ],
+)
+def test_compilation_does_not_change_the_precision(options, cuda, tf32, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    found = device_options(FinetuneArguments(**options))
+    assert found["tf32"] is tf32
+    assert found["torch_compile"] == options.get("compile", False)
