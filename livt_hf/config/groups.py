@@ -213,7 +213,7 @@ class OptimizerArguments(Options):
     tf32: bool = option(False, "TF32 matrix products in float32 (NVIDIA GPUs since Ampere).")
     compile: bool = option(
         False,
-        "Compile model and augmentation with torch.compile: the first step takes a minute or more, later ones less.",
+        "Compile model and augmentation with torch.compile; the first step then takes a minute or more.",
         aliases=["torch_compile"],
     )
     gradient_checkpointing: bool = option(

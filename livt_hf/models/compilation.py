@@ -65,14 +65,17 @@ def compile_if_asked(
 
 def check_compiler(backend: str | None = None, mode: str | None = None) -> None:
     """ValueError if the backend or the mode is unknown; they default to the environment variables of Accelerate."""
-    backends = [entry.value.lower() for entry in DynamoBackend]
-    for name, variable, value, known in (
-        ("torch_compile_backend", "ACCELERATE_DYNAMO_BACKEND", backend, lambda: backends),
-        ("torch_compile_mode", "ACCELERATE_DYNAMO_MODE", mode, lambda: [*torch._inductor.list_mode_options()]),
-    ):
-        given = value or os.environ.get(variable)
-        if given and given.lower() not in known():
-            raise ValueError(f"{name if value else variable}: {given!r} is unknown; use one of: {', '.join(known())}")
+    backend, backends = backend or os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no"), [*DynamoBackend]
+    if backend.upper() not in backends:
+        known = ", ".join(str(entry.value).lower() for entry in backends)
+        raise ValueError(
+            f"torch_compile_backend or ACCELERATE_DYNAMO_BACKEND: {backend!r} is unknown; use one of: {known}"
+        )
+    mode = mode or os.environ.get("ACCELERATE_DYNAMO_MODE")
+    if mode and mode not in (modes := [*torch._inductor.list_mode_options()]):
+        raise ValueError(
+            f"torch_compile_mode or ACCELERATE_DYNAMO_MODE: {mode!r} is unknown; use one of: {', '.join(modes)}"
+        )
 
 
 def _rate(module: nn.Module) -> float:

@@ -172,15 +172,19 @@ def trainer_arguments(
         "dataloader_num_workers": args.num_workers,
         "ddp_find_unused_parameters": False,
         "report_to": "none",
-        **device_options(args),
+        "torch_compile": args.compile,
+        **_device_options(args.mixed_precision),
         **training_arguments,
     }
     check_compiler(values.get("torch_compile_backend"), values.get("torch_compile_mode"))
     try:
-        return TrainingArguments(**values)
+        arguments = TrainingArguments(**values)
     except Exception as error:  # of many kinds: each field has its own checks, some of them in other libraries
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"one of the options of TrainingArguments is refused: {reason}") from error
+    # As in pretraining; afterwards, because TrainingArguments turn TF32 on where the model is compiled.
+    torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
+    return arguments
 
 
 def describe(model: PreTrainedModel, num_images: int) -> str:
@@ -260,19 +264,15 @@ def pixel_statistics(
     return mean or saved_mean, std or saved_std
 
 
-def device_options(args: FinetuneArguments) -> dict[str, bool | None]:
-    """Device, precision and compilation for TrainingArguments, which refuse bf16 on a CPU without ``use_cpu``."""
-    mixed_precision = args.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+def _device_options(mixed_precision: str | None) -> dict[str, bool]:
+    """Device and precision for TrainingArguments, which refuse bf16 on a CPU without ``use_cpu``."""
+    mixed_precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     check_precision(mixed_precision)
     use_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    has_tf32 = torch.cuda.is_available() and not use_cpu
     return {
         "use_cpu": use_cpu or not torch.accelerator.is_available(),
         "bf16": mixed_precision == "bf16",
         "fp16": mixed_precision == "fp16",
-        # None would turn it on with torch_compile; other devices refuse both values.
-        "tf32": args.tf32 if has_tf32 and (args.tf32 or args.compile) else None,
-        "torch_compile": args.compile,
     }
 
 

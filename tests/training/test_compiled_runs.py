@@ -95,5 +95,7 @@ def test_the_first_compiled_step_comes_while_workers_wait(tmp_path):
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "ACCELERATE_USE_CPU": "true"}
     run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400, check=False)
     assert run.returncode == 0, run.stderr[-2000:]
+    assert "compiling a block of each kind and the augmentation: the first step takes a minute or more" in run.stdout
+    assert "No CUDA runtime" not in run.stderr
     assert [line["step"] for line in log_lines(tmp_path / "run")] == [3]
     assert any((tmp_path / "cache").iterdir())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
@@ -26,7 +27,6 @@ from helpers.training import (
     stop_at,
 )
 from livt_hf import LivtMAEForPreTraining, ViTForBalancedClassification
-from livt_hf.config.arguments import FinetuneArguments
 from livt_hf.data import (
     FinetuneTransform,
     ImageDataset,
@@ -40,8 +40,8 @@ from livt_hf.data import (
 )
 from livt_hf.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from livt_hf.models.configuration_livt import LivtMAEConfig
-from livt_hf.optimization import adamw, learning_rate, parameter_groups
-from livt_hf.training.finetuning import device_options, finetune
+from livt_hf.optimization import Schedule, adamw, learning_rate, parameter_groups
+from livt_hf.training.finetuning import finetune, trainer_arguments
 
 
 @pytest.fixture(scope="module")
@@ -292,17 +292,18 @@ def test_a_finished_model_is_not_replaced_by_another_run(finished, mae_dir, tmp_
 
 
 @pytest.mark.parametrize(
-    ("options", "cuda", "tf32"),
-    [
-        ({}, True, None),
-        ({"compile": True}, True, False),  # TrainingArguments would turn it on
-        ({"tf32": True}, True, True),
-        ({"tf32": True}, False, None),  # which they refuse
-    ],
+    ("options", "more", "precision"),
+    [({"compile": True}, {}, "highest"), ({}, {"torch_compile": True}, "highest"), ({"tf32": True}, {}, "high")],
 )
-def test_compilation_does_not_change_the_precision(options, cuda, tf32, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
-    found = device_options(FinetuneArguments(**options))
-    assert found["tf32"] is tf32
-    assert found["torch_compile"] == options.get("compile", False)
+def test_compilation_does_not_change_the_precision(tmp_path, options, more, precision, monkeypatch):
+    """On a GPU with TF32, TrainingArguments turn it on for compiled models."""
+    before = torch.get_float32_matmul_precision(), torch.backends.fp32_precision
+    monkeypatch.setattr(transformers.training_args, "is_torch_tf32_available", lambda: True)
+    schedule = Schedule.plan(10, 32, epochs=1, warmup_epochs=0, max_steps=None, base_lr=1e-3, min_lr=0.0)
+    try:
+        arguments = trainer_arguments(finetune_arguments(tmp_path, **options), schedule, "no", more)
+        assert torch.get_float32_matmul_precision() == precision
+        assert arguments.torch_compile == bool(options.get("compile") or more)
+    finally:
+        torch.backends.fp32_precision = before[1]
+        torch.set_float32_matmul_precision(before[0])

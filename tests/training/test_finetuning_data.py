@@ -15,7 +15,7 @@ from livt_hf.models.modeling_livt import config_for_classes
 from livt_hf.training.finetuning import finetune
 
 
-def test_it_trains_on_a_stream(tmp_path):
+def test_it_trains_on_a_stream(tmp_path, caplog):
     digits = load_long_tailed("digits")["train"]
     for shard in range(2):
         digits.shard(2, shard).to_parquet(tmp_path / "set" / f"train-{shard:05}-of-00002.parquet")
@@ -23,7 +23,9 @@ def test_it_trains_on_a_stream(tmp_path):
     options |= {"mixup": 0.0, "cutmix": 0.0, "rand_augment": "none", "random_erasing": 0.0, "label_smoothing": 0.0}
     counts = tmp_path / "counts.json"
     counts.write_text(json.dumps(class_counts(digits)))
-    assert finetune(finetune_arguments(tmp_path / "out", class_counts=str(counts), **options), QUIET) is None
+    with caplog.at_level("INFO", logger="livt_hf"):
+        assert finetune(finetune_arguments(tmp_path / "out", class_counts=str(counts), **options), QUIET) is None
+    assert "--streaming reads training images only; evaluate with `livt evaluate" in caplog.text
     model = ViTForBalancedClassification.from_pretrained(tmp_path / "out")
     assert model.config.ordered_class_counts() == class_counts(digits)
     losses = [line["loss"] for line in log_lines(tmp_path / "out")]
