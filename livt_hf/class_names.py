@@ -54,7 +54,9 @@ def abbreviate(names: Sequence[str], limit: int = 20) -> str:
 
 def class_names(config: Any) -> list[str]:
     """The class names in the config of any model, in label order."""
-    return [str(config.id2label[label]) for label in range(config.num_labels)]
+    # Keys are strings where `from_pretrained(id2label=...)` was given such, as in transformers' own examples.
+    names = {int(label): str(name) for label, name in config.id2label.items()}
+    return [names[label] for label in range(config.num_labels)]
 
 
 def set_class_names(config: Any, names: Sequence[str]) -> None:
@@ -68,6 +70,29 @@ def set_class_names(config: Any, names: Sequence[str]) -> None:
 def placeholder_names(num_labels: int) -> list[str]:
     """The class names of a transformers config that was created without any."""
     return [f"LABEL_{label}" for label in range(num_labels)]
+
+
+def counts_in_order(class_counts: Mapping[str, int] | Sequence[int], names: Sequence[str]) -> dict[str, int]:
+    """Class counts in the label order of a model.
+
+    Args:
+        class_counts: by class name, in any order, or a sequence in label order.
+        names: the model's; placeholders are replaced by those of the counts, which then are in label order.
+
+    Raises:
+        ValueError: another number of classes, or other names.
+    """
+    if len(class_counts) != len(names):
+        raise ValueError(
+            f"class_counts: {len(class_counts)} classes, but the model has {len(names)}; load it with "
+            f"num_labels={len(class_counts)}, ignore_mismatched_sizes=True"
+        )
+    if not isinstance(class_counts, Mapping):
+        return dict(zip(names, class_counts, strict=True))
+    if list(names) == placeholder_names(len(names)):
+        return dict(class_counts)
+    check_same_names(names, class_counts, "id2label", "class_counts")
+    return {name: class_counts[name] for name in names}
 
 
 def check_same_names(expected: Sequence[str], found: Sequence[str] | Mapping[str, Any], *where: str) -> None:

@@ -36,6 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .class_names import class_names, counts_in_order
 from .config.options import did_you_mean
 from .prior import ClassPrior
 
@@ -377,11 +378,19 @@ def _checks_every_batch(device: torch.device) -> bool:
 
 
 def compute_loss_func(
-    name: str, class_counts: ClassCounts, tau: float = 1.0, label_smoothing: float = 0.0, **options: Any
+    name: str,
+    class_counts: ClassCounts,
+    tau: float = 1.0,
+    label_smoothing: float = 0.0,
+    model: Any = None,
+    **options: Any,
 ) -> Callable[..., Tensor]:
     """A ``compute_loss_func`` for a stock `transformers.Trainer`; arguments as for `build_loss`.
 
-        Trainer(model, args, compute_loss_func=compute_loss_func("bal_bce", class_counts), ...)
+        Trainer(model, args, compute_loss_func=compute_loss_func("bal_bce", class_counts, model=model), ...)
+
+    With ``model``, the counts are matched with its ``id2label`` by name, and a ValueError names what differs; without
+    it, they must be in label order, and only their number is checked, against the logits.
 
     Trainer counts the label entries of an optimizer step (B for hard labels, B x C for soft ones), over micro-batches
     and, with ``average_tokens_across_devices``, processes. It then does not divide by the accumulation steps, and
@@ -390,12 +399,14 @@ def compute_loss_func(
     that depend on the batch as a whole (class weights on hard labels in cb_ce and ldam, lade's regularizer).
     ``TrainingArguments.label_smoothing_factor`` has no effect; use ``label_smoothing`` here.
     """
+    if model is not None and class_counts is not None:
+        class_counts = counts_in_order(class_counts, class_names(model.config))
     loss = build_loss(name, class_counts, tau, label_smoothing, **options)
 
     def trainer_loss(outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         if labels is None:
             raise ValueError("labels: the batch has none; the data collator must return them under the key 'labels'")
-        value = loss(_logits(outputs), labels)
+        value = loss(logits_of(outputs), labels)
         if num_items_in_batch is None:
             return value
         # DataParallel passes one count per GPU and multiplies the result by the number of GPUs; the sum undoes both.
@@ -404,7 +415,7 @@ def compute_loss_func(
     return trainer_loss
 
 
-def _logits(outputs: Any) -> Tensor:
+def logits_of(outputs: Any) -> Tensor:
     """The logits of a model output or dict, of a tuple (its first entry), or the tensor itself."""
     if isinstance(outputs, Mapping):
         if outputs.get("logits") is None:

@@ -43,6 +43,8 @@ class ClassPrior:
     """
 
     def __init__(self, class_counts: Mapping[str, int] | Sequence[int]):
+        if class_counts is None or isinstance(class_counts, str):
+            raise ValueError(f"class_counts: {class_counts!r} is not {{name: count}} or a list of counts; give one")
         if not isinstance(class_counts, Mapping):
             class_counts = {str(label): count for label, count in enumerate(class_counts)}
         if len(class_counts) < 2:

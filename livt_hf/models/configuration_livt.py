@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import BeitConfig, PreTrainedConfig, ViTMAEConfig
 
-from ..class_names import check_same_names, class_names, placeholder_names, set_class_names
+from ..class_names import check_same_names, class_names, counts_in_order, set_class_names
 from ..losses import check_loss_name
 from ..prior import DEFAULT_SHOT_GROUPS, ClassPrior
 
@@ -103,24 +103,13 @@ def store_class_counts(
     are replaced by them.
 
     Args:
-        class_counts: training images per class, by name, in label order; or a sequence in label order.
+        class_counts: training images per class, by name; or a sequence in label order.
 
     Raises:
         ValueError: the number or names of the classes differ from the model's, invalid counts, or an unknown loss.
     """
-    names = class_names(config)
-    if len(class_counts) != len(names):
-        raise ValueError(
-            f"class_counts: {len(class_counts)} classes, but the model has {len(names)}; load it with "
-            f"num_labels={len(class_counts)}, ignore_mismatched_sizes=True"
-        )
-    if not isinstance(class_counts, Mapping):
-        class_counts = dict(zip(names, class_counts, strict=True))
-    prior = ClassPrior(class_counts)
-    if names == placeholder_names(len(names)):
-        names = list(prior.names)
-    check_same_names(names, prior.names, "id2label", "class_counts")
-    set_class_names(config, names)
+    prior = ClassPrior(counts_in_order(class_counts, class_names(config)))
+    set_class_names(config, prior.names)
     config.class_counts = dict(zip(prior.names, prior.counts.tolist(), strict=True))
     config.loss, config.tau, config.label_smoothing = check_loss_name(loss), tau, label_smoothing
     config.shot_groups = dict(shot_groups or DEFAULT_SHOT_GROUPS)

@@ -33,8 +33,8 @@ from ..reporting.card import write_model_card
 from ..reporting.evaluation_report import write_report
 from .classifier_retraining import train_classifier_only
 from .data import TrainingData, load_images, plan_schedule, training_data
+from .recipe_trainer import RecipeTrainer
 from .run import StageRun, check_precision
-from .trainer import BalancedTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -120,12 +120,12 @@ def build_trainer(
     mean: Sequence[float],
     std: Sequence[float],
     run: StageRun,
-) -> BalancedTrainer:
+) -> RecipeTrainer:
     """Build the trainer from the arguments."""
     config: Any = model.config
     eval_split = data.splits.get(args.eval_split)
     eval_transform = EvalTransform(config.image_size, args.crop_ratio)
-    return BalancedTrainer(
+    return RecipeTrainer(
         model,
         trainer_arguments(args, schedule, "no" if eval_split is None else "steps", run.training_arguments),
         train_dataset=data.dataset,

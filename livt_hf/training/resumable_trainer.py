@@ -1,4 +1,4 @@
-"""ResumableTrainer: checkpoints, exact resume, log, stop signal and progress bar of `BalancedTrainer`."""
+"""ResumableTrainer: atomic checkpoints, exact resume, log, stop signal and progress bar, for `RecipeTrainer`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from ..data import TrainingBatches
@@ -26,10 +26,11 @@ from .classifier_retraining import fold_scales, load_scales, save_scales
 from .data import EpochLoader
 from .loss_check import LossCheck
 from .run import Run
+from .trainer import BalancedTrainer
 
 
-class ResumableTrainer(Trainer):
-    """A `transformers.Trainer` with atomic checkpoints from which runs resume exactly.
+class ResumableTrainer(BalancedTrainer):
+    """A `BalancedTrainer` with atomic checkpoints from which runs resume exactly.
 
     Attributes:
         training_batches: the subclass's method: the micro-batches of this process from one optimizer step to another.

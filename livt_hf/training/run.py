@@ -1,6 +1,6 @@
 """A training run in its output folder: log, checkpoints, stop signal, background upload.
 
-Both stages use it in the same way; `BalancedTrainer` without a stage uses `Run` alone:
+Both stages use it in the same way; `RecipeTrainer` without a stage uses `Run` alone:
 
     run = StageRun(args)                          # checks the folder, seeds
     run.is_finished(steps)                        # repeated command: nothing to do
@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..config.arguments import StageArguments
@@ -291,16 +291,3 @@ class StopSignal:
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name
-
-
-def trainer_pusher(args: TrainingArguments, repo_id: str, processor: Any) -> BackgroundPusher:
-    """The background upload for ``TrainingArguments(push_to_hub=True)``."""
-    return BackgroundPusher(
-        repo_id,
-        str(args.output_dir),
-        processor,
-        strategy=str(getattr(args.hub_strategy, "value", args.hub_strategy)),
-        private=args.hub_private_repo,
-        revision=args.hub_revision,
-        token=args.hub_token,
-    )

@@ -1,4 +1,4 @@
-"""Gradients of one step, of `BalancedTrainer` and of a stock Trainer; launched as a script, of two processes."""
+"""Gradients of one step, of `RecipeTrainer` and of a stock Trainer; launched as a script, of two processes."""
 
 import sys
 from pathlib import Path
@@ -9,11 +9,12 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
 
 from helpers.training import SIZES
-from livt_hf import BalancedTrainer, LivtConfig, ViTForBalancedClassification
+from livt_hf import LivtConfig, ViTForBalancedClassification
 from livt_hf.cli import guarded
 from livt_hf.data import EvalTransform, FinetuneTransform, ImageDataset, Mixup, class_counts, load_long_tailed
 from livt_hf.losses import build_loss, compute_loss_func
 from livt_hf.models.modeling_livt import config_for_classes
+from livt_hf.training.recipe_trainer import RecipeTrainer
 
 COUNTS = {"ant": 60, "bee": 25, "cat": 10, "dog": 5}
 KINDS = ["hard", "soft"]
@@ -77,7 +78,7 @@ def gradients_of_the_batch(name, kind, model=None):
 
 def balanced_trainer(
     tmp_path: Path, batch_size: int, accumulation: int, loss: str = "bal_bce", **options
-) -> BalancedTrainer:
+) -> RecipeTrainer:
     torch.manual_seed(0)
     splits = load_long_tailed("digits")
     config = LivtConfig(
@@ -88,7 +89,7 @@ def balanced_trainer(
         patch_size=2,
         loss=loss,
     )
-    return BalancedTrainer(
+    return RecipeTrainer(
         ViTForBalancedClassification(config),
         TrainingArguments(
             str(tmp_path),
@@ -127,7 +128,7 @@ def balanced_gradients(tmp_path: Path, batch_size: int, accumulation: int) -> di
 
 
 def save_gradients(argv: list[str]) -> int:
-    """Of one step in two processes, with `BalancedTrainer` and with a stock Trainer; the first process saves them."""
+    """Of one step in two processes, with `RecipeTrainer` and with a stock Trainer; the first process saves them."""
     folder = Path(argv[0])
     found = {"balanced": balanced_gradients(folder / "balanced", 4, 1)}
     for kind in KINDS:

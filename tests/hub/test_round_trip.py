@@ -8,15 +8,17 @@ import sys
 import numpy as np
 import pytest
 import torch
-from transformers import TrainingArguments
+from datasets import Image
+from transformers import TrainingArguments, ViTImageProcessor
 
 from helpers.hub_server import Failure, Hub, is_whole, redirect_client, serve
+from helpers.tiny_models import tiny
 from livt_hf import BalancedTrainer, LivtMAEForPreTraining, ViTForBalancedClassification
 from livt_hf.cli import main
 from livt_hf.config.arguments import FinetuneArguments, PretrainArguments
 from livt_hf.config.parsing import parse_arguments
-from livt_hf.data import FinetuneTransform, ImageDataset, class_counts, load_long_tailed
-from livt_hf.training.finetuning import build_classifier, finetune
+from livt_hf.data import class_counts, load_long_tailed
+from livt_hf.training.finetuning import finetune
 from livt_hf.training.pretraining import pretrain
 
 TOKEN = "hf_secret"
@@ -123,19 +125,24 @@ def test_a_rejected_upload_does_not_fail_the_run_and_livt_push_repeats_it(hub, t
     assert main([*command[:2], str(tmp_path / "nothing"), *command[3:]]) == 2
 
 
-def test_a_trainer_used_directly_pushes_its_checkpoints(hub, tmp_path):
-    images = load_long_tailed("digits")["train"]
-    args, _ = parse_arguments(FinetuneArguments, [*SMALL, "--recipe", "digits"])
+def test_a_trainer_of_ones_own_pushes_as_documented_upstream(hub, tmp_path):
+    """`BalancedTrainer(push_to_hub=True)`: during training at every save, and `push_to_hub()` at the end."""
+    images = load_long_tailed("digits")["train"].cast_column("image", Image())
+
+    def pixels(examples):
+        rows = [torch.tensor(np.array(image.convert("RGB"))).permute(2, 0, 1) / 255.0 for image in examples["image"]]
+        return {"pixel_values": rows, "label": examples["label"]}
+
     settings = {"max_steps": 4, "save_steps": 2, "push_to_hub": True, "hub_model_id": "org/direct", "report_to": "none"}
     trainer = BalancedTrainer(
-        build_classifier(args, class_counts(images), args.shot_groups()),
-        TrainingArguments(str(tmp_path), use_cpu=True, per_device_train_batch_size=8, **settings),
-        train_dataset=ImageDataset(images, FinetuneTransform(8)),
-        mean=[0.5] * 3,
-        std=[0.5] * 3,
+        tiny("dinov2"),
+        TrainingArguments(str(tmp_path), remove_unused_columns=False, use_cpu=True, **settings),
+        train_dataset=images.with_transform(pixels),
+        processing_class=ViTImageProcessor(size={"height": 8, "width": 8}),
     )
     trainer.train()
+    trainer.push_to_hub()
     files = hub.model("org/direct").files()
     assert files["model.safetensors"] == (tmp_path / "checkpoint-4" / "model.safetensors").read_bytes()
-    assert "preprocessor_config.json" in files
-    assert not any(name.startswith(".staging") or name.endswith(".bin") for name in files)
+    assert {"README.md", "config.json", "preprocessor_config.json"} <= set(files)
+    assert json.loads(files["config.json"])["class_counts"] == class_counts(images)

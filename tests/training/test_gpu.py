@@ -28,7 +28,7 @@ from helpers.training import (
 from livt_hf.training.finetuning import finetune
 from livt_hf.training.pretraining import pretrain
 from livt_hf.training.pretraining_loop import PretrainingLoop
-from livt_hf.training.trainer import BalancedTrainer
+from livt_hf.training.recipe_trainer import RecipeTrainer
 
 STEPS = 16  # of a run that is interrupted after 12, in the middle of a logging window of 5
 both_stages = pytest.mark.parametrize("stage", ["pretrain", "finetune"])
@@ -133,7 +133,7 @@ def test_no_step_waits_for_the_device(tmp_path, capsys, monkeypatch, device, sta
         if device == "cuda":
             torch.cuda.set_sync_debug_mode(mode)
 
-    owner, name = (PretrainingLoop, "_optimizer_step") if stage == "pretrain" else (BalancedTrainer, "training_step")
+    owner, name = (PretrainingLoop, "_optimizer_step") if stage == "pretrain" else (RecipeTrainer, "training_step")
     step, calls = getattr(owner, name), []
 
     def watched(*args, **kwargs):
