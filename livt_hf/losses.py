@@ -185,6 +185,12 @@ def effective_number_weights(class_counts: ClassCounts, beta: float = 0.9999) ->
     return weights / weights.sum() * len(weights)
 
 
+def balanced_weights(class_counts: ClassCounts) -> np.ndarray:
+    """Inverse class frequencies, ``N / (C n_i)``: ``class_weight="balanced"`` of scikit-learn."""
+    counts = ClassPrior(class_counts).counts
+    return counts.sum() / (len(counts) * counts)
+
+
 def deferred_weights(
     class_counts: ClassCounts, progress: float, start: float = 0.8, beta: float = 0.9999
 ) -> np.ndarray:
@@ -228,7 +234,12 @@ class _Loss(NamedTuple):
 
 
 _LOSSES = {
-    "ce": _Loss("CE", "cross-entropy (CE)", softmax_cross_entropy, lambda prior, tau: {}),
+    "ce": _Loss(
+        "CE",
+        "cross-entropy (CE)",
+        softmax_cross_entropy,
+        lambda prior, tau, class_weights=None: {"class_weights": class_weights},
+    ),
     "bce": _Loss(
         "BCE",
         "binary cross-entropy (BCE)",
@@ -239,7 +250,7 @@ _LOSSES = {
         "Bal-CE",
         "balanced cross-entropy (Bal-CE)",
         softmax_cross_entropy,
-        lambda prior, tau: {"bias": tau * prior.log_prior},
+        lambda prior, tau, class_weights=None: {"bias": tau * prior.log_prior, "class_weights": class_weights},
         balanced=True,
     ),
     "bal_bce": _Loss(
@@ -326,7 +337,7 @@ def build_loss(
         class_counts: training images of each class (see `ClassPrior`); integer label ``i`` is the i-th class.
         tau: scale of the logit bias (LiVT Algorithm 1, line 16); losses without a bias ignore it.
         label_smoothing: for hard labels only.
-        options: see `loss_options`: ``class_weights`` (the ``w_i`` of Eq. 6, length C; bce, bal_bce, ldam), ``beta``
+        options: see `loss_options`: ``class_weights`` (length C; ce, bce, bal_ce, bal_bce: Eq. 6, ldam), ``beta``
             (cb_ce, cb_bce), ``gamma`` (focal), ``max_margin`` and ``scale`` (ldam), ``smooth_head`` and ``smooth_tail``
             (las), ``alpha`` and ``remine_lambda`` (lade; defaults of its ImageNet-LT configuration).
 
@@ -396,7 +407,7 @@ def compute_loss_func(
     and, with ``average_tokens_across_devices``, processes. It then does not divide by the accumulation steps, and
     multiplies by the number of processes, which DDP's mean cancels. Each micro-batch is therefore weighted by its
     fraction of that total: batch 8x1, 4x2 accumulated and 2 processes x 4 give the same gradients, except for losses
-    that depend on the batch as a whole (class weights on hard labels in cb_ce and ldam, lade's regularizer).
+    that depend on the batch as a whole (class weights on hard labels in ce, bal_ce, cb_ce and ldam, lade's regularizer).
     ``TrainingArguments.label_smoothing_factor`` has no effect; use ``label_smoothing`` here.
     """
     if model is not None and class_counts is not None:

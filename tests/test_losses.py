@@ -298,9 +298,9 @@ def test_tau_affects_the_balanced_losses_only(name):
 
 def test_options_of_each_loss():
     assert {name: list(loss_options(name)) for name in LOSS_NAMES} == {
-        "ce": [],
+        "ce": ["class_weights"],
         "bce": ["class_weights"],
-        "bal_ce": [],
+        "bal_ce": ["class_weights"],
         "bal_bce": ["class_weights"],
         "cb_ce": ["beta"],
         "cb_bce": ["beta"],
@@ -320,8 +320,8 @@ def test_options_of_each_loss():
         ({"name": "ce", "label_smoothing": 1.0}, "label_smoothing: must be in"),
         ({"name": "bal_ce", "tau": float("nan")}, "tau: must be a finite number"),
         (
-            {"name": "ce", "class_weights": [1.0] * 12},
-            "class_weights: not an option of the loss 'ce'; its options: none",
+            {"name": "las", "class_weights": [1.0] * 12},
+            "class_weights: not an option of the loss 'las'; its options: smooth_head, smooth_tail",
         ),
         (
             {"name": "ldam", "gamma": 2.0},

@@ -23,6 +23,7 @@ from .options import AT_LEAST_1, BELOW_1, FINITE, FRACTION, NOT_NEGATIVE, Option
 # The names of `livt_hf.losses`, compared by a test: importing them would load torch.
 LossName = Literal["ce", "bce", "bal_ce", "bal_bce", "cb_ce", "cb_bce", "focal", "ldam", "las", "lade"]
 BALANCED_LOSSES = ("bal_ce", "bal_bce", "lade")
+WEIGHTED_LOSSES = ("ce", "bce", "bal_ce", "bal_bce")  # those that take --class_weights
 
 
 @dataclass
@@ -124,6 +125,13 @@ class ClassifierArguments(ModelArguments):
     label_smoothing: float = option(
         0.1, "Label smoothing, with and without mixup.", in_card=True, replaces={"label_smoothing_factor": ""}
     )
+    class_weights: str | None = option(
+        None,
+        "Class weights of the loss (ce, bce, bal_ce, bal_bce): balanced (inverse class frequency), or a JSON file "
+        "{class: weight}.",
+        in_card=True,
+        replaces={"class_weight": "", "weighted_ce": " balanced with --loss ce", "loss_weights": ""},
+    )
     stage: Literal["all", "classifier"] = option(
         "all",
         "What is trained: all weights, or only the classifier, on class-balanced batches.",
@@ -163,6 +171,10 @@ class ClassifierArguments(ModelArguments):
             raise ValueError(
                 f"loss: {self.loss} would balance the class-balanced batches of --stage classifier once more; use "
                 "--loss ce"
+            )
+        if self.class_weights is not None and self.loss not in WEIGHTED_LOSSES:
+            raise ValueError(
+                f"class_weights: {self.loss} takes none; leave it out, or use --loss {', '.join(WEIGHTED_LOSSES)}"
             )
         if self.stage == "classifier" and self.pretrained == "none":
             raise ValueError("stage: classifier retrains the last layer of a trained model; name it with --pretrained")
@@ -226,8 +238,31 @@ class FinetuneArguments(ClassifierArguments, FinetuneOptimizerArguments, Finetun
         "validation", "Split evaluated during training, where it exists.", changes="nothing"
     )
 
+    keep_best: Literal["accuracy", "many", "medium", "few", "macro"] | None = option(
+        None,
+        "Keep the epoch that is best on the validation split, by this accuracy (default: the last epoch, as the paper "
+        "reports).",
+        in_card=True,
+        replaces={
+            "load_best_model_at_end": "",
+            "metric_for_best_model": "",
+            "greater_is_better": "",
+        },
+    )
+    early_stopping: int | None = option(
+        None,
+        "With --keep_best: stop after this number of evaluations without improvement.",
+        AT_LEAST_1,
+        in_card=True,
+        replaces={"early_stopping_patience": "", "patience": ""},
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.early_stopping is not None and self.keep_best is None:
+            raise ValueError("early_stopping: by which accuracy? name it with --keep_best, for instance few")
+        if self.keep_best is not None and self.eval_split == "test":
+            raise ValueError("keep_best: it would choose the epoch on the test split; use --eval_split validation")
         if self.mixes and self.batch_size % 2:
             raise ValueError(
                 f"batch_size: {self.batch_size} is odd, and mixup mixes neighbors; use an even one, or --mixup 0 "

@@ -28,7 +28,6 @@ AnyStage = TypeVar("AnyStage", bound=StageArguments)
 # Names of `TrainingArguments` that have no counterpart among the options.
 _UNSUPPORTED = {
     "hub_token": "`hf auth login`, or the variable HF_TOKEN (a command is recorded in cards)",
-    "load_best_model_at_end": "the last checkpoint (the paper reports the last epoch)",
 }
 # Aliases of options of the other stage.
 _SYNONYMS = {"log_with": "report_to"}

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import BeitConfig, PreTrainedConfig, ViTMAEConfig
 
 from ..class_names import check_same_names, class_names, counts_in_order, set_class_names
-from ..losses import check_loss_name
+from ..losses import Loss, build_loss, check_loss_name
 from ..prior import DEFAULT_SHOT_GROUPS, ClassPrior
 
 # Width, layers and heads of the encoders of LiVT Table 5 (ViT-Ti and -S: DeiT; -B, -L, -H: ViT)
@@ -35,6 +35,7 @@ class LivtConfig(BeitConfig):
         loss: name of the training loss (`livt_hf.losses.LOSS_NAMES`), default "bal_bce".
         tau: logit-adjustment strength of the loss, default 1.
         label_smoothing: for hard labels, default 0.
+        class_weights: weights of the loss, by class name, or None.
         shot_groups: arguments of `ClassPrior.groups`: the many / medium / few definition of the reported accuracies.
         pretrained: checkpoint that the encoder was initialized from, or None.
         class_balanced_batches: whether the classifier was trained on class-balanced batches (cRT, LWS), default False.
@@ -48,6 +49,7 @@ class LivtConfig(BeitConfig):
     loss: str = "bal_bce"
     tau: float | int = 1.0
     label_smoothing: float | int = 0.0
+    class_weights: dict[str, float] | None = None
     shot_groups: dict[str, Any] | None = None
     pretrained: str | None = None
     class_balanced_batches: bool = False
@@ -93,6 +95,7 @@ def store_class_counts(
     loss: str = "bal_bce",
     tau: float = 1.0,
     label_smoothing: float = 0.0,
+    class_weights: Mapping[str, float] | None = None,
     shot_groups: Mapping[str, Any] | None = None,
     pretrained: str | None = None,
     class_balanced_batches: bool = False,
@@ -112,6 +115,7 @@ def store_class_counts(
     set_class_names(config, prior.names)
     config.class_counts = dict(zip(prior.names, prior.counts.tolist(), strict=True))
     config.loss, config.tau, config.label_smoothing = check_loss_name(loss), tau, label_smoothing
+    config.class_weights = None if class_weights is None else dict(class_weights)
     config.shot_groups = dict(shot_groups or DEFAULT_SHOT_GROUPS)
     config.pretrained = pretrained
     config.class_balanced_batches = class_balanced_batches
@@ -132,6 +136,20 @@ def ordered_class_counts(config: PreTrainedConfig) -> dict[str, int]:
     names = class_names(config)
     check_same_names(names, counts, "id2label", "class_counts")
     return {name: counts[name] for name in names}
+
+
+def config_loss(config: Any, **options: Any) -> Loss:
+    """The training loss in a config, see `store_class_counts`; ``options`` are further ones of `build_loss`.
+
+    Raises:
+        ValueError: no class counts, or a classifier that was adjusted after training.
+    """
+    counts = ordered_class_counts(config)
+    check_not_adjusted(config)
+    if (weights := getattr(config, "class_weights", None)) is not None:
+        check_same_names(list(counts), weights, "id2label", "class_weights")
+        options["class_weights"] = [weights[name] for name in counts]
+    return build_loss(config.loss, counts, config.tau, config.label_smoothing, **options)
 
 
 def check_not_adjusted(config: Any) -> None:

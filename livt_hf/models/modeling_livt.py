@@ -29,10 +29,10 @@ from transformers.models.beit.modeling_beit import (
 )
 
 from ..class_names import label_names
-from ..losses import Loss, build_loss
+from ..losses import Loss
 from ..prior import ClassPrior
 from .attention import FusedAttention, use_sdpa_or_bmm
-from .configuration_livt import LivtConfig, check_not_adjusted
+from .configuration_livt import LivtConfig, config_loss
 from .loading import load_model
 
 # Fields with the same meaning in both architectures
@@ -159,9 +159,7 @@ class ViTForBalancedClassification(BeitForImageClassification):
     def training_loss(self) -> Loss:
         """The loss of the config."""
         if self._loss is None:
-            config = self.config
-            check_not_adjusted(config)
-            self._loss = build_loss(config.loss, config.ordered_class_counts(), config.tau, config.label_smoothing)
+            self._loss = config_loss(self.config)
         return self._loss
 
     def no_weight_decay(self) -> set[str]:

@@ -158,10 +158,23 @@ def _training_values(results: Mapping[str, Any], config: Mapping[str, Any]) -> d
         "head_only": bool(config.get("class_balanced_batches")),
         "loss": LOSS_TITLES.get(results["loss"], results["loss"]),
         "tau": f"{results['tau']:g}",
+        "kept": _kept(results),
         "adjusted": bool(config.get("adjustment")),
         "adjustments": ", ".join(adjustments(config.get("adjustment"))) or "none in effect",
         "assumed_prior": assumed,
         "given_prior": ends,
+    }
+
+
+def _kept(results: Mapping[str, Any]) -> dict[str, str] | None:
+    """Epoch and validation accuracy of a model that is not from the last epoch (``--keep_best``), in words."""
+    kept = results.get("kept")
+    if kept is None:
+        return None
+    names = {"accuracy": "accuracy", "macro": "mean per-class accuracy"}
+    return {
+        "epoch": f"{kept['epoch']:g}",
+        "accuracy": f"{names.get(kept['metric'], kept['metric'] + '-shot accuracy')} {percent(kept['value'])}",
     }
 
 

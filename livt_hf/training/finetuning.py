@@ -13,25 +13,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel, TrainingArguments
 
-from ..config.arguments import ClassifierArguments, FinetuneArguments, FinetuneAugmentationArguments
+from ..config.arguments import FinetuneArguments, FinetuneAugmentationArguments
 from ..data import EvalTransform, FinetuneTransform, ImageDataset, Mixup
-from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD, image_processor
+from ..data.long_tail import dataset_labels
+from ..data.transforms import image_processor
 from ..evaluation.evaluate import evaluate_model, mistaken_images
+from ..files import read_run
 from ..models.compilation import check_compiler
-from ..models.configuration_livt import LivtConfig, encoder_sizes, store_class_counts, unused_sizes
-from ..models.loading import enable_gradient_checkpointing, load_classifier, load_config
-from ..models.modeling_livt import ViTForBalancedClassification, config_for_classes
-from ..models.transfer import has_drop_path, load_pretrained_classifier, saved_statistics
+from ..models.loading import enable_gradient_checkpointing, load_classifier
 from ..optimization import Schedule
 from ..prior import ClassPrior
 from ..reporting.card import write_model_card
 from ..reporting.evaluation_report import write_report
-from .classifier_retraining import train_classifier_only
+from .best_epoch import best_record, remove_best
+from .classifier import build_classifier, pixel_statistics
 from .data import TrainingData, load_images, plan_schedule, training_data
 from .recipe_trainer import RecipeTrainer
 from .run import StageRun, check_precision
@@ -56,6 +57,8 @@ def finetune(args: FinetuneArguments, training_arguments: dict[str, Any] | None 
     images = load_images(args, args.seed, run.world)
     splits, counts = images.splits, images.class_counts
     ClassPrior(counts).groups(**args.shot_groups())  # fail fast on an invalid group definition
+    if args.keep_best:
+        check_keep_best(args.keep_best, splits, counts, args.shot_groups())
     model = build_classifier(args, counts, args.shot_groups())
     mean, std = pixel_statistics(args.pretrained, args.mean, args.std)
     transform = augmentation(args, model.config.image_size, mean)
@@ -77,7 +80,13 @@ def finetune(args: FinetuneArguments, training_arguments: dict[str, Any] | None 
         return None
     trained, results = trainer.final_model(), None
     if run.is_main:
+        if args.keep_best and (kept := best_record(run.folder)):
+            run.record["kept"] = kept
+            logger.info(
+                f"keeping epoch {kept['epoch']:g}: {kept['metric']} {kept['value']:.1f} % on the validation split"
+            )
         run.save(trained)
+        remove_best(run.folder)
         results = evaluate(trained, processor)
     run.publish(trainer.accelerator)
     return results
@@ -112,6 +121,18 @@ def build_mixup(
     )
 
 
+def check_keep_best(metric: str, splits: DatasetDict, counts: dict[str, int], groups: dict[str, Any]) -> None:
+    """ValueError unless the validation images can choose an epoch by this accuracy."""
+    if "validation" not in splits:
+        raise ValueError("keep_best: the dataset has no validation split to choose the epoch on; see --val_fraction")
+    group = ClassPrior(counts).groups(**groups).get(metric)
+    if group is not None and not np.isin(dataset_labels(splits["validation"]), group).any():
+        raise ValueError(
+            f"keep_best: no validation image is of a {metric}-shot class; choose the epoch by accuracy or macro, or "
+            "change --many, --few or --group_by"
+        )
+
+
 def build_trainer(
     args: FinetuneArguments,
     model: PreTrainedModel,
@@ -137,6 +158,8 @@ def build_trainer(
         warmup_epochs=schedule.warmup_epochs,
         ema=args.ema,
         classifier_only=args.stage == "classifier",
+        keep_best=args.keep_best,
+        early_stopping=args.early_stopping,
         # --max_steps shortens the schedule, and this with it
         drw_epoch=None if args.drw_epoch is None else args.drw_epoch * schedule.epochs / args.epochs,
         mixup=build_mixup(args, config.num_labels, args.label_smoothing, args.seed),
@@ -196,74 +219,6 @@ def describe(model: PreTrainedModel, num_images: int) -> str:
     )
 
 
-def build_classifier(args: ClassifierArguments, counts: dict[str, int], shot_groups: dict[str, Any]) -> PreTrainedModel:
-    """Build the model from the arguments: from scratch, from a masked autoencoder, or from any image classifier."""
-    settings: dict[str, Any] = {
-        "loss": args.loss,
-        "tau": args.tau,
-        "label_smoothing": args.label_smoothing,
-        "shot_groups": shot_groups,
-    }
-    if args.pretrained == "none":
-        config = LivtConfig(
-            **encoder_sizes(args.model_size, args.given_sizes()),
-            **config_for_classes(counts),
-            **settings,
-            drop_path_rate=args.drop_path,
-            use_mean_pooling=args.pooling == "mean",
-            image_size=args.image_size or 224,
-            patch_size=args.patch_size,
-        )
-        return ViTForBalancedClassification(config)
-    if load_config(args.pretrained).model_type == "vit_mae":
-        model = _on_autoencoder(args, counts, settings)
-    else:
-        model = _from_classifier(args, counts, settings)
-    if unused := unused_sizes(args.given_sizes(), model.config, args.pretrained):
-        logger.info(unused)
-    if args.drop_path and not has_drop_path(model.config):
-        logger.info(f"drop_path: {type(model).__name__} does not have it; --drop_path {args.drop_path} has no effect")
-    return model
-
-
-def _on_autoencoder(args: ClassifierArguments, counts: dict[str, int], settings: dict[str, Any]) -> PreTrainedModel:
-    if args.stage == "classifier":
-        raise ValueError(
-            f"stage: {args.pretrained!r} is a masked autoencoder, but --stage classifier retrains the last layer "
-            "of a trained classifier; give one with --pretrained"
-        )
-    settings |= {"drop_path_rate": args.drop_path, "use_mean_pooling": args.pooling == "mean"}
-    if args.image_size is not None:
-        settings["image_size"] = args.image_size
-    return ViTForBalancedClassification.from_mae(args.pretrained, counts, **settings)
-
-
-def _from_classifier(args: ClassifierArguments, counts: dict[str, int], settings: dict[str, Any]) -> PreTrainedModel:
-    if args.pooling == "cls":
-        raise ValueError(f"pooling: {args.pretrained!r} is a trained classifier and keeps its pooling; leave it out")
-    model = load_pretrained_classifier(
-        args.pretrained,
-        counts,
-        image_size=args.image_size,
-        drop_path=args.drop_path,
-        ignore_mismatched_classifier=args.ignore_mismatched_classifier,
-    )
-    balanced = args.stage == "classifier"
-    store_class_counts(model.config, counts, **settings, pretrained=args.pretrained, class_balanced_batches=balanced)
-    if balanced:
-        train_classifier_only(model, args.classifier_method)
-    return model
-
-
-def pixel_statistics(
-    pretrained: str, mean: list[float] | None = None, std: list[float] | None = None
-) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel: those given, else the pretrained model's, else ImageNet's."""
-    saved = None if pretrained == "none" else saved_statistics(pretrained)
-    saved_mean, saved_std = saved or (list(IMAGENET_MEAN), list(IMAGENET_STD))
-    return mean or saved_mean, std or saved_std
-
-
 def _device_options(mixed_precision: str | None) -> dict[str, bool]:
     """Device and precision for TrainingArguments, which refuse bf16 on a CPU without ``use_cpu``."""
     mixed_precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
@@ -318,6 +273,8 @@ def evaluate_run(
             logger.info(f"--streaming reads training images only; evaluate with `livt evaluate --model {output_dir}`")
         return None
     description = {"model": str(output_dir), "dataset": dataset, "split": name, "seed": seed}
+    if kept := (read_run(output_dir) or {}).get("kept"):
+        description["kept"] = kept
     try:
         results = evaluate_model(model, split, processor, num_workers=num_workers, description=description)
     except ValueError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,11 +16,12 @@ from ..data import ImageDataset, Mixup, TrainingBatches, evaluation_loader
 from ..data.batch_ops import augment, statistics
 from ..data.streaming import StreamedSamples
 from ..evaluation.predictions import predict_split
-from ..losses import Loss, build_loss, deferred_weights
+from ..losses import Loss, deferred_weights
 from ..metrics import calibration_error, long_tail_accuracy
 from ..models.compilation import compile_if_asked
-from ..models.configuration_livt import check_not_adjusted, ordered_class_counts
+from ..models.configuration_livt import config_loss, ordered_class_counts
 from ..optimization import WeightAverage, adamw, parameter_groups, warmup_cosine
+from .best_epoch import BestEpoch
 from .data import EpochLoader, check_labels
 from .loss_check import LossCheck
 from .resumable_trainer import ResumableTrainer
@@ -49,6 +49,8 @@ class RecipeTrainer(ResumableTrainer):
         drw_epoch: epoch from which ldam re-weights the classes (`deferred_weights`); None: never.
         classifier_only: for a model frozen by `train_classifier_only`: class-balanced batches, and the model stays in
             evaluation mode.
+        keep_best: accuracy by which the best evaluated epoch becomes the result (`BestEpoch`); None: the last one does.
+        early_stopping: evaluations without improvement of ``keep_best`` after which training stops; None: never.
         run: the run opened by `finetune`; by default, one in the folder of ``args``.
 
     Raises:
@@ -74,11 +76,13 @@ class RecipeTrainer(ResumableTrainer):
         ema: float | None = None,
         drw_epoch: float | None = None,
         classifier_only: bool = False,
+        keep_best: str | None = None,
+        early_stopping: int | None = None,
         run: Run | None = None,
     ):
         if classifier_only and train_dataset.labels is None:
             raise ValueError("stage: class-balanced batches need the labels in advance; leave out --streaming")
-        self.reweighted_loss = None if drw_epoch is None else training_loss(model.config, reweighted=True)
+        self.reweighted_loss = None if drw_epoch is None else reweighted_loss(model.config)
         args.ignore_data_skip = True  # the data position is a function of the global step
         args.remove_unused_columns = False
         try:
@@ -99,10 +103,13 @@ class RecipeTrainer(ResumableTrainer):
         self.run = run or Run(str(args.output_dir), is_main=self.is_world_process_zero())
         self.loss_check = LossCheck(self.accelerator, self.run.folder)
         self._add_callbacks()
+        self.best_epoch = None if keep_best is None else BestEpoch(self, keep_best, early_stopping)
+        if self.best_epoch is not None:
+            self.add_callback(self.best_epoch)
 
     def _set_loss(self, model: PreTrainedModel) -> None:  # type: ignore[override]
         """Those of the config, which `livt finetune` has written."""
-        self.loss = training_loss(model.config)
+        self.loss = config_loss(model.config)
         check_labels(model.config, self.train_dataset)
 
     # Data
@@ -218,7 +225,7 @@ class RecipeTrainer(ResumableTrainer):
         padded = range(args.process_index, -(-len(dataset) // args.world_size) * args.world_size, args.world_size)
         mine = Subset(dataset, [index % len(dataset) for index in padded])
         loader = evaluation_loader(mine, args.per_device_eval_batch_size, args.dataloader_num_workers)
-        with contextlib.nullcontext() if self.ema is None else self.ema.applied_to(model):
+        with self.averaged_weights():
             outcome = predict_split(model, loader, self.mean, self.std, args.device)
         model.train(was_training)
         if args.world_size > 1:
@@ -227,7 +234,7 @@ class RecipeTrainer(ResumableTrainer):
         arrays = outcome["labels"], outcome["predictions"]
         counts = ordered_class_counts(config)
         accuracy = long_tail_accuracy(*arrays, counts, config.shot_groups)
-        values = {name: accuracy[name] for name in ("accuracy", "many", "medium", "few")}
+        values = {name: accuracy[name] for name in ("accuracy", "many", "medium", "few", "macro_accuracy")}
         values |= calibration_error(*arrays, outcome["confidences"])
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items() if value is not None}
         self.log(metrics)
@@ -235,13 +242,10 @@ class RecipeTrainer(ResumableTrainer):
         return metrics
 
 
-def training_loss(config: Any, reweighted: bool = False) -> Loss:
-    """The loss in a config (see `store_class_counts`); ``reweighted``: ldam from ``drw_epoch`` on."""
-    counts = ordered_class_counts(config)  # raises if fields are missing
-    check_not_adjusted(config)
-    if reweighted and config.loss != "ldam":
+def reweighted_loss(config: Any) -> Loss:
+    """The loss of ldam from ``drw_epoch`` on."""
+    if config.loss != "ldam":
         raise ValueError(
             f"drw_epoch: deferred re-weighting is for ldam only, and the loss is {config.loss}; leave it out"
         )
-    options = {"class_weights": deferred_weights(counts, progress=1.0)} if reweighted else {}
-    return build_loss(config.loss, counts, config.tau, config.label_smoothing, **options)
+    return config_loss(config, class_weights=deferred_weights(ordered_class_counts(config), progress=1.0))

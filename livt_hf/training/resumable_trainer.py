@@ -21,6 +21,7 @@ from transformers.trainer_utils import IntervalStrategy
 from ..data import TrainingBatches
 from ..files import RUN_FILE, write_text
 from ..optimization import WeightAverage
+from .best_epoch import BestEpoch, load_best
 from .checkpoint import FULL_STATE_DICT, load_optimizer, load_tensors, load_weights, set_schedule
 from .classifier_retraining import fold_scales, load_scales, save_scales
 from .data import EpochLoader
@@ -38,6 +39,7 @@ class ResumableTrainer(BalancedTrainer):
         loss_check: skips updates of non-finite losses.
         step_loss: loss of the current step, summed over its micro-batches so far.
         ema: moving average of the weights, saved and restored with them.
+        best_epoch: keeps the best weights, with which training ends.
         classifier_only: only the classifier is trained; the scales of LWS are saved beside the native model.
         stopped_by: name of the signal that stopped training, if any.
         resumed_from: checkpoint that training resumed from, if any.
@@ -50,6 +52,7 @@ class ResumableTrainer(BalancedTrainer):
     step_loss: Tensor | None = None
     ema: WeightAverage | None
     classifier_only: bool
+    best_epoch: BestEpoch | None
     stopped_by: str | None = None
     resumed_from: Path | None = None
     epoch_loader: EpochLoader | None = None
@@ -121,13 +124,24 @@ class ResumableTrainer(BalancedTrainer):
                 write_text(folder / RUN_FILE, json.dumps(record, indent=2))
 
     def final_model(self) -> PreTrainedModel:
-        """The model to save at the end: `whole_model` with the moving average, if any, and with scales folded in."""
+        """The model to save at the end: `whole_model` with the moving average or the best weights, if any.
+
+        Scales are folded in.
+        """
         model = self.whole_model()
         if self.is_world_process_zero():
             if self.ema is not None:
                 model.load_state_dict(self.ema.weights)
+            if self.best_epoch is not None:
+                load_best(model, self.run.folder)
             fold_scales(model)
         return model
+
+    def averaged_weights(self) -> contextlib.AbstractContextManager[None]:
+        """The model has the weights of the moving average, if there is one, within this context."""
+        if self.ema is None:
+            return contextlib.nullcontext()
+        return self.ema.applied_to(self.accelerator.unwrap_model(self.model))
 
     def whole_model(self) -> PreTrainedModel:
         """The model without wrappers, its weights gathered from FSDP shards.

@@ -22,7 +22,7 @@ from livt_hf.models.compilation import compile_blocks
 from livt_hf.models.configuration_livt import LivtMAEConfig, encoder_sizes
 from livt_hf.optimization import adamw, parameter_groups
 from livt_hf.reporting.provenance import available_cores
-from livt_hf.training.finetuning import build_classifier
+from livt_hf.training.classifier import build_classifier
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 TIMM_SIZES = {"ti": "tiny_patch16_224", "s": "small_patch16_224", "b": "base_patch16_224", "l": "large_patch16_224"}

@@ -102,7 +102,7 @@ def test_it_takes_the_steps_of_a_plain_loop(tmp_path, mae_dir):
     # The classifier is newly initialized: take that of the run, before its first step.
     from accelerate.utils import set_seed
 
-    from livt_hf.training.finetuning import build_classifier
+    from livt_hf.training.classifier import build_classifier
 
     set_seed(args.seed)
     model = build_classifier(args, counts, args.shot_groups())
