@@ -407,7 +407,7 @@ def compute_loss_func(
     and, with ``average_tokens_across_devices``, processes. It then does not divide by the accumulation steps, and
     multiplies by the number of processes, which DDP's mean cancels. Each micro-batch is therefore weighted by its
     fraction of that total: batch 8x1, 4x2 accumulated and 2 processes x 4 give the same gradients, except for losses
-    that depend on the batch as a whole (class weights on hard labels in ce, bal_ce, cb_ce and ldam, lade's regularizer).
+    that depend on the batch as a whole (class weights on hard labels, but for bce and bal_bce; lade's regularizer).
     ``TrainingArguments.label_smoothing_factor`` has no effect; use ``label_smoothing`` here.
     """
     if model is not None and class_counts is not None:

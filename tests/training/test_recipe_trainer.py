@@ -44,7 +44,7 @@ def test_two_processes_have_the_gradients_of_the_whole_batch(tmp_path):
 
 def test_evaluation_reports_groups_and_calibration(tmp_path):
     metrics = balanced_trainer(tmp_path, 8, 1).evaluate()
-    names = ("accuracy", "many", "medium", "few", "ece", "mce")
+    names = ("accuracy", "many", "medium", "few", "macro_accuracy", "ece", "mce")
     assert set(metrics) == {"epoch", *(f"eval_{name}" for name in names)}
     # An untrained classifier ~ 2e-5 predicts almost evenly: confidence 10 %.
     assert metrics["eval_ece"] == pytest.approx(abs(metrics["eval_accuracy"] - 10), abs=0.5)
