@@ -73,6 +73,8 @@ class BalancedTrainer(Trainer):
         if model is not None:
             self._set_loss(model)
         if trainer_arguments.get("compute_metrics") is None:
+            if args.batch_eval_metrics:
+                raise ValueError("batch_eval_metrics: the long-tail metrics need all images; pass compute_metrics")
             trainer_arguments["compute_metrics"] = self.long_tail_metrics
             trainer_arguments.setdefault("preprocess_logits_for_metrics", _only_logits)
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, processing_class, **trainer_arguments)
@@ -150,9 +152,11 @@ class BalancedTrainer(Trainer):
 
     def long_tail_metrics(self, evaluated: EvalPrediction) -> dict[str, float]:
         """The default ``compute_metrics``: accuracies and calibration errors in percent; empty groups are left out."""
-        logits = torch.from_numpy(np.asarray(evaluated.predictions)).float()  # (N, C)
+        outcome: list[Any] = [evaluated.predictions, evaluated.label_ids]
+        if not self.args.eval_do_concat_batches:
+            outcome = [np.concatenate(batches) for batches in outcome]
+        logits, labels = torch.from_numpy(outcome[0]).float(), outcome[1]  # (N, C) and (N,)
         confidences, predictions = (values.numpy() for values in logits.softmax(-1).max(-1))
-        labels = evaluated.label_ids
         accuracy = long_tail_accuracy(labels, predictions, self.class_counts, self.shot_groups)
         values = {name: accuracy[name] for name in ("accuracy", *GROUP_NAMES, "macro_accuracy")}
         values |= calibration_error(labels, predictions, confidences)

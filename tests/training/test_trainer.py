@@ -146,6 +146,15 @@ def test_evaluation_reports_the_long_tail_metrics(tmp_path, digits):
     expected |= calibration_error(labels, predictions, confidences)
     for name in ("accuracy", "many", "medium", "few", "macro_accuracy", "ece", "mce"):
         assert metrics[f"eval_{name}"] == pytest.approx(expected[name], rel=1e-5), name
+    apart = BalancedTrainer(
+        trainer.model,
+        arguments(tmp_path, eval_do_concat_batches=False),
+        train_dataset=data["train"],
+        eval_dataset=data["test"],
+    ).evaluate()
+    assert {name: apart[name] for name in ("eval_few", "eval_ece")} == {
+        name: metrics[name] for name in ("eval_few", "eval_ece")
+    }
     batches = zip(logits.split(64), torch.tensor(labels).split(64), strict=True)
     total = sum(len(y) * build_loss("bal_bce", counts)(x, y).item() for x, y in batches)
     assert metrics["eval_loss"] == pytest.approx(total / len(labels), rel=1e-5)
@@ -405,6 +414,10 @@ def test_counts_that_cannot_match_the_model_are_refused(tmp_path, digits):
     for unlabeled in (TensorDataset(torch.zeros(4, 3)), train.remove_columns("label"), train.to_iterable_dataset()):
         with pytest.raises(ValueError, match=r"class_counts: the training set \(\w+\) has no label column to count"):
             build(named_model(), unlabeled)
+    with pytest.raises(ValueError, match="batch_eval_metrics: the long-tail metrics need all images"):
+        BalancedTrainer(
+            named_model(), arguments(tmp_path, batch_eval_metrics=True), train_dataset=train, eval_dataset=train
+        )
     with pytest.raises(ValueError, match="compute_loss_func: BalancedTrainer computes the loss"):
         build(named_model(), train, compute_loss_func=compute_loss_func("ce", counts))
 
