@@ -1,4 +1,4 @@
-"""Gradients of one step, of `RecipeTrainer` and of a stock Trainer; launched as a script, of two processes."""
+"""Gradients of one step, of our trainers and of a stock one; launched as a script, of two processes."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
 
 from helpers.training import SIZES
-from livt_hf import LivtConfig, ViTForBalancedClassification
+from livt_hf import BalancedTrainer, LivtConfig, ViTForBalancedClassification
 from livt_hf.cli import guarded
 from livt_hf.data import EvalTransform, FinetuneTransform, ImageDataset, Mixup, class_counts, load_long_tailed
 from livt_hf.losses import build_loss, compute_loss_func
@@ -42,8 +42,9 @@ def tiny_vit():
     return ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, num_labels=4, **sizes))
 
 
-def stock_trainer(tmp_path, loss_func, kind, batch_size=8, accumulation=1, model=None):
-    arguments = TrainingArguments(
+def one_sgd_step(tmp_path, batch_size=8, accumulation=1):
+    """Plain SGD with learning rate 1."""
+    return TrainingArguments(
         output_dir=str(tmp_path),
         per_device_train_batch_size=batch_size,
         gradient_accumulation_steps=accumulation,
@@ -58,11 +59,20 @@ def stock_trainer(tmp_path, loss_func, kind, batch_size=8, accumulation=1, model
         report_to="none",
         disable_tqdm=True,
     )
+
+
+def stock_trainer(tmp_path, loss_func, kind, batch_size=8, accumulation=1, model=None):
+    arguments = one_sgd_step(tmp_path, batch_size, accumulation)
     return Trainer(model or tiny_vit(), arguments, train_dataset=EightImages(kind), compute_loss_func=loss_func)
 
 
+def drop_in_trainer(tmp_path, kind, batch_size=8, accumulation=1):
+    arguments = one_sgd_step(tmp_path, batch_size, accumulation)
+    return BalancedTrainer(tiny_vit(), arguments, train_dataset=EightImages(kind), class_counts=COUNTS)
+
+
 def gradients_of_a_step(trainer):
-    """One step of plain SGD with learning rate 1: what the weights lose is the gradient."""
+    """What the weights lose in `one_sgd_step` is the gradient."""
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     trainer.train()
     return {name: before[name] - p.detach() for name, p in trainer.model.named_parameters()}
@@ -128,13 +138,14 @@ def balanced_gradients(tmp_path: Path, batch_size: int, accumulation: int) -> di
 
 
 def save_gradients(argv: list[str]) -> int:
-    """Of one step in two processes, with `RecipeTrainer` and with a stock Trainer; the first process saves them."""
+    """Of one step in two processes, with each trainer; the first process saves them."""
     folder = Path(argv[0])
     found = {"balanced": balanced_gradients(folder / "balanced", 4, 1)}
     for kind in KINDS:
         trainer = stock_trainer(folder / kind, compute_loss_func("bal_bce", COUNTS), kind, 4)
         assert trainer.accelerator.num_processes == 2
         found[kind] = gradients_of_a_step(trainer)
+        found[f"drop_in_{kind}"] = gradients_of_a_step(drop_in_trainer(folder / f"drop_in_{kind}", kind, 4))
     if trainer.accelerator.is_main_process:
         for name, tensors in found.items():
             save_file(tensors, folder / f"{name}.safetensors")

@@ -30,10 +30,12 @@ def test_accumulated_micro_batches_have_the_gradients_of_the_whole_batch(tmp_pat
 
 
 def test_two_processes_have_the_gradients_of_the_whole_batch(tmp_path):
-    """8 x 1 = 2 processes x 4: `RecipeTrainer` with mixup, and a stock Trainer with hard and with soft labels."""
+    """8 x 1 = 2 processes x 4: `RecipeTrainer` with mixup; `BalancedTrainer` and a stock Trainer, hard and soft labels."""
     launch_two(HELPERS / "gradients.py", str(tmp_path))
     expected = {"balanced": balanced_gradients(tmp_path / "one", 8, 1)}
-    expected |= {kind: gradients_of_the_batch("bal_bce", kind) for kind in KINDS}
+    expected |= {
+        f"{trainer}{kind}": gradients_of_the_batch("bal_bce", kind) for kind in KINDS for trainer in ("", "drop_in_")
+    }
     for run, whole in expected.items():
         found = load_file(tmp_path / f"{run}.safetensors")
         assert set(found) == set(whole)
