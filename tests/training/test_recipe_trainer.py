@@ -30,7 +30,7 @@ def test_accumulated_micro_batches_have_the_gradients_of_the_whole_batch(tmp_pat
 
 
 def test_two_processes_have_the_gradients_of_the_whole_batch(tmp_path):
-    """8 x 1 = 2 processes x 4: `RecipeTrainer` with mixup; `BalancedTrainer` and a stock Trainer, hard and soft labels."""
+    """8 x 1 = 2 processes x 4: `RecipeTrainer` with mixup; `BalancedTrainer` and a stock Trainer, both label kinds."""
     launch_two(HELPERS / "gradients.py", str(tmp_path))
     expected = {"balanced": balanced_gradients(tmp_path / "one", 8, 1)}
     expected |= {
