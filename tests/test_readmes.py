@@ -19,6 +19,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from datasets import Array3D, ClassLabel, Dataset, Features
 from transformers import AutoConfig, TrainingArguments
 
 from helpers.hub_server import Hub, redirect_client, serve
@@ -89,7 +90,9 @@ def test_every_fence_runs_or_says_why_not(document, workspace, hub, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     size = AutoConfig.from_pretrained("mae").image_size
     names = {"pixel_values": torch.rand(3, 3, size, size), "labels": torch.arange(3)}
-    names["train_dataset"] = [{"pixel_values": torch.rand(3, 8, 8), "labels": label % 2} for label in range(8)]
+    rows = {"pixel_values": torch.rand(8, 3, 8, 8).tolist(), "label": [0, 1] * 4}
+    features = Features({"pixel_values": Array3D((3, 8, 8), "float32"), "label": ClassLabel(names=["cat", "lynx"])})
+    names["train_dataset"] = names["eval_dataset"] = Dataset.from_dict(rows, features).with_format("torch")
     prepared = {"mae", "classifier"}
     for fence in fences(document):
         assert fence.language in RUN | SHOWN, f"{fence}: name its language"
