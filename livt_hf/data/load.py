@@ -25,7 +25,8 @@ from .sources.benchmarks import (
 from .sources.hub import HUB_ID, find_arrow, is_arrow_folder, load_arrow_files, load_arrow_folder, load_hub
 from .sources.image_folder import load_image_folder
 from .sources.lists import load_lists
-from .sources.parquet import find_parquet, load_parquet_folder
+from .sources.parquet import find_parquet, find_unnamed_parquet, load_parquet_folder
+from .sources.tables import TABLE_SUFFIXES
 
 
 def load_long_tailed(
@@ -50,8 +51,10 @@ def load_long_tailed(
             - "cifar10-bal", "cifar100-bal": the size of the long-tailed set, with equally many images per class;
             - "imagenet-lt", "places-lt", "inat18": images in ``data_dir``, with the official lists there or as given;
             - "imagenet-bal": 160 images per class from ImageNet's ``data_dir/train`` (and ``data_dir/val``);
-            - a folder of images (``train/CLASS/*.jpg`` or ``CLASS/*.jpg``) or of Parquet or Arrow files;
-            - a CSV file of ``path,label``, used as the training list;
+            - a folder of images (``train/CLASS/*.jpg``, ``CLASS/*.jpg`` or with metadata.csv) or of Parquet or Arrow
+              files;
+            - a table of ``path,label`` (.csv, .tsv, .txt, .jsonl): the training list, or all splits if it has a column
+              "split"; or a Parquet file with images;
             - the id of a dataset on the Hub.
         imbalance_factor: cut the training split to this ratio of the largest to the smallest class
             (`long_tailed_indices`). None keeps all images, except for digits (50) and the CIFAR sets (100). For the
@@ -60,7 +63,7 @@ def load_long_tailed(
         seed: selects which images the tail keeps.
         data_dir: folder of the images of a benchmark or of list files.
         image_column, label_column: columns to use, if types and names leave a choice.
-        train_list, val_list, test_list: files with lines ``path label`` (or CSV), paths relative to ``data_dir``.
+        train_list, val_list, test_list: files with lines ``path label``, or tables; paths relative to ``data_dir``.
 
     Returns:
         Splits "train" and, where available, "validation" and "test", with the columns "image" (encoded, not decoded)
@@ -104,9 +107,9 @@ def load_folder(folder: Path, image_column: str | None = None, label_column: str
         return load_arrow_folder(folder, image_column, label_column)
     if arrow := find_arrow(folder):
         return load_arrow_files(arrow, folder, image_column, label_column)
-    if parquet := find_parquet(folder):
+    if parquet := find_parquet(folder) or find_unnamed_parquet(folder):
         return load_parquet_folder(parquet, image_column, label_column)
-    return load_image_folder(folder)
+    return load_image_folder(folder, None, image_column, label_column)
 
 
 @dataclass(frozen=True)
@@ -124,9 +127,11 @@ class _Request:
 def _load_own(request: _Request) -> DatasetDict:
     """The user's own images: lists, a folder, or a dataset on the Hub."""
     name, folder = request.name, Path(request.name).expanduser()
-    if request.lists or name.endswith(".csv"):
+    if request.lists or (folder.suffix.lower() in TABLE_SUFFIXES and not folder.is_dir()):
         return _load_own_lists(request)
     _check_no_data_dir(request)
+    if folder.suffix.lower() == ".parquet" and folder.is_file():
+        return load_parquet_folder({"train": [folder]}, request.image_column, request.label_column)
     if folder.is_dir():
         return load_folder(folder, request.image_column, request.label_column)
     if HUB_ID.fullmatch(name) and not name.startswith("."):
@@ -136,7 +141,7 @@ def _load_own(request: _Request) -> DatasetDict:
 
 def _load_own_lists(request: _Request) -> DatasetDict:
     source, root, lists = Path(request.name).expanduser(), request.data_dir, dict(request.lists)
-    if request.name.endswith(".csv"):
+    if source.suffix.lower() in TABLE_SUFFIXES and not source.is_dir():
         lists.setdefault("train", source)
         root = root or source.parent
     elif root is None:
@@ -234,7 +239,7 @@ def _check_no_data_dir(request: _Request) -> None:
 
 def _unknown_source(name: str) -> ValueError:
     if Path(name).expanduser().exists():
-        return ValueError(f"dataset: {name!r} is a file; name the folder of the images, or a .csv list")
+        return ValueError(f"dataset: {name!r} is a file; name the folder of the images, or a table (.csv, .tsv)")
     near = did_you_mean(name, list(BENCHMARKS))
     hint = near or f" give an existing folder, a Hub id or one of: {', '.join(BENCHMARKS)}"
     return ValueError(f"dataset: {name!r} is neither an existing folder nor a known name;{hint}")

@@ -24,12 +24,13 @@ from datasets.fingerprint import Hasher
 from huggingface_hub import HfApi
 
 from ..class_names import check_same_names
+from .columns import choose_columns
 from .dataset import check_bad_image_limit, log_bad_image, preserved_generators, sample_seed, seed_generators
 from .decoding import decode_image
 from .loader import ImageLoader, TrainingBatches, collate, ignore_stop_signals, limit_workers
 from .sources.hub import HUB_ID
 from .sources.parquet import find_parquet
-from .table import SPLIT_NAMES, choose_columns
+from .table import SPLIT_NAMES
 
 COUNTS_FOLDER = Path(datasets.config.HF_CACHE_HOME) / "livt_hf" / "class_counts"
 

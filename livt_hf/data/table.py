@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetInfo, Features, Image
 from datasets.fingerprint import Hasher
 
 IMAGE_TYPE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "val", "valid", "dev"), "test": ("test",)}  # accepted
+# The names that the Hub accepts, the preferred one first.
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+
+
+def split_of(name: str) -> str | None:
+    """The split that a folder, a file or a split of the Hub with this name is, in any case; None if it is none."""
+    return next((split for split, names in SPLIT_NAMES.items() if name.lower() in names), None)
 
 
 def no_training_split(where: object, expected: str, found: Iterable[str]) -> ValueError:
@@ -36,78 +44,11 @@ def image_column(*, paths: Sequence[str] | None = None, contents: Sequence[bytes
     """Struct array of images given by their paths (which stay on disk) or by their encoded bytes."""
     length = len(paths if paths is not None else contents)  # type: ignore[arg-type]
     bytes_array = pa.nulls(length, pa.binary()) if contents is None else pa.array(contents, pa.binary())
-    path_array = pa.nulls(length, pa.string()) if paths is None else pa.array(paths, pa.string())
+    try:
+        path_array = pa.nulls(length, pa.string()) if paths is None else pa.array(paths, pa.string())
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{error.object!r}: this file name is not valid UTF-8; rename the file") from None
     return pa.StructArray.from_arrays([bytes_array, path_array], fields=list(IMAGE_TYPE))
-
-
-def choose_columns(
-    features: Features, image_column: str | None, label_column: str | None, where: object
-) -> tuple[str, str]:
-    """Names of the image and the label column: as given, else the only one of its type, else "image" and "label"."""
-    return (
-        _choose(image_column, "image_column", features, Image, where),
-        _choose(label_column, "label_column", features, ClassLabel, where),
-    )
-
-
-def _choose(column: str | None, option: str, features: Features, kind: type, where: object) -> str:
-    if column is not None:
-        if column not in features:
-            raise ValueError(f"{option}: {where} has no column {column!r}; name one of {', '.join(features)}")
-        return column
-    candidates = [name for name, feature in features.items() if isinstance(feature, kind)]
-    default = option.removesuffix("_column")
-    if len(candidates) == 1:
-        return candidates[0]
-    if default in features:
-        return default
-    raise ValueError(f"{option}: cannot be inferred for {where}; name one of {', '.join(candidates or features)}")
-
-
-def class_names(feature: object, labels: pa.ChunkedArray) -> list[str]:
-    """The names of a ClassLabel; "0", "1", ... for integers; otherwise the sorted values as Arrow prints them."""
-    if isinstance(feature, ClassLabel):
-        return feature.names
-    if pa.types.is_integer(labels.type):
-        return [str(label) for label in range(pc.max(labels).as_py() + 1)]
-    values = pc.unique(labels).drop_null()
-    if pa.types.is_floating(values.type):
-        values = values.filter(pc.invert(pc.is_nan(values)))  # NaN is a missing label in pandas
-    return sorted(values.cast(pa.string()).to_pylist())  # as in `checked_labels`: "true"
-
-
-def with_class_names(labels: pa.ChunkedArray, feature: object, names: list[str]) -> pa.ChunkedArray:
-    """Labels of a split, as strings if it numbers its classes differently from the training split (``names``)."""
-    if not isinstance(feature, ClassLabel) or feature.names == names:
-        return labels
-    known = pc.and_(pc.greater_equal(labels, 0), pc.less(labels, len(feature.names)))
-    return pa.chunked_array([pa.array(feature.names).take(pc.if_else(known, labels, None).combine_chunks())])
-
-
-def is_unlabeled(labels: pa.ChunkedArray, split: str, where: object) -> bool:
-    """Whether a validation or test split has no labels at all (missing, or -1 as on the Hub), with a warning."""
-    numbers = pc.fill_null(labels, -1) if pa.types.is_integer(labels.type) else None
-    empty = labels.null_count == len(labels) if numbers is None else bool(pc.all(pc.equal(numbers, -1)).as_py())
-    if split == "train" or not len(labels) or not empty:
-        return False
-    warnings.warn(f"{where}: the {split} split has no labels and is ignored", stacklevel=2)
-    return True
-
-
-def checked_labels(labels: pa.ChunkedArray, names: list[str], split: str, where: object) -> np.ndarray:
-    """Labels as (N,) int64. ValueError names the first row whose label is missing or out of range."""
-    if pa.types.is_integer(labels.type):
-        numbers = pc.fill_null(labels, -1).to_numpy()
-    else:
-        numbers = pc.fill_null(pc.index_in(labels.cast(pa.string()), pa.array(names)), -1).to_numpy()
-    wrong = np.flatnonzero((numbers < 0) | (numbers >= len(names)))
-    if len(wrong):
-        row = int(wrong[0])
-        raise ValueError(
-            f"{where}: label {labels[row].as_py()!r} of {split} row {row} is not one of the {len(names)} classes "
-            f"(0 to {len(names) - 1}; {len(wrong)} such rows); correct or remove them"
-        )
-    return numbers.astype(np.int64, copy=False)
 
 
 def image_structs(images: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -22,7 +22,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..data import decode_image
-from ..data.sources.image_folder import IMAGE_EXTENSIONS
+from ..data.sources.walk import describe_content, image_paths
 from ..models.loading import load_classifier
 from .predictions import choose_device
 
@@ -108,10 +108,11 @@ def find_images(sources: Sequence[str]) -> list[str]:
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            found = [str(file) for file in sorted(path.rglob("*")) if file.suffix.lower() in IMAGE_EXTENSIONS]
+            found = image_paths(source)
             if not found:
                 raise ValueError(
-                    f"images: the folder {source!r} contains no image files; give another folder or a pattern"
+                    f"images: the folder {source!r} contains no image files ({describe_content(path)}); give another "
+                    "folder or a pattern"
                 )
         elif not path.exists() and glob.has_magic(source):
             found = sorted(match for match in glob.glob(source, recursive=True) if Path(match).is_file())

@@ -158,7 +158,7 @@ def test_labels_without_class_names(tmp_path, feature, labels, counts):
     ("load", "message"),
     [
         (load_stream, "has rows without a label"),
-        (load_long_tailed, "label nan of train row 2 is not one of the 2 classes"),
+        (load_long_tailed, "label None of train row 2 is not one of the 2 classes"),
     ],
 )
 def test_nan_is_a_missing_label_not_a_class(tmp_path, load, message):

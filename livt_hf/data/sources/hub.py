@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import datasets
+import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, Image
 
-from ..table import (
-    SPLIT_NAMES,
-    checked_labels,
-    choose_columns,
-    class_names,
-    is_unlabeled,
-    no_training_split,
-    with_class_names,
-)
+from ..columns import MAX_BYTES_SCANNED, choose_columns, log_label_choice, other_labels
+from ..labels import number_labels
+from ..table import SPLIT_NAMES, no_training_split, split_of
+from .walk import files_in
+
+AnyRows = TypeVar("AnyRows")
+
+logger = logging.getLogger(__name__)
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -51,12 +55,12 @@ def load_arrow_folder(folder: Path, image_column: str | None = None, label_colum
 
 def find_arrow(folder: Path) -> dict[str, list[Path]]:
     """``{split: files in order}`` of Arrow files with the split in their names, as in the cache of `datasets`."""
-    splits = {}
-    for split, names in SPLIT_NAMES.items():
-        pattern = re.compile(rf"(.*[-_])?({'|'.join(names)})([-_.].*)?\.arrow")
-        if files := sorted(file for file in folder.glob("*.arrow") if pattern.fullmatch(file.name)):
-            splits[split] = files
-    return splits
+    found: dict[str, list[Path]] = {}
+    for file in files_in(folder):
+        named = [split for word in re.split(r"[-_.]", file.stem) if (split := split_of(word))]
+        if file.suffix.lower() == ".arrow" and named:
+            found.setdefault(named[-1], []).append(file)
+    return {split: found[split] for split in SPLIT_NAMES if split in found}
 
 
 def load_arrow_files(
@@ -77,22 +81,48 @@ def as_image_splits(
     loaded: DatasetDict, where: object, image_column: str | None, label_column: str | None
 ) -> DatasetDict:
     """Keep "train", "validation" and "test" with the columns "image" (left encoded) and "label"."""
-    splits = {split: loaded[name] for split, names in SPLIT_NAMES.items() for name in names if name in loaded}
-    if "train" not in splits:
-        raise no_training_split(where, "train split", loaded)
+    splits = named_splits(loaded, where)
     features = splits["train"].features
-    image_column, label_column = choose_columns(features, image_column, label_column, where)
-    names: list[str] = []
-    result = {}
-    for split, rows in splits.items():
-        labels = rows.select_columns(label_column).with_format("arrow")[:].column(label_column)
-        if is_unlabeled(labels, split, where):
-            continue
-        names = names or class_names(features[label_column], labels)
-        labels = with_class_names(labels, rows.features[label_column], names)
-        numbers = checked_labels(labels, names, split, where)
-        result[split] = _image_and_label(rows, image_column, label_column, names, numbers)
-    return DatasetDict(result)
+    image_column, chosen = choose_columns(features, image_column, label_column, where)
+    stored = {split: (_column(rows, chosen), rows.features[chosen]) for split, rows in splits.items()}
+    names, numbers = number_labels(stored, chosen, where)
+    if label_column is None:
+        read = functools.partial(_small_column, splits["train"])
+        log_label_choice(chosen, len(names), other_labels(features, chosen, len(numbers["train"]), read))
+    return DatasetDict(
+        {
+            split: _image_and_label(splits[split], image_column, chosen, names, labels)
+            for split, labels in numbers.items()
+        }
+    )
+
+
+def named_splits(loaded: Mapping[str, AnyRows], where: object) -> dict[str, AnyRows]:
+    """The training, validation and test split of a dataset; others are named in the log.
+
+    Raises:
+        ValueError: there is no training split.
+    """
+    ranked = sorted(loaded, key=_rank)  # of two names of a split, the usual one
+    names = {split: name for name in reversed(ranked) if (split := split_of(name))}
+    if "train" not in names:
+        raise no_training_split(where, "train split", loaded)
+    if unused := [name for name in loaded if name not in names.values()]:
+        logger.info(f"{where}: not used: {', '.join(f'split {name}' for name in unused)}")
+    return {split: loaded[names[split]] for split in SPLIT_NAMES if split in names}
+
+
+def _rank(name: str) -> int:
+    return next((names.index(name.lower()) for names in SPLIT_NAMES.values() if name.lower() in names), 0)
+
+
+def _column(rows: Dataset, column: str) -> pa.ChunkedArray:
+    return rows.select_columns(column).with_format("arrow")[:].column(column)
+
+
+def _small_column(rows: Dataset, column: str) -> pa.ChunkedArray | None:
+    """A column of all rows, if it is small."""
+    return _column(rows, column) if rows.data.column(column).nbytes <= MAX_BYTES_SCANNED else None
 
 
 def _image_and_label(rows: Dataset, image_column: str, label_column: str, names: list[str], numbers) -> Dataset:

@@ -1,12 +1,14 @@
 """A folder of images, one subfolder per class: ``train/CLASS/*.jpg`` with optional validation and test, or
-``CLASS/*.jpg``, which is all training data. Nothing is copied or cached: rows contain paths.
+``CLASS/*.jpg``, which is all training data; or with metadata files (`metadata`). Nothing is copied or cached: rows
+contain paths.
 
-Class names are sorted as strings, as torchvision's ImageFolder does ("10" comes before "2").
+A folder is a split if it has the name of one and contains class folders or a metadata file; otherwise it is a class,
+such as a class of trains. Class names are sorted as strings, as torchvision's ImageFolder does ("10" comes before "2").
 """
 
 from __future__ import annotations
 
-import os
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,39 +16,47 @@ from datasets import Dataset, DatasetDict
 
 from ...class_names import abbreviate
 from ..long_tail import class_counts
-from ..table import SPLIT_NAMES, image_column, image_dataset, no_training_split
+from ..table import SPLIT_NAMES, image_column, image_dataset, no_training_split, split_of
+from .metadata import find_metadata, load_metadata
+from .tables import TABLE_SUFFIXES, no_labels
+from .walk import count, describe_content, files_in, has_images, image_paths, is_image, subfolders
 
-IMAGE_EXTENSIONS = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".jp2", ".avif", ".tga")
-    + (".ppm", ".pgm", ".pbm", ".pnm")
-)
+logger = logging.getLogger(__name__)
 
 
-def load_image_folder(folder: Path, rename: Callable[[list[str]], list[str]] | None = None) -> DatasetDict:
-    """Read the class folders of ``folder``.
+def load_image_folder(
+    folder: Path,
+    rename: Callable[[list[str]], list[str]] | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> DatasetDict:
+    """Read the class folders of ``folder``, or its metadata files.
 
     Args:
         rename: maps folder names to class names; None uses the folder names.
+        image_column, label_column: of metadata files.
 
     Raises:
         ValueError: no images, no training split, or a class without training images.
     """
-    split_folders = {
-        split: folder / name for split, names in SPLIT_NAMES.items() for name in names if (folder / name).is_dir()
-    }
-    if "train" not in split_folders:
-        for other in split_folders.values():
-            if class_folders(other):
-                raise no_training_split(folder, "train/", [f"{other.name}/"])
+    split_folders = find_split_folders(folder)
+    places = {"": folder} | split_folders
+    metadata = {place: file for place, where in places.items() if (file := find_metadata(where))}
+    if metadata and (splits := load_metadata(folder, split_folders, metadata, image_column, label_column)):
+        return splits
+    if not split_folders:
         split_folders = {"train": folder}
+    elif "train" not in split_folders:
+        if train := [place for place in subfolders(folder) if split_of(place.name) == "train"]:
+            raise no_classes(folder, train[0])
+        raise no_training_split(folder, "train/", [f"{other.name}/" for other in split_folders.values()])
     names = class_folders(split_folders["train"])
-    if not names:
-        raise ValueError(
-            f"{folder}: no images found; expected {folder}/train/CLASS/*.jpg (with optional validation/ and test/) or "
-            f"{folder}/CLASS/*.jpg"
-        )
+    if not any(has_images(split_folders["train"] / name) for name in names) or _is_unlabeled_split(folder, names):
+        if metadata:
+            raise no_labels(next(iter(metadata.values())))
+        raise no_classes(folder, split_folders["train"])
     class_names = rename(names) if rename else names
-    splits = {"train": _load_split(split_folders["train"], names, class_names)}
+    splits = DatasetDict({"train": _load_split(split_folders["train"], names, class_names)})
     for split in ("validation", "test"):
         if split in split_folders:
             unknown = sorted(set(class_folders(split_folders[split])) - set(names))
@@ -61,12 +71,44 @@ def load_image_folder(folder: Path, rename: Callable[[list[str]], list[str]] | N
             f"{split_folders['train']}: class folders without images: {abbreviate(empty)}; add images or remove the "
             "folders"
         )
-    return DatasetDict(splits)
+    _warn_of_images_left_out(folder, split_folders)
+    return splits
+
+
+def find_split_folders(folder: Path) -> dict[str, Path]:
+    """The subfolders that are splits, by their names and by what is in them.
+
+    Raises:
+        ValueError: two folders are the same split.
+    """
+    found: dict[str, Path] = {}
+    for place in subfolders(folder):
+        if (split := split_of(place.name)) and _is_split(place):
+            if split in found:
+                raise ValueError(
+                    f"{folder}: {found[split].name}/ and {place.name}/ are both a {split} split; join them, or move "
+                    "one of them elsewhere"
+                )
+            found[split] = place
+    return {split: found[split] for split in SPLIT_NAMES if split in found}
+
+
+def _is_split(folder: Path) -> bool:
+    return find_metadata(folder) is not None or any(has_images(place) for place in subfolders(folder))
+
+
+def _is_unlabeled_split(folder: Path, names: list[str]) -> bool:
+    """Whether all there is are images in one folder named as a split. Several of that kind are classes."""
+    if not all(split_of(name) for name in names) or find_split_folders(folder):
+        return False
+    if len(names) > 1:
+        logger.warning(f"{folder}: {'/, '.join(names)}/ contain images and no class folders: they are read as classes")
+    return len(names) == 1
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Names of the subfolders, sorted as strings; hidden ones are ignored."""
-    return [entry.name for entry in _visible_entries(folder) if entry.is_dir()]
+    """Names of the subfolders, sorted as strings."""
+    return [place.name for place in subfolders(folder)]
 
 
 def _load_split(folder: Path, names: list[str], class_names: list[str]) -> Dataset:
@@ -79,20 +121,34 @@ def _load_split(folder: Path, names: list[str], class_names: list[str]) -> Datas
     return image_dataset(image_column(paths=paths), labels, class_names, identity=(str(folder), "\n".join(paths)))
 
 
-def image_paths(folder: str | Path) -> list[str]:
-    """Sorted paths of all images in ``folder`` and its subfolders. Includes dangling links, which fail when read."""
-    paths = []
-    for entry in _visible_entries(folder):
-        if entry.is_dir():
-            paths += image_paths(entry.path)
-        elif os.path.splitext(entry.name)[1].lower() in IMAGE_EXTENSIONS:
-            paths.append(entry.path)
-    return paths
+def no_classes(folder: Path, train: Path) -> ValueError:
+    """The error for a folder without class folders: what was found there, and what is missing."""
+    found = describe_content(folder)
+    expected = f"{train}/CLASS/*.jpg" if train != folder else f"{folder}/train/CLASS/*.jpg or {folder}/CLASS/*.jpg"
+    tables = [file.name for file in files_in(folder) if file.suffix.lower() in TABLE_SUFFIXES]
+    hint = f", or give a table of paths and labels as the dataset: {abbreviate(tables, 3)}" if tables else ""
+    if found[0].isdigit():
+        return ValueError(
+            f"dataset: {str(folder)!r} has {found}, but nothing says which class they are; put them into one folder "
+            f"per class ({expected}), or add a metadata.csv with the columns file_name and label{hint}"
+        )
+    return ValueError(f"dataset: no images found in {str(folder)!r} ({found}); expected {expected}{hint}")
 
 
-def _visible_entries(folder: str | Path) -> list[os.DirEntry]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
-    except PermissionError as error:
-        raise ValueError(f"{folder}: no permission to read this folder") from error
+def _warn_of_images_left_out(folder: Path, split_folders: dict[str, Path]) -> None:
+    """Images beside the splits, and beside the class folders of a split."""
+    for place in split_folders.values():
+        if loose := sum(is_image(file) for file in files_in(place)):
+            logger.warning(f"{place}: left out, {count(loose, 'image')} outside the class folders")
+    if split_folders["train"] == folder:
+        classes = subfolders(folder)
+        if len(classes) == 1 and any(has_images(place) for place in subfolders(classes[0])):
+            logger.warning(
+                f"{folder}: {classes[0].name}/ is the only class; if the folders in it are the classes or splits, name "
+                f"{classes[0]} as the dataset"
+            )
+        return
+    for place in subfolders(folder):
+        if place not in split_folders.values() and (images := image_paths(place)):
+            reason = "no class folders" if split_of(place.name) else "not a split"
+            logger.warning(f"{place}: left out, {reason}: {count(len(images), 'image')}")

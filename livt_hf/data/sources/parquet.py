@@ -1,5 +1,6 @@
-"""A folder of Parquet files in the Hugging Face layout: ``train-*.parquet``, ``validation-*``, ``test-*``, in the
-folder itself, in ``data/`` or in the only subfolder that contains any. Only the two columns needed are read.
+"""A folder of Parquet files in the Hugging Face layout: ``train-*.parquet``, ``validation-*``, ``test-*`` or
+``train/*.parquet``, in the folder itself, in ``data/`` or in the only subfolder that contains any. Files without the
+name of a split are training data. Only the two columns needed are read.
 
 Splits with up to 1 GiB of images are read into memory. Larger ones stay on disk: a row's path is then
 ``FILE.parquet#COLUMN/ROW``, and its row group is read when the image is used (`decoding`). Small row groups make that
@@ -8,26 +9,21 @@ fast: `livt dataset prepare` writes groups of 8 images.
 
 from __future__ import annotations
 
+import functools
 import re
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import DatasetDict, Features
+from datasets import Dataset, DatasetDict, Features
 
-from ..table import (
-    SPLIT_NAMES,
-    checked_labels,
-    choose_columns,
-    class_names,
-    image_dataset,
-    image_structs,
-    is_unlabeled,
-    no_training_split,
-    with_class_names,
-)
+from ..columns import MAX_BYTES_SCANNED, choose_columns, log_label_choice, other_labels
+from ..labels import number_labels
+from ..table import SPLIT_NAMES, image_dataset, image_structs, no_training_split, split_of
 from ..table import image_column as path_column
+from .walk import files_in, has_images, is_image, subfolders
 
 MAX_BYTES_IN_MEMORY = 2**30
 SLOW_ROW_GROUP = 2**25  # 32 MiB: reading one image means reading its group
@@ -36,21 +32,39 @@ SLOW_ROW_GROUP = 2**25  # 32 MiB: reading one image means reading its group
 def find_parquet(folder: Path) -> dict[str, list[Path]]:
     """``{split: files in order}``; empty if the folder has no Parquet files in this layout."""
     for place in (folder, folder / "data"):
-        if splits := _splits_in(place):
+        if place.is_dir() and (splits := _splits_in(place)):
             return splits
-    nested = [splits for place in sorted(folder.iterdir()) if place.is_dir() and (splits := _splits_in(place))]
+    nested = [splits for place in subfolders(folder) if not split_of(place.name) and (splits := _splits_in(place))]
     return nested[0] if len(nested) == 1 else {}
 
 
+def find_unnamed_parquet(folder: Path) -> dict[str, list[Path]]:
+    """All Parquet files of a folder as the training split; none if they accompany images."""
+    files = [file for place in (folder, folder / "data") if place.is_dir() for file in _parquet_in(place)]
+    return {"train": files} if files and not has_images(folder) else {}
+
+
 def _splits_in(folder: Path) -> dict[str, list[Path]]:
-    splits = {}
-    for split, names in SPLIT_NAMES.items():
-        files = [
-            file for name in names for pattern in (f"{name}-*", name) for file in folder.glob(f"{pattern}.parquet")
-        ]
-        if files:
-            splits[split] = sorted(files)
-    return splits
+    """Files named as on the Hub; if there are none, files and then folders named freely after a split."""
+    files = _parquet_in(folder)
+    for separators in ("-", "[-_.]"):
+        if found := _by_split([(re.split(separators, file.stem)[0], [file]) for file in files]):
+            return found
+    return _by_split([(place.name, _parquet_in(place)) for place in subfolders(folder) if split_of(place.name)])
+
+
+def _by_split(named: list[tuple[str, list[Path]]]) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for name, files in named:
+        if files and (split := split_of(name)):
+            found.setdefault(split, []).extend(files)
+    return {split: found[split] for split in SPLIT_NAMES if split in found}
+
+
+def _parquet_in(folder: Path) -> list[Path]:
+    """Files that hold images: not a metadata.parquet or another table beside image files."""
+    files = [file for file in files_in(folder) if file.suffix.lower() == ".parquet" and file.stem != "metadata"]
+    return files if files and not any(is_image(file) for file in files_in(folder)) else []
 
 
 def load_parquet_folder(
@@ -60,24 +74,48 @@ def load_parquet_folder(
     if "train" not in splits:
         first = next(iter(splits.values()))[0]
         raise no_training_split(first.parent, "train-*.parquet", [first.name])
-    features = Features.from_arrow_schema(_open(splits["train"][0]).schema_arrow)
-    image_column, label_column = choose_columns(features, image_column, label_column, splits["train"][0])
-
-    names: list[str] = []
-    datasets = {}
-    for split, files in splits.items():
+    where = splits["train"][0]
+    features = features_of(where)
+    image_column, chosen = choose_columns(features, image_column, label_column, where)
+    for files in splits.values():
         _check_complete(files)
-        labels = _read(files, label_column)
-        if is_unlabeled(labels, split, files[0].parent):
-            continue
-        names = names or class_names(features[label_column], labels)
-        own = Features.from_arrow_schema(_open(files[0]).schema_arrow)[label_column]
-        labels = with_class_names(labels, own, names)
-        in_files = sum(_image_bytes(_open(file), image_column) for file in files) > MAX_BYTES_IN_MEMORY
-        images = _references(files, image_column) if in_files else image_structs(_read(files, image_column))
-        identity = [(str(file), file.stat().st_mtime_ns, file.stat().st_size, label_column) for file in files]
-        datasets[split] = image_dataset(images, checked_labels(labels, names, split, files[0].parent), names, identity)
-    return DatasetDict(datasets)
+    stored = {split: read_labels(files, chosen) for split, files in splits.items()}
+    names, numbers = number_labels(stored, chosen, where.parent)
+    if label_column is None:
+        read = functools.partial(_read_small, splits["train"])
+        log_label_choice(chosen, len(names), other_labels(features, chosen, len(numbers["train"]), read))
+    return DatasetDict(
+        {
+            split: images_in_files(splits[split], image_column, labels, names, chosen)
+            for split, labels in numbers.items()
+        }
+    )
+
+
+def images_in_files(
+    files: list[Path], image_column: str, labels: np.ndarray, names: list[str], label_column: str
+) -> Dataset:
+    """The images of a split's files with their labels (N,), in memory or, if they are large, as references."""
+    in_files = sum(_column_bytes(_open(file), image_column) for file in files) > MAX_BYTES_IN_MEMORY
+    images = _references(files, image_column) if in_files else image_structs(_read(files, image_column))
+    identity = [(str(file), file.stat().st_mtime_ns, file.stat().st_size, label_column) for file in files]
+    return image_dataset(images, labels, names, identity)
+
+
+def features_of(file: Path) -> Features:
+    """The columns of a file and their types."""
+    return Features.from_arrow_schema(_open(file).schema_arrow)
+
+
+def read_labels(files: list[Path], column: str) -> tuple[pa.ChunkedArray, object]:
+    """The labels as stored, and their feature."""
+    return _read(files, column), features_of(files[0])[column]
+
+
+def _read_small(files: list[Path], column: str) -> pa.ChunkedArray | None:
+    """A column of all files, if it is small."""
+    size = sum(_column_bytes(_open(file), column) for file in files)
+    return _read(files, column) if size <= MAX_BYTES_SCANNED else None
 
 
 def _check_complete(files: list[Path]) -> None:
@@ -113,7 +151,7 @@ def _read(files: list[Path], column: str) -> pa.ChunkedArray:
         raise ValueError(f"{files[0].parent}: the files of one split differ in column {column!r} ({error})") from error
 
 
-def _image_bytes(parquet: pq.ParquetFile, column: str) -> int:
+def _column_bytes(parquet: pq.ParquetFile, column: str) -> int:
     return sum(_group_bytes(parquet, group, column) for group in range(parquet.num_row_groups))
 
 

@@ -47,7 +47,7 @@ def test_a_dangling_link_is_left_to_the_reader(tmp_path):
 
 
 def test_bad_image_folders_are_named(tmp_path):
-    with pytest.raises(ValueError, match="no images found; expected .*/train/CLASS/"):
+    with pytest.raises(ValueError, match=r"no images found in .* \(no files\); expected .*/train/CLASS/"):
         load_long_tailed(tmp_path)
     write_image(tmp_path / "train" / "a" / "1.png")
     (tmp_path / "train" / "b").mkdir()
@@ -62,4 +62,75 @@ def test_bad_image_folders_are_named(tmp_path):
 def test_a_folder_without_training_split_is_an_error(tmp_path):
     write_image(tmp_path / "val" / "a" / "1.png")
     with pytest.raises(ValueError, match="no train/ beside val/; a training split is needed"):
+        load_long_tailed(tmp_path)
+
+
+def counts_of(folder):
+    return {split: class_counts(rows) for split, rows in load_long_tailed(folder).items()}
+
+
+def write_images(folder, *names):
+    for name in names:
+        write_image(folder / name)
+
+
+@pytest.mark.parametrize(
+    ("folder", "split"),
+    [("Training", "train"), ("VALID", "validation"), ("dev", "validation"), ("Testing", "test"), ("eval", "test")]
+    + [("evaluation", "test")],
+)
+def test_splits_have_the_names_that_the_hub_knows(tmp_path, folder, split):
+    write_images(tmp_path, "train/a/1.png" if split != "train" else "test/a/1.png", f"{folder}/a/1.png")
+    assert counts_of(tmp_path)[split] == {"a": 1}
+
+
+def test_a_folder_named_as_a_split_is_a_class_if_it_contains_images_alone(tmp_path, caplog):
+    write_images(tmp_path / "vehicles", "bus/1.png", "train/1.png", "tram/1.png", "tram/2.png")
+    assert counts_of(tmp_path / "vehicles") == {"train": {"bus": 1, "train": 1, "tram": 2}}
+    write_images(tmp_path / "inside", *(f"train/{name}/1.png" for name in ("test", "train", "val")), "val/val/1.png")
+    assert counts_of(tmp_path / "inside")["validation"] == {"test": 0, "train": 0, "val": 1}
+    assert caplog.messages == []
+    write_images(tmp_path / "three", "train/1.png", "test/1.png", "val/1.png")
+    assert counts_of(tmp_path / "three") == {"train": {"test": 1, "train": 1, "val": 1}}
+    assert caplog.messages == [
+        f"{tmp_path}/three: test/, train/, val/ contain images and no class folders: they are read as classes"
+    ]
+
+
+def test_images_without_class_folders_are_counted_in_the_error(tmp_path):
+    for index in range(6):
+        write_image(tmp_path / "train" / f"{index}.png")
+    with pytest.raises(
+        ValueError,
+        match=r"' has 6 images in train/, but nothing says which class .*CLASS/\*.jpg\), or add a metadata.csv",
+    ):
+        load_long_tailed(tmp_path)
+    write_image(tmp_path / "test" / "a" / "1.png")
+    with pytest.raises(ValueError, match=r"' has 7 images in test/a/, train/, but nothing says"):
+        load_long_tailed(tmp_path)
+    write_image(tmp_path / "loose" / "1.png")
+    (tmp_path / "loose" / "list.csv").write_text("1.png,a\n")
+    with pytest.raises(ValueError, match="or give a table of paths and labels as the dataset: list.csv"):
+        load_long_tailed(tmp_path / "loose")
+
+
+def test_images_outside_the_class_folders_are_counted(tmp_path, caplog):
+    write_images(
+        tmp_path, "train/a/1.png", "train/b/1.png", "train/loose.png", "test/1.png", "test/2.png", "more/a/1.png"
+    )
+    assert counts_of(tmp_path) == {"train": {"a": 1, "b": 1}}
+    assert caplog.messages == [
+        f"{tmp_path}/train: left out, 1 image outside the class folders",
+        f"{tmp_path}/more: left out, not a split: 1 image",
+        f"{tmp_path}/test: left out, no class folders: 2 images",
+    ]
+    caplog.clear()
+    write_images(tmp_path / "zip", "photos/train/a/1.png", "photos/train/b/1.png")
+    assert counts_of(tmp_path / "zip") == {"train": {"photos": 2}}
+    assert "photos/ is the only class; if the folders in it are the classes" in caplog.messages[0]
+
+
+def test_two_folders_that_are_the_same_split_are_named(tmp_path):
+    write_images(tmp_path, "train/a/1.png", "val/a/1.png", "dev/a/1.png")
+    with pytest.raises(ValueError, match="dev/ and val/ are both a validation split; join them"):
         load_long_tailed(tmp_path)

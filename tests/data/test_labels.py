@@ -84,3 +84,80 @@ def test_a_split_that_numbers_its_classes_differently_is_matched_by_name(tmp_pat
     folder = save(tmp_path / "hidden", train=train, test=labeled(["cat", "dog", "lynx"], [-1, -1]))
     with pytest.warns(UserWarning, match="the test split has no labels and is ignored"):
         assert list(load_long_tailed(folder)) == ["train"]
+
+
+def saved(tmp_path, **splits):
+    for split, labels in splits.items():
+        rows = [ROWS[number % len(ROWS)] for number in range(len(labels))]
+        write_parquet(tmp_path / f"{split}-0.parquet", {"img": [row["bytes"] for row in rows], "label": labels})
+    return {split: class_counts(rows) for split, rows in load_long_tailed(tmp_path).items()}
+
+
+@pytest.mark.parametrize(
+    ("labels", "counts"),
+    [
+        ([1, 2, 3, 1], {"1": 2, "2": 1, "3": 1}),
+        ([10, 2, 2, 700], {"2": 2, "10": 1, "700": 1}),
+        ([5, -7, -1, 5], {"-7": 1, "-1": 1, "5": 2}),
+        ([1.0, 10.0, 2.0], {"1": 1, "2": 1, "10": 1}),
+        ([10.5, 9.5], {"9.5": 1, "10.5": 1}),
+        ([2**40, 3], {"3": 1, str(2**40): 1}),
+        (["10", "9"], {"10": 1, "9": 1}),
+        ([True, False, True], {"false": 1, "true": 2}),
+    ],
+)
+def test_classes_are_named_by_their_values_in_order(tmp_path, labels, counts):
+    found = saved(tmp_path, train=labels)["train"]
+    assert list(found.items()) == list(counts.items())
+    names = list(counts)
+    numbers = load_long_tailed(tmp_path)["train"]["label"]
+    assert [names[number] for number in numbers] == [
+        f"{label:g}" if isinstance(label, float) else str(label).lower() for label in labels
+    ]
+
+
+def test_integers_of_other_splits_are_matched_by_value(tmp_path):
+    found = saved(tmp_path, train=[1, 2, 3, 3], validation=[3, 1], test=[3.0, 2.0])
+    assert found["validation"] == {"1": 1, "2": 0, "3": 1}
+    assert found["test"] == {"1": 0, "2": 1, "3": 1}
+    with pytest.raises(ValueError, match=r"label 0 of test row 1 is not one of the 3 classes \(1, 2, 3; 1 such rows\)"):
+        saved(tmp_path, test=[1, 0])
+    with pytest.warns(UserWarning, match="the test split has no labels and is ignored"):
+        assert list(saved(tmp_path, test=[-1, -1])) == ["train", "validation"]
+    with pytest.raises(ValueError, match="label -1 of test row 1 is not one of the 3 classes"):
+        saved(tmp_path, test=[1, -1])
+
+
+def test_integers_of_arrow_folders_are_named_by_their_values(tmp_path):
+    features = Features({"image": Image(), "label": Value("int32")})
+    rows = Dataset.from_dict({"image": ROWS, "label": [3, 1, 3]}, features=features)
+    DatasetDict({"train": rows, "test": rows.select([1])}).save_to_disk(tmp_path)
+    splits = load_long_tailed(tmp_path)
+    assert {split: class_counts(rows) for split, rows in splits.items()} == {
+        "train": {"1": 1, "3": 2},
+        "test": {"1": 1, "3": 0},
+    }
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([[1, 2], [1], []], "contains lists; several labels per image are not supported, one label per image is: name"),
+        ([{"a": 1}, {"a": 2}, None], "contains structs; several labels per image are not supported"),
+        ([None, None], "has no labels in the training split; name another one"),
+        ([-1, -1], "has no labels in the training split; name another one"),
+        ([float("nan")] * 2, "has no labels in the training split; name another one"),
+    ],
+)
+def test_labels_that_are_none_or_several_per_image(tmp_path, labels, message):
+    with pytest.raises(ValueError, match=f"^label_column: 'label' of {tmp_path} {message}"):
+        saved(tmp_path, train=labels)
+
+
+def test_categories_of_pandas_are_their_values(tmp_path):
+    import pyarrow as pa
+
+    column = pa.array(["b", "a", "b"]).dictionary_encode()
+    table = pa.table({"image": pa.array([row["bytes"] for row in ROWS]), "label": column})
+    pq.write_table(table, tmp_path / "train.parquet")
+    assert class_counts(load_long_tailed(tmp_path)) == {"a": 1, "b": 2}

@@ -1,0 +1,109 @@
+"""The one walk of folders, for training, `livt predict` and `livt dataset`: which files below a folder are images.
+
+Hidden files and folders and those of operating systems are left out. Links are followed, except for a link to a folder
+that contains it. A folder is walked whatever its name; the case of extensions is ignored.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ...class_names import abbreviate
+
+IMAGE_EXTENSIONS = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".jp2", ".avif", ".tga")
+    + (".ppm", ".pgm", ".pbm", ".pnm")
+)
+# Resource forks of macOS, thumbnails of Synology, trash and repaired files of Windows and Linux.
+SYSTEM_FOLDERS = frozenset(("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"))
+
+
+def image_paths(folder: str | Path) -> list[str]:
+    """Sorted paths of all images in ``folder`` and its subfolders. Includes dangling links, which fail when read."""
+    return [path for path in file_paths(folder) if is_image(path)]
+
+
+def has_images(folder: str | Path) -> bool:
+    """Whether there is an image in ``folder`` or its subfolders."""
+    return any(is_image(path) for path in file_paths(folder))
+
+
+def is_image(name: str | Path) -> bool:
+    """Whether a file's extension is that of an image."""
+    return os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS
+
+
+def subfolders(folder: str | Path) -> list[Path]:
+    """The subfolders that are walked, sorted as strings."""
+    return [Path(entry.path) for entry in _entries(folder) if _is_folder(entry)]
+
+
+def files_in(folder: str | Path) -> list[Path]:
+    """The visible files of ``folder`` itself, sorted as strings."""
+    return [Path(entry.path) for entry in _entries(folder) if not _is_folder(entry)]
+
+
+def file_paths(folder: str | Path) -> Iterator[str]:
+    """Paths of all visible files below ``folder``, sorted folder by folder.
+
+    Raises:
+        ValueError: a folder that must not be read.
+    """
+    return _walk(os.fspath(folder), (os.path.realpath(folder),))
+
+
+def describe_content(folder: Path) -> str:
+    """What is in a folder, for errors: "6 images in train/", "no images, but 2 files (.csv, .txt)"."""
+    paths = list(file_paths(folder))
+    images = [path for path in paths if is_image(path)]
+    if images:
+        places = Counter(os.path.relpath(os.path.dirname(path), folder) for path in images)
+        named = [str(folder) if place == "." else f"{place}/" for place in places]
+        return f"{count(len(images), 'image')} in {abbreviate(named, 5)}"
+    if paths:
+        kinds = sorted({os.path.splitext(path)[1].lower() or "without extension" for path in paths})
+        return f"no images, but {count(len(paths), 'file')} ({abbreviate(kinds, 5)})"
+    return "no files" if folder.is_dir() else "no such folder"
+
+
+def count(number: int, noun: str) -> str:
+    """ "1 image", "2,000 images"."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def _walk(folder: str, above: Sequence[str]) -> Iterator[str]:
+    """``above``: the real path of this folder, preceded by those from which links led here."""
+    for entry in _entries(folder):
+        if not _is_folder(entry):
+            yield entry.path
+        elif not entry.is_symlink():
+            yield from _walk(entry.path, (*above[:-1], os.path.join(above[-1], entry.name)))
+        elif not _contains_any(target := os.path.realpath(entry.path), above):
+            yield from _walk(entry.path, (*above, target))
+
+
+def _contains_any(folder: str, places: Sequence[str]) -> bool:
+    prefix = os.path.join(folder, "")
+    return any(os.path.join(place, "").startswith(prefix) for place in places)
+
+
+def _entries(folder: str | Path) -> list[os.DirEntry]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((entry for entry in entries if _is_visible(entry.name)), key=lambda entry: entry.name)
+    except PermissionError as error:
+        raise ValueError(f"{folder}: no permission to read this folder") from error
+
+
+def _is_visible(name: str) -> bool:
+    return name[0] != "." and name.lower() not in SYSTEM_FOLDERS
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
