@@ -38,7 +38,7 @@ class StageArguments(
         DataArguments,
         "dataset",
         "",
-        help="Named dataset, image folder (train/CLASS/*.jpg), Parquet folder, CSV file or Hub id "
+        help="Named dataset, image folder (train/CLASS/*.jpg), Parquet folder, table (CSV) or Hub id "
         "(required unless a --recipe names it).",
     )
 

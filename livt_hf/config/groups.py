@@ -12,6 +12,7 @@ from .options import (
     AT_LEAST_1,
     NOT_NEGATIVE,
     POSITIVE,
+    PROPER_FRACTION,
     SEED,
     Options,
     option,
@@ -26,7 +27,7 @@ class DataSource(Options):
 
     dataset: str = option(
         "",
-        "Named dataset, image folder (train/CLASS/*.jpg), Parquet folder, CSV file or Hub id.",
+        "Named dataset, image folder (train/CLASS/*.jpg), Parquet folder, table (CSV) or Hub id.",
         replaces={"data": ""},
     )
     data_dir: str | None = option(None, "Folder with the images, for datasets that only list them.")
@@ -36,13 +37,20 @@ class DataSource(Options):
         replaces={"remove_unused_columns": " and --label_column"},
     )
     label_column: str | None = option(None, "Label column (default: found by its type).")
-    train_list: str | None = option(None, "Training list, lines `path label`, for datasets given as lists.")
+    train_list: str | None = option(None, "Training list, lines `path label` or a table, for datasets given as lists.")
     val_list: str | None = option(None, "Validation list.")
     test_list: str | None = option(None, "Test list.")
+    val_fraction: float | None = option(
+        None, "Fraction of each class to take as the validation split, where the dataset has none.", PROPER_FRACTION
+    )
+    test_fraction: float | None = option(
+        None, "Fraction of each class to take as the test split, likewise.", PROPER_FRACTION
+    )
 
     def source_options(self) -> dict[str, Any]:
         """Keyword arguments of `load_long_tailed` beside the source."""
-        names = ("data_dir", "image_column", "label_column", "train_list", "val_list", "test_list")
+        columns, lists = ("image_column", "label_column"), ("train_list", "val_list", "test_list")
+        names = ("data_dir", *columns, *lists, "val_fraction", "test_fraction")
         return {name: getattr(self, name) for name in names}
 
 

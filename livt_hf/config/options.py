@@ -28,6 +28,7 @@ POSITIVE = Limit(lambda value: 0 < value < math.inf, "above 0")
 NOT_NEGATIVE = Limit(lambda value: 0 <= value < math.inf, "at least 0")
 SEED = Limit(lambda value: 0 <= value < 2**32, "at least 0 and below 2**32")
 FRACTION = Limit(lambda value: 0 < value <= 1, "above 0 and at most 1")
+PROPER_FRACTION = Limit(lambda value: 0 < value < 1, "above 0 and below 1")
 BELOW_1 = Limit(lambda value: 0 <= value < 1, "at least 0 and below 1")
 FINITE = Limit(math.isfinite, "a finite number")
 

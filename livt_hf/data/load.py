@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict
 
 from ..config.options import did_you_mean
+from .holdout import hold_out
 from .long_tail import balanced_indices, dataset_labels, long_tailed_indices
 from .sources.benchmarks import (
     CIFAR_BAL_SETS,
@@ -41,6 +42,8 @@ def load_long_tailed(
     train_list: str | Path | None = None,
     val_list: str | Path | None = None,
     test_list: str | Path | None = None,
+    val_fraction: float | None = None,
+    test_fraction: float | None = None,
 ) -> DatasetDict:
     """Load a dataset and make its training split long-tailed.
 
@@ -64,6 +67,8 @@ def load_long_tailed(
         data_dir: folder of the images of a benchmark or of list files.
         image_column, label_column: columns to use, if types and names leave a choice.
         train_list, val_list, test_list: files with lines ``path label``, or tables; paths relative to ``data_dir``.
+        val_fraction, test_fraction: fraction of each class's training images to take for a split that is missing
+            (`holdout`), before the long tail is cut. They do not depend on the seed.
 
     Returns:
         Splits "train" and, where available, "validation" and "test", with the columns "image" (encoded, not decoded)
@@ -83,7 +88,7 @@ def load_long_tailed(
     )
     is_benchmark = request.name in LIST_SETS or (request.name in BENCHMARKS and not request.lists)
     benchmark = BENCHMARKS[request.name] if is_benchmark else _Benchmark(_load_own)
-    splits = benchmark.load(request)
+    splits = hold_out(benchmark.load(request), val_fraction, test_fraction, request.name)
     factor = benchmark.imbalance_factor if imbalance_factor is None else imbalance_factor
     if factor is not None:
         splits["train"] = cut_long_tail(splits["train"], factor, imbalance_profile, seed, benchmark.balanced)

@@ -18,19 +18,19 @@ from pathlib import Path
 import datasets
 import pyarrow as pa
 import torch
-from datasets import Image, IterableDataset
+from datasets import Features, Image, IterableDataset
 from datasets.distributed import split_dataset_by_node
 from datasets.fingerprint import Hasher
 from huggingface_hub import HfApi
 
 from ..class_names import check_same_names
-from .columns import choose_columns
+from .columns import choose_columns, log_label_choice, other_labels
 from .dataset import check_bad_image_limit, log_bad_image, preserved_generators, sample_seed, seed_generators
 from .decoding import decode_image
+from .labels import check_single_labels
 from .loader import ImageLoader, TrainingBatches, collate, ignore_stop_signals, limit_workers
-from .sources.hub import HUB_ID
-from .sources.parquet import find_parquet
-from .table import SPLIT_NAMES
+from .sources.hub import HUB_ID, named_splits
+from .sources.parquet import find_parquet, find_unnamed_parquet
 
 COUNTS_FOLDER = Path(datasets.config.HF_CACHE_HOME) / "livt_hf" / "class_counts"
 
@@ -44,6 +44,7 @@ class ImageStream:
         image_column, label_column: names of the columns.
         class_counts: images per class, in label order.
         names: class name of each stored label, in label order.
+        label_feature: type of the stored labels, in `datasets`.
     """
 
     images: IterableDataset
@@ -51,6 +52,7 @@ class ImageStream:
     label_column: str
     class_counts: dict[str, int]
     names: dict[int | str, str]
+    label_feature: object = None
 
     def __len__(self) -> int:
         return sum(self.class_counts.values())
@@ -75,7 +77,10 @@ def load_stream(
     """
     images = _open(source)
     features = images.features or images._resolve_features().features
+    is_chosen = label_column is not None
     image_column, label_column = choose_columns(features, image_column, label_column, source)
+    label_feature = features[label_column]
+    check_single_labels(Features({label_column: label_feature}).arrow_schema.types[0], label_column, source)
     names_in_order = getattr(features[label_column], "names", None)
     images = images.cast_column(image_column, Image(decode=False)).select_columns([image_column, label_column])
 
@@ -84,12 +89,16 @@ def load_stream(
         class_counts = _cached_counts(
             images.select_columns(label_column), names_in_order, Path(counts_folder) / f"{key}.json", source
         )
+    if not is_chosen:
+        log_label_choice(label_column, len(class_counts), other_labels(features, label_column, 0, lambda name: None))
     if names_in_order is None:
         stored = {_stored(name, features[label_column]): name for name in class_counts}
-        return ImageStream(images, image_column, label_column, dict(class_counts), stored)
+        counts = dict(class_counts)
+        return ImageStream(images, image_column, label_column, counts, stored, label_feature)
     check_same_names(names_in_order, class_counts, str(source), "class_counts")
     in_order = {name: class_counts[name] for name in names_in_order}
-    return ImageStream(images, image_column, label_column, in_order, dict(enumerate(names_in_order)))
+    names: dict[int | str, str] = dict(enumerate(names_in_order))
+    return ImageStream(images, image_column, label_column, in_order, names, label_feature)
 
 
 def _open(source: str | Path) -> IterableDataset:
@@ -99,21 +108,31 @@ def _open(source: str | Path) -> IterableDataset:
         if not files:
             raise ValueError(f"dataset: {str(source)!r} has no train-*.parquet; only Parquet folders can be streamed")
         return datasets.load_dataset("parquet", data_files={"train": files}, split="train", streaming=True)
-    if not HUB_ID.fullmatch(str(source)):
+    return open_splits(source)["train"]
+
+
+def open_splits(hub_id: str | Path) -> dict[str, IterableDataset]:
+    """The splits of a dataset on the Hub, as streams."""
+    if not HUB_ID.fullmatch(str(hub_id)):
         raise ValueError(
-            f"dataset: {str(source)!r} is neither a folder nor a Hub id; leave out --streaming for other sources"
+            f"dataset: {str(hub_id)!r} is neither a folder nor a Hub id; leave out --streaming for other sources"
         )
     try:
-        splits = datasets.load_dataset(str(source), streaming=True)
+        splits = datasets.load_dataset(str(hub_id), streaming=True)
     except Exception as error:  # many kinds, from `datasets`, the client and the network
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         hint = "HF_HUB_OFFLINE is set" if datasets.config.HF_HUB_OFFLINE else "check the id"
-        raise ValueError(f"dataset: {str(source)!r} cannot be streamed from the Hub ({reason}); {hint}") from error
-    return next(splits[name] for name in SPLIT_NAMES["train"])
+        raise ValueError(f"dataset: {str(hub_id)!r} cannot be streamed from the Hub ({reason}); {hint}") from error
+    return named_splits(splits, hub_id)
+
+
+def parquet_splits(folder: Path) -> dict[str, list[Path]]:
+    """The Parquet files of each split of a folder."""
+    return find_parquet(folder) or find_unnamed_parquet(folder)
 
 
 def _train_files(folder: Path) -> list[Path]:
-    return find_parquet(folder).get("train", [])
+    return parquet_splits(folder).get("train", [])
 
 
 def _version(source: str | Path) -> tuple[object, ...]:

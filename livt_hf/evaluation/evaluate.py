@@ -115,7 +115,9 @@ def open_dataset(
     else:
         splits, name = data.load_long_tailed(dataset, **data_options), str(dataset)
     if split is not None and split not in splits:
-        raise ValueError(f"split: {name} has no split {split!r}; choose one of {', '.join(splits)}")
+        option = {"validation": "val_fraction", "test": "test_fraction"}.get(split)
+        hint = f", or give the --{option} that the model was trained with" if option and len(splits) == 1 else ""
+        raise ValueError(f"split: {name} has no split {split!r}; choose one of {', '.join(splits)}{hint}")
     return splits, name
 
 

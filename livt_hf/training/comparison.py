@@ -185,7 +185,7 @@ def _curve_split(args: FinetuneArguments) -> Any:
     """The split of the convergence curve: validation, or test if there is none."""
     args.require()
     if args.streaming:
-        raise ValueError("streaming: a stream has no split to compare on; leave it out")
+        raise ValueError("streaming: losses are compared on a dataset that is loaded; leave it out")
     splits = load_long_tailed(args.dataset, **args.data_options(args.seed))
     if not {"validation", "test"} & set(splits):
         raise ValueError(f"dataset: {args.dataset!r} has neither a test nor a validation split to compare on; add one")

@@ -12,6 +12,7 @@ from datasets import DatasetDict
 from ..class_names import check_same_names
 from ..config.groups import DataArguments, OptimizerArguments
 from ..data import ImageDataset, TrainingBatches, class_counts, load_long_tailed, on_device
+from ..data.streamed_evaluation import evaluation_splits
 from ..data.streaming import StreamedSamples, open_stream
 from ..models.configuration_livt import ordered_class_counts
 from ..optimization import Schedule
@@ -23,7 +24,7 @@ class LoadedImages:
     """Images before a transform is chosen.
 
     Attributes:
-        splits: the loaded dataset; empty if the training images are streamed.
+        splits: the loaded dataset; of a stream only validation and test, and only if they are to be evaluated.
         class_counts: training images per class, in label order.
         samples: ``samples(transform, seed=..., ...)`` gives the transformed training images.
     """
@@ -38,7 +39,7 @@ class TrainingData:
     """Training images and their order.
 
     Attributes:
-        splits: the loaded dataset; empty if the training images are streamed.
+        splits: as in `LoadedImages`.
         dataset: transformed training images.
         batches: micro-batches of this process.
     """
@@ -53,17 +54,23 @@ class TrainingData:
         return self.dataset.num_images
 
 
-def load_images(args: DataArguments, seed: int, world: tuple[int, int]) -> LoadedImages:
-    """Load or stream the dataset; of a stream, each of ``world`` (number of processes, index) gets its shards."""
+def load_images(args: DataArguments, seed: int, world: tuple[int, int], evaluation: bool = False) -> LoadedImages:
+    """Load or stream the dataset; of a stream, each of ``world`` (number of processes, index) gets its shards.
+
+    Args:
+        evaluation: also open the validation and test split of a stream (`streamed_evaluation`).
+    """
     if not args.streaming:
         splits = load_long_tailed(args.dataset, **args.data_options(seed))
         return LoadedImages(splits, class_counts(splits), functools.partial(ImageDataset, splits["train"]))
-    if args.imbalance_factor is not None:
-        raise ValueError("imbalance_factor: a stream cannot be subsampled; leave out one of the two")
+    for option, what in (("imbalance_factor", "subsampled"), ("val_fraction", "divided"), ("test_fraction", "divided")):
+        if getattr(args, option) is not None:
+            raise ValueError(f"{option}: a stream cannot be {what}; leave out one of the two")
     columns = {"image_column": args.image_column, "label_column": args.label_column}
     stream = open_stream(args.dataset, **columns, class_counts_file=args.class_counts)
     samples = functools.partial(StreamedSamples, stream, num_processes=world[0], process_index=world[1])
-    return LoadedImages(DatasetDict(), stream.class_counts, samples)
+    splits = evaluation_splits(args.dataset, stream) if evaluation else DatasetDict()
+    return LoadedImages(splits, stream.class_counts, samples)
 
 
 def training_data(

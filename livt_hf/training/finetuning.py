@@ -54,7 +54,7 @@ def finetune(args: FinetuneArguments, training_arguments: dict[str, Any] | None 
         ValueError: invalid options or data, or a non-finite loss.
     """
     run = StageRun(args, training_arguments=training_arguments)
-    images = load_images(args, args.seed, run.world)
+    images = load_images(args, args.seed, run.world, evaluation=True)
     splits, counts = images.splits, images.class_counts
     ClassPrior(counts).groups(**args.shot_groups())  # fail fast on an invalid group definition
     if args.keep_best:
@@ -267,10 +267,8 @@ def evaluate_run(
     name = "test" if "test" in splits else "validation"
     split: Dataset | None = splits.get(name)
     if split is None:
-        if splits:
-            logger.info(f"{dataset} has neither a test nor a validation split: skipping evaluation")
-        else:
-            logger.info(f"--streaming reads training images only; evaluate with `livt evaluate --model {output_dir}`")
+        hint = "; --val_fraction makes one" if splits else ""  # not of a stream
+        logger.info(f"{dataset} has neither a test nor a validation split: skipping evaluation{hint}")
         return None
     description = {"model": str(output_dir), "dataset": dataset, "split": name, "seed": seed}
     if kept := (read_run(output_dir) or {}).get("kept"):

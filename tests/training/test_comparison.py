@@ -221,7 +221,7 @@ def test_post_hoc_rows_are_the_adjusted_models_of_the_same_runs(folder, tmp_path
             "pretrained: '/no/such' cannot be loaded as a model: there is no such folder; give",
         ),
         (["--losses=ce", "--pretrained=a/mae,b/mae"], "pretrained: a/mae, b/mae: runs are named by the last path"),
-        (["--losses=ce", "--streaming"], "streaming: a stream has no split to compare on"),
+        (["--losses=ce", "--streaming"], "streaming: losses are compared on a dataset that is loaded"),
     ],
 )
 def test_invalid_options_are_reported_before_anything_is_trained(capsys, tmp_path, monkeypatch, options, message):

@@ -11,25 +11,59 @@ from safetensors.torch import load_file
 from helpers.training import QUIET, SIZES, finetune_arguments, log_lines
 from livt_hf import LivtConfig, ViTForBalancedClassification
 from livt_hf.data import class_counts, load_long_tailed
+from livt_hf.evaluation.evaluate import evaluate_checkpoint
 from livt_hf.models.modeling_livt import config_for_classes
 from livt_hf.training.finetuning import finetune
 
 
-def test_it_trains_on_a_stream(tmp_path, caplog):
-    digits = load_long_tailed("digits")["train"]
+def test_it_trains_on_a_stream_and_evaluates(tmp_path):
+    splits = load_long_tailed("digits")
+    digits = splits["train"]
+    for split in ("validation", "test"):
+        splits[split].to_parquet(tmp_path / "set" / f"{split}-00000-of-00001.parquet")
     for shard in range(2):
         digits.shard(2, shard).to_parquet(tmp_path / "set" / f"train-{shard:05}-of-00002.parquet")
     options = {"dataset": str(tmp_path / "set"), "streaming": True, "loss": "ce", "base_lr": 2e-2}
     options |= {"mixup": 0.0, "cutmix": 0.0, "rand_augment": "none", "random_erasing": 0.0, "label_smoothing": 0.0}
     counts = tmp_path / "counts.json"
     counts.write_text(json.dumps(class_counts(digits)))
-    with caplog.at_level("INFO", logger="livt_hf"):
-        assert finetune(finetune_arguments(tmp_path / "out", class_counts=str(counts), **options), QUIET) is None
-    assert "--streaming reads training images only; evaluate with `livt evaluate" in caplog.text
+    results = finetune(finetune_arguments(tmp_path / "out", class_counts=str(counts), **options), QUIET)
+    assert (results["split"], results["images"]) == ("test", 400)
+    assert {"results.json", "README.md", "report.html"} <= {file.name for file in (tmp_path / "out").iterdir()}
+    assert any("eval_accuracy" in line for line in log_lines(tmp_path / "out"))  # on the validation split
+    again = evaluate_checkpoint(tmp_path / "out", splits, output_dir=tmp_path / "report")
+    assert again["accuracy"] == results["accuracy"]
     model = ViTForBalancedClassification.from_pretrained(tmp_path / "out")
     assert model.config.ordered_class_counts() == class_counts(digits)
-    losses = [line["loss"] for line in log_lines(tmp_path / "out")]
+    losses = [line["loss"] for line in log_lines(tmp_path / "out") if "loss" in line]
     assert losses[-1] < 0.9 * losses[0]
+
+
+def test_a_stream_is_not_divided(tmp_path):
+    for option in ("val_fraction", "test_fraction"):
+        args = finetune_arguments(tmp_path / "out", streaming=True, **{option: 0.1})
+        with pytest.raises(ValueError, match=f"^{option}: a stream cannot be divided; leave out one of the two"):
+            finetune(args, QUIET)
+
+
+def test_images_held_out_are_evaluated_by_the_run_and_later(tmp_path):
+    for index, (image, label) in enumerate(digits_images(40)):
+        (tmp_path / "photos" / str(label)).mkdir(parents=True, exist_ok=True)
+        image.save(tmp_path / "photos" / str(label) / f"{index}.png")
+    options = {"val_fraction": 0.2, "test_fraction": 0.2}
+    settings = {"batch_size": 8, "max_steps": 2, "mixup": 0, "cutmix": 0}
+    args = finetune_arguments(tmp_path / "out", dataset=str(tmp_path / "photos"), **settings, **options)
+    results = finetune(args, QUIET)
+    assert (results["split"], results["images"], sum(results["class_counts"].values())) == ("test", 8, 24)
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["arguments"]["test_fraction"] == 0.2
+    assert "--val_fraction 0.2 --test_fraction 0.2" in record["command"]
+    again = evaluate_checkpoint(tmp_path / "out", tmp_path / "photos", output_dir=tmp_path / "report", **options)
+    assert again["predicted_counts"] == results["predicted_counts"]
+    with pytest.raises(
+        ValueError, match="has no split 'test'; choose one of train, or give the --test_fraction"
+    ):
+        evaluate_checkpoint(tmp_path / "out", tmp_path / "photos", output_dir=tmp_path / "report")
 
 
 def test_an_image_that_ends_the_evaluation_costs_no_training(tmp_path):
