@@ -111,8 +111,6 @@ def _read(file: Path, wanted: list[str]) -> pa.Table:
     if not file.is_file():
         raise ValueError(f"{file}: no such list file")
     suffix = file.suffix.lower()
-    if suffix in SPREADSHEETS:
-        raise ValueError(f"{file}: a spreadsheet; save it as CSV and name that file")
     try:
         if suffix == ".parquet":
             return pq.read_table(file)
@@ -125,6 +123,8 @@ def _read(file: Path, wanted: list[str]) -> pa.Table:
 
 def read_text(file: Path) -> str:
     """A text file in UTF-8, UTF-16 or, if it is neither, Windows' Latin alphabet (cp1252)."""
+    if file.suffix.lower() in SPREADSHEETS:
+        raise ValueError(f"{file}: a spreadsheet; save it as CSV and name that file")
     try:
         data = file.read_bytes()
     except OSError as error:
@@ -177,7 +177,8 @@ def _rows(file: Path, text: str, delimiter: str) -> list[list[str]]:
                 raise ValueError(f"{file}: line {reader.line_num} ends a cell of several lines; close its quotes")
     except csv.Error as error:
         raise ValueError(f"{file}: line {reader.line_num} cannot be read ({error}); quote its cells") from None
-    width = max(len(row) for row in rows[:SAMPLE_LINES])
+    widths = Counter(len(row) for row in rows[:SAMPLE_LINES])
+    width = max(sorted(widths), key=lambda width: (width > 1, widths[width]))  # of equally many rows, the smaller one
     for number, row in enumerate(rows, start=1):
         if len(row) > width and any(row[width:]):
             raise ValueError(
@@ -267,7 +268,7 @@ def _as_strings(labels: pa.ChunkedArray, column: str, file: Path) -> list[str]:
 
 
 def _with_slashes(path: str) -> str:
-    return (path.replace("\\", "/") if "\\" in path and not Path(path).exists() else path).removeprefix("./")
+    return path.replace("\\", "/").removeprefix("./")
 
 
 def _splits(table: pa.Table) -> list[str]:
