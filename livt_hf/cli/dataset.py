@@ -69,10 +69,12 @@ def run(argv: list[str]) -> int:
 
 def inspect(args: InspectArguments) -> int:
     """Print class counts, splits and image sizes; draw them."""
-    from ..data.tools.inspect import inspect_dataset
+    from ..data.tools.inspect import check_picture, inspect_dataset
 
     picture = _folder(args) / "dataset.png"
-    print(inspect_dataset(_load(args), picture, args.shot_groups()))
+    if args.output_dir == type(args).output_dir:  # a folder that was not named may hold another picture of that name
+        check_picture(picture, args.dataset)
+    print(inspect_dataset(_load(args), picture, args.shot_groups(), args.dataset))
     print(f"picture: {picture}")
     return 0
 
@@ -81,8 +83,13 @@ def check(args: DatasetArguments) -> int:
     """Decode every image; report unreadable ones and images shared between splits."""
     from ..data.tools.check import check_dataset
 
-    checked = check_dataset(_load(args), args.num_workers, _folder(args) / "bad_images.log")
+    log = _folder(args) / "bad_images.log"
+    checked = check_dataset(_load(args), args.num_workers, log)
     print(checked)
+    if any(checked.bad_images.values()):
+        print(f"unreadable images: {log}")
+    elif log.exists():
+        print(f"{log} of an earlier check is now empty")
     return int(any(checked.bad_images.values()) or bool(checked.shared))
 
 

@@ -33,8 +33,13 @@ def choose_columns(
     """Names of the image and the label column: as given, else the only one of its type, else by its usual name."""
     return (
         _choose(image_column, "image_column", features, Image, IMAGE_COLUMNS, where),
-        _choose(label_column, "label_column", features, ClassLabel, LABEL_HEADINGS, where),
+        choose_label_column(features, label_column, where),
     )
+
+
+def choose_label_column(features: Features, label_column: str | None, where: object) -> str:
+    """As `choose_columns`, for the labels alone."""
+    return _choose(label_column, "label_column", features, ClassLabel, LABEL_HEADINGS, where)
 
 
 def _choose(

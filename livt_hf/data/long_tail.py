@@ -7,8 +7,11 @@ code: for each class in label order, shuffle its indices with numpy's legacy gen
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset, DatasetDict
 
+from .columns import choose_label_column
+from .labels import class_names, label_numbers, plain_labels
 from .table import row_positions
 
 PROFILES = ("exp", "step")
@@ -93,14 +96,30 @@ def dataset_labels(dataset: Dataset) -> np.ndarray:
     return labels if positions is None else labels[positions]
 
 
-def class_counts(dataset: Dataset | DatasetDict) -> dict[str, int]:
-    """``{class name: number of images}`` in label order, including classes with 0 images.
+def class_counts(dataset: Dataset | DatasetDict, label_column: str | None = None) -> dict[str, int]:
+    """``{class name: number of images}`` of any dataset of `datasets`, in label order; the images are not read.
+
+    The order is that of a ClassLabel, including classes with 0 images; else numeric for integers, and sorted for
+    strings (`labels`). The i-th entry is label i, as the losses take it, for a ClassLabel and for integers 0, 1, ...
+    without gaps; other labels are to be numbered in this order.
 
     Args:
-        dataset: has a ClassLabel column "label"; of a DatasetDict, the training split is counted.
+        dataset: of a DatasetDict, the training split is counted.
+        label_column: by default "label", or else the only ClassLabel or the usual name (`columns`).
+
+    Raises:
+        ValueError: no such column, or an image with no or several labels.
     """
     if isinstance(dataset, DatasetDict):
         dataset = dataset["train"]
-    names = dataset.features["label"].names
-    counts = np.bincount(dataset_labels(dataset), minlength=len(names))
-    return dict(zip(names, counts.tolist(), strict=True))
+    features = dataset.features
+    if label_column is None and "label" in features:
+        label_column = "label"
+    column = choose_label_column(features, label_column, "the dataset")
+    stored = dataset.data.column(column)
+    positions = row_positions(dataset)
+    labels = stored if positions is None else stored.take(pa.array(positions))
+    labels = plain_labels(labels, column, "the dataset")
+    names = class_names(features[column], labels)
+    numbers = label_numbers(labels, features[column], names, features[column], f"column {column!r},", "the dataset")
+    return dict(zip(names, np.bincount(numbers, minlength=len(names)).tolist(), strict=True))

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from ..files import write_bytes
 from ..prior import ClassPrior
@@ -296,8 +297,12 @@ def clean_axes(axes: Axes) -> None:
     axes.title.set(color=INK, fontsize=11, fontweight="bold")
 
 
-def save_png(figure: Figure, path: str | Path, colors: int | None = 128) -> None:
-    """Write the figure as a PNG, with a palette (a third of the size) unless ``colors`` is None, as for photos."""
+def save_png(figure: Figure, path: str | Path, colors: int | None = 128, source: str | None = None) -> None:
+    """Write the figure as a PNG, with a palette (a third of the size) unless ``colors`` is None, as for photos.
+
+    Args:
+        source: what the figure shows; stored in the file.
+    """
     canvas = FigureCanvasAgg(figure)
     figure.set_dpi(DPI)
     canvas.draw()
@@ -305,7 +310,10 @@ def save_png(figure: Figure, path: str | Path, colors: int | None = 128) -> None
     if colors:
         image = image.quantize(colors, dither=Image.Dither.NONE)
     data = io.BytesIO()
-    image.save(data, "PNG", optimize=True)
+    text = PngInfo()
+    if source is not None:
+        text.add_itxt("Source", source)
+    image.save(data, "PNG", optimize=True, pnginfo=text)
     write_bytes(Path(path), data.getvalue())
 
 

@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from helpers.paths import FIXTURES, SHARED
 from livt_hf.data import (
@@ -62,6 +63,40 @@ def test_the_seed_selects_the_images_not_their_number():
     first, again, other = (long_tailed_indices(labels, 10, seed=seed) for seed in (3, 3, 4))
     assert first.tolist() == again.tolist() != other.tolist()
     assert np.bincount(labels[first]).tolist() == np.bincount(labels[other]).tolist()
+
+
+@pytest.mark.parametrize(
+    ("feature", "labels", "counts"),
+    [
+        (ClassLabel(names=["b", "a", "c"]), [1, 0, 1], {"b": 1, "a": 2, "c": 0}),
+        (Value("int64"), [10, 2, 10], {"2": 1, "10": 2}),
+        (Value("int64"), [0, -3, 0], {"-3": 1, "0": 2}),
+        (Value("float64"), [10.0, 2.0, 10.0], {"2": 1, "10": 2}),
+        (Value("string"), ["dog", "cat", "dog"], {"cat": 1, "dog": 2}),
+        (Value("bool"), [True, False, True], {"false": 1, "true": 2}),
+    ],
+)
+def test_any_dataset_is_counted_in_label_order(feature, labels, counts):
+    columns = {"label": labels, "number": [0, 1, 1], "kind": labels}
+    rows = Dataset.from_dict(columns, Features({"label": feature, "number": Value("int8"), "kind": feature}))
+    assert list(class_counts(rows).items()) == list(counts.items())
+    assert class_counts(rows, label_column="kind") == counts
+    assert class_counts(rows, label_column="number") == {"0": 1, "1": 2}
+    assert class_counts(DatasetDict({"train": rows})) == counts
+    found = {name: count for name, count in class_counts(rows.select([1, 1])).items() if count}  # of a selection
+    assert found == {name: 2 for name, count in counts.items() if count == 1}
+
+
+def test_what_cannot_be_counted_is_named():
+    rows = Dataset.from_dict({"class": ["a", None], "several": [[1], [1, 2]], "note": ["x", "y"]})
+    with pytest.raises(ValueError, match="^the dataset: label None of column 'class', row 1 is not one of"):
+        class_counts(rows)
+    with pytest.raises(ValueError, match="^label_column: 'several' of the dataset contains lists; several labels per"):
+        class_counts(rows, "several")
+    with pytest.raises(ValueError, match="^label_column: the dataset has no column 'kind'; name one of class, several"):
+        class_counts(rows, "kind")
+    empty = Dataset.from_dict({"label": []}, Features({"label": ClassLabel(names=["a"])}))
+    assert class_counts(empty) == {"a": 0}
 
 
 @pytest.mark.parametrize(

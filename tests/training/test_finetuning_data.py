@@ -60,9 +60,7 @@ def test_images_held_out_are_evaluated_by_the_run_and_later(tmp_path):
     assert "--val_fraction 0.2 --test_fraction 0.2" in record["command"]
     again = evaluate_checkpoint(tmp_path / "out", tmp_path / "photos", output_dir=tmp_path / "report", **options)
     assert again["predicted_counts"] == results["predicted_counts"]
-    with pytest.raises(
-        ValueError, match="has no split 'test'; choose one of train, or give the --test_fraction"
-    ):
+    with pytest.raises(ValueError, match="has no split 'test'; choose one of train, or give the --test_fraction"):
         evaluate_checkpoint(tmp_path / "out", tmp_path / "photos", output_dir=tmp_path / "report")
 
 

@@ -63,7 +63,7 @@ def check_dataset(
 
     Args:
         num_workers: number of processes; None uses one per core, 0 runs in this process.
-        bad_images_log: file to which all unreadable images are written.
+        bad_images_log: file to which all unreadable images are written; not created if there are none.
     """
     rows_of = {split: Rows(rows) for split, rows in splits.items()}
     results = dict(
@@ -86,9 +86,10 @@ def check_dataset(
                 found.shared.append((first_split, _name(rows_of[first_split], first_row), split, _name(rows, row)))
             elif first_row != row:
                 found.repeated[split] += 1
-    if bad_images_log is not None:
+    log = None if bad_images_log is None else Path(bad_images_log)
+    if log is not None and (any(found.bad_images.values()) or log.exists()):  # not the list of an earlier check
         text = "".join(f"{reason}\n" for bad in found.bad_images.values() for reason in bad)
-        Path(bad_images_log).write_text(text, encoding="utf-8")
+        log.write_text(text, encoding="utf-8")
     return found
 
 

@@ -6,12 +6,14 @@ B_bce = log pi - log(1 - pi)) over pi, and example images of head, middle and ta
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 from datasets import Dataset, DatasetDict
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
@@ -71,12 +73,15 @@ class InspectResult:
         return "\n".join(lines)
 
 
-def inspect_dataset(splits: DatasetDict, png: str | Path, groups: Mapping[str, Any] | None = None) -> InspectResult:
+def inspect_dataset(
+    splits: DatasetDict, png: str | Path, groups: Mapping[str, Any] | None = None, source: str | None = None
+) -> InspectResult:
     """Count classes, measure images and draw the figure.
 
     Args:
         png: file for the figure; its folder is created.
         groups: arguments of `ClassPrior.groups`; see `group_definition`.
+        source: name of the dataset, stored in the figure for `check_picture`.
     """
     definition = group_definition(groups)
     counts = class_counts(splits)
@@ -84,7 +89,7 @@ def inspect_dataset(splits: DatasetDict, png: str | Path, groups: Mapping[str, A
     labels_of = prior.groups(**definition)
     sizes, unreadable = _sizes(splits["train"])
     Path(png).parent.mkdir(parents=True, exist_ok=True)
-    _draw(splits["train"], prior, labels_of, Path(png))
+    _draw(splits["train"], prior, labels_of, Path(png), source)
     return InspectResult(
         images={split: len(rows) for split, rows in splits.items()},
         class_counts=counts,
@@ -94,6 +99,22 @@ def inspect_dataset(splits: DatasetDict, png: str | Path, groups: Mapping[str, A
         sizes=sizes,
         unreadable=unreadable,
     )
+
+
+def check_picture(png: Path, source: str) -> None:
+    """ValueError if the file is there already and not the figure of the dataset ``source``."""
+    if not png.exists():
+        return
+    try:
+        with PIL.Image.open(png) as picture:
+            shown = picture.info.get("Source")
+    except (OSError, ValueError):
+        shown = None
+    if shown != source:
+        raise ValueError(
+            f"output_dir: {str(png)!r} is there already and shows {shown or 'something else'}; name a folder for the "
+            "picture with --output_dir"
+        )
 
 
 def _sizes(train: Dataset) -> tuple[np.ndarray, int]:
@@ -107,7 +128,7 @@ def _sizes(train: Dataset) -> tuple[np.ndarray, int]:
     return np.array(sizes, dtype=np.int64).reshape(-1, 2), unreadable
 
 
-def _draw(train: Dataset, prior: ClassPrior, labels_of: dict[str, np.ndarray], png: Path) -> None:
+def _draw(train: Dataset, prior: ClassPrior, labels_of: dict[str, np.ndarray], png: Path, source: str | None) -> None:
     figure = Figure(figsize=(11, 7.6), layout="constrained")
     top, bottom = np.asarray(figure.subfigures(2, 1, height_ratios=(1, 1.05)))
     frequency, biases = top.subplots(1, 2)
@@ -117,7 +138,7 @@ def _draw(train: Dataset, prior: ClassPrior, labels_of: dict[str, np.ndarray], p
     for axes in (frequency, biases):
         clean_axes(axes)
     _draw_samples(bottom, train, prior, order)
-    save_png(figure, png, colors=None)
+    save_png(figure, png, colors=None, source=source)
 
 
 def _draw_frequency(axes: Axes, prior: ClassPrior, order: np.ndarray, labels_of: dict[str, np.ndarray]) -> None:
@@ -172,5 +193,15 @@ def _draw_samples(figure: SubFigure, train: Dataset, prior: ClassPrior, order: n
                 axes.imshow(crop(decode_image(rows.image(index)))["pixel_values"].permute(1, 2, 0).numpy())
             except ValueError:
                 axes.text(0.5, 0.5, "unreadable", ha="center", va="center", transform=axes.transAxes, fontsize=7)
-            name = prior.names[label] if len(prior.names[label]) <= 18 else prior.names[label][:16] + "..."
-            axes.set_title(f"{name} ({prior.counts[label]:,})".replace("$", r"\$"), fontsize=7)
+            title = f"{wrapped(prior.names[label])} ({prior.counts[label]:,})"
+            axes.set_title(title.replace("$", r"\$"), fontsize=6)
+
+
+def wrapped(name: str, width: int = 24, lines: int = 2) -> str:
+    """A name on up to two lines; a longer one keeps its beginning and its end, where similar names differ."""
+    half = width * lines // 2 - 1
+    short = name if len(name) <= width * lines else f"{name[:half]}...{name[2 - half :]}"
+    parts = textwrap.wrap(short, width)
+    if len(parts) > lines:
+        parts = [short[start : start + width] for start in range(0, len(short), width)]
+    return "\n".join(parts) or name

@@ -2,6 +2,7 @@
 
 import pytest
 
+from livt_hf.cli import main
 from livt_hf.data.tools.check import check_dataset
 
 
@@ -22,3 +23,28 @@ def test_check_finds_bad_images_and_images_in_two_splits(photos, tmp_path, num_w
     text = str(found)
     assert "train: 8 images, 1 cannot be read, 1 are duplicates" in text
     assert "1 images of test are also in train, which inflates the accuracy" in text
+
+
+def test_a_list_of_bad_images_is_written_and_named_only_if_there_are_some(photos, tmp_path, capsys):
+    words = [
+        "dataset",
+        "check",
+        "--dataset",
+        str(tmp_path / "photos"),
+        "--output_dir",
+        str(tmp_path),
+        "--num_workers",
+        "0",
+    ]
+    assert main(words) == 0
+    log = tmp_path / "bad_images.log"
+    assert not log.exists()
+    assert "unreadable images:" not in capsys.readouterr().out
+    good = (tmp_path / "photos/train/large/1.jpg").read_bytes()
+    (tmp_path / "photos/train/large/1.jpg").write_bytes(b"")
+    assert main(words) == 1
+    assert f"unreadable images: {log}" in capsys.readouterr().out
+    (tmp_path / "photos/train/large/1.jpg").write_bytes(good)
+    assert main(words) == 0
+    assert log.read_text() == ""
+    assert f"{log} of an earlier check is now empty" in capsys.readouterr().out

@@ -3,10 +3,11 @@
 import numpy as np
 import PIL.Image
 
+from livt_hf.cli import main
 from livt_hf.data import (
     load_long_tailed,
 )
-from livt_hf.data.tools.inspect import inspect_dataset
+from livt_hf.data.tools.inspect import inspect_dataset, wrapped
 
 
 def test_inspect_prints_the_numbers_and_draws(photos, tmp_path):
@@ -36,3 +37,34 @@ def test_the_class_list_of_a_large_dataset_is_shortened(tmp_path):
     assert len(str(found).splitlines()) == 4 + 10
     found.class_counts = {str(index): 1000 - index for index in range(100)}
     assert len(str(found).splitlines()) == 4 + 17
+
+
+def test_similar_long_names_can_be_told_apart():
+    assert wrapped("cat") == "cat"
+    assert wrapped("God-Morgon-Apple-Juice") == "God-Morgon-Apple-Juice"
+    assert wrapped("God-Morgon-Orange-Red-Grapefruit-Juice") == "God-Morgon-Orange-Red-\nGrapefruit-Juice"
+    names = [f"{'the same long beginning of a name ' * 3}{end}" for end in ("with one end", "with another end")]
+    shown = [wrapped(name) for name in names]
+    assert shown[0] != shown[1]
+    assert shown[1].endswith("another end")
+    assert all(len(line) <= 24 for name in shown for line in name.split("\n"))
+    assert all(name.count("\n") == 1 for name in shown)
+
+
+def test_a_picture_of_another_dataset_is_kept(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["dataset", "inspect", "--dataset"]
+    assert main([*words, "photos"]) == 0
+    assert main([*words, "photos", "--imbalance_factor", "2"]) == 0  # its own picture is replaced
+    before = (tmp_path / "dataset.png").read_bytes()
+    assert main([*words, "digits"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error == (
+        "error: output_dir: 'dataset.png' is there already and shows photos; name a folder for the picture with "
+        "--output_dir"
+    )
+    assert (tmp_path / "dataset.png").read_bytes() == before
+    assert main([*words, "digits", "--output_dir", "digits"]) == 0
+    (tmp_path / "dataset.png").write_bytes(b"a photo of somebody")
+    assert main([*words, "photos"]) == 2
+    assert "shows something else" in capsys.readouterr().err
