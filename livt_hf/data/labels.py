@@ -99,7 +99,9 @@ def label_numbers(
     """
     if isinstance(feature, ClassLabel) and feature.names != getattr(training_feature, "names", None):
         labels = _named(labels, feature)
+    known = abbreviate(names, 5)
     if isinstance(training_feature, ClassLabel) and pa.types.is_integer(labels.type):
+        known = f"0 to {len(names) - 1}"
         numbers = pc.fill_null(labels, -1).to_numpy()
     else:
         numbers = pc.fill_null(pc.index_in(labels.cast(pa.string()), pa.array(names, pa.string())), -1).to_numpy()
@@ -108,7 +110,7 @@ def label_numbers(
         row = int(wrong[0])
         raise ValueError(
             f"{where}: label {labels[row].as_py()!r} of {split} row {row} is not one of the {len(names)} classes "
-            f"({abbreviate(names, 5)}; {len(wrong)} such rows); correct or remove them"
+            f"({known}; {len(wrong)} such rows); correct or remove them"
         )
     return numbers.astype(np.int64, copy=False)
 

@@ -127,12 +127,12 @@ def no_classes(folder: Path, train: Path) -> ValueError:
     expected = f"{train}/CLASS/*.jpg" if train != folder else f"{folder}/train/CLASS/*.jpg or {folder}/CLASS/*.jpg"
     tables = [file.name for file in files_in(folder) if file.suffix.lower() in TABLE_SUFFIXES]
     hint = f", or give a table of paths and labels as the dataset: {abbreviate(tables, 3)}" if tables else ""
-    if found[0].isdigit():
+    if has_images(folder):
         return ValueError(
-            f"dataset: {str(folder)!r} has {found}, but nothing says which class they are; put them into one folder "
-            f"per class ({expected}), or add a metadata.csv with the columns file_name and label{hint}"
+            f"{folder}: has {found}, but nothing says which class they are; put them into one folder per class "
+            f"({expected}), or add a metadata.csv with the columns file_name and label{hint}"
         )
-    return ValueError(f"dataset: no images found in {str(folder)!r} ({found}); expected {expected}{hint}")
+    return ValueError(f"{folder}: no images found ({found}); expected {expected}{hint}")
 
 
 def _warn_of_images_left_out(folder: Path, split_folders: dict[str, Path]) -> None:

@@ -56,7 +56,7 @@ def file_paths(folder: str | Path) -> Iterator[str]:
 
 
 def describe_content(folder: Path) -> str:
-    """What is in a folder, for errors: "6 images in train/", "no images, but 2 files (.csv, .txt)"."""
+    """What is in a folder, for errors: "6 images in train/", "2 other files: .csv, .txt"."""
     paths = list(file_paths(folder))
     images = [path for path in paths if is_image(path)]
     if images:
@@ -65,7 +65,7 @@ def describe_content(folder: Path) -> str:
         return f"{count(len(images), 'image')} in {abbreviate(named, 5)}"
     if paths:
         kinds = sorted({os.path.splitext(path)[1].lower() or "without extension" for path in paths})
-        return f"no images, but {count(len(paths), 'file')} ({abbreviate(kinds, 5)})"
+        return f"{count(len(paths), 'other file')}: {abbreviate(kinds, 5)}"
     return "no files" if folder.is_dir() else "no such folder"
 
 

@@ -47,7 +47,7 @@ def test_a_dangling_link_is_left_to_the_reader(tmp_path):
 
 
 def test_bad_image_folders_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"no images found in .* \(no files\); expected .*/train/CLASS/"):
+    with pytest.raises(ValueError, match=r": no images found \(no files\); expected .*/train/CLASS/"):
         load_long_tailed(tmp_path)
     write_image(tmp_path / "train" / "a" / "1.png")
     (tmp_path / "train" / "b").mkdir()
@@ -102,11 +102,11 @@ def test_images_without_class_folders_are_counted_in_the_error(tmp_path):
         write_image(tmp_path / "train" / f"{index}.png")
     with pytest.raises(
         ValueError,
-        match=r"' has 6 images in train/, but nothing says which class .*CLASS/\*.jpg\), or add a metadata.csv",
+        match=r": has 6 images in train/, but nothing says which class .*CLASS/\*.jpg\), or add a metadata.csv",
     ):
         load_long_tailed(tmp_path)
     write_image(tmp_path / "test" / "a" / "1.png")
-    with pytest.raises(ValueError, match=r"' has 7 images in test/a/, train/, but nothing says"):
+    with pytest.raises(ValueError, match=r": has 7 images in test/a/, train/, but nothing says"):
         load_long_tailed(tmp_path)
     write_image(tmp_path / "loose" / "1.png")
     (tmp_path / "loose" / "list.csv").write_text("1.png,a\n")

@@ -46,8 +46,8 @@ def test_errors_say_what_is_in_a_folder(tmp_path):
     assert describe_content(tmp_path) == "no files"
     (tmp_path / "a.txt").touch()
     (tmp_path / "README").touch()
-    assert describe_content(tmp_path) == "no images, but 2 files (.txt, without extension)"
-    with pytest.raises(ValueError, match=r"contains no image files \(no images, but 2 files \(.txt, without extension"):
+    assert describe_content(tmp_path) == "2 other files: .txt, without extension"
+    with pytest.raises(ValueError, match=r"contains no image files \(2 other files: .txt, without extension\)"):
         find_images([str(tmp_path)])
     touch(tmp_path / "b" / "1.jpg", tmp_path / "b" / "2.jpg", tmp_path / "c" / "3.jpg")
     assert describe_content(tmp_path) == "3 images in b/, c/"
