@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from ...class_names import abbreviate
@@ -38,7 +38,7 @@ def is_image(name: str | Path) -> bool:
 
 def subfolders(folder: str | Path) -> list[Path]:
     """The subfolders that are walked, sorted as strings."""
-    return [Path(entry.path) for entry in _entries(folder) if _is_folder(entry)]
+    return [Path(entry.path) for entry in _entries(folder) if _is_folder(entry) and not _is_loop(entry)]
 
 
 def files_in(folder: str | Path) -> list[Path]:
@@ -52,7 +52,11 @@ def file_paths(folder: str | Path) -> Iterator[str]:
     Raises:
         ValueError: a folder that must not be read.
     """
-    return _walk(os.fspath(folder), (os.path.realpath(folder),))
+    for entry in _entries(folder):
+        if not _is_folder(entry):
+            yield entry.path
+        elif not _is_loop(entry):
+            yield from file_paths(entry.path)
 
 
 def describe_content(folder: Path) -> str:
@@ -74,20 +78,13 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
-def _walk(folder: str, above: Sequence[str]) -> Iterator[str]:
-    """``above``: the real path of this folder, preceded by those from which links led here."""
-    for entry in _entries(folder):
-        if not _is_folder(entry):
-            yield entry.path
-        elif not entry.is_symlink():
-            yield from _walk(entry.path, (*above[:-1], os.path.join(above[-1], entry.name)))
-        elif not _contains_any(target := os.path.realpath(entry.path), above):
-            yield from _walk(entry.path, (*above, target))
-
-
-def _contains_any(folder: str, places: Sequence[str]) -> bool:
-    prefix = os.path.join(folder, "")
-    return any(os.path.join(place, "").startswith(prefix) for place in places)
+def _is_loop(entry: os.DirEntry) -> bool:
+    """Whether an entry is a link to a folder that contains it, directly or through the links that led here."""
+    if not entry.is_symlink():
+        return False
+    target = os.path.join(os.path.realpath(entry.path), "")
+    parents = Path(os.path.abspath(entry.path)).parents
+    return any(os.path.join(os.path.realpath(parent), "").startswith(target) for parent in parents)
 
 
 def _entries(folder: str | Path) -> list[os.DirEntry]:
