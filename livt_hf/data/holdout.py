@@ -2,8 +2,8 @@
 
 The rule depends on the classes and their images alone, not on --seed or another option, so that every command that is
 given the same fractions sees the same splits. The images of a class, in the order of the source, are shuffled by a
-generator whose seed is the CRC-32 of the class name. Of n images, the first max(1, round(n * test_fraction)) are for
-testing and the next max(1, round(n * val_fraction)) for validation, as long as one is left for training. The test
+generator whose seed is the CRC-32 of the class name. Of n images, the first n * test_fraction are for testing and the
+next n * val_fraction for validation, each rounded, but at least one, as long as one is left for training. The test
 images are thus the same with and without a validation split.
 """
 
@@ -71,7 +71,6 @@ def held_out_rows(labels: np.ndarray, names: Sequence[str], fractions: Mapping[s
         rows["train"] += left
     for split, classes in too_small.items():
         if classes:
-            logger.warning(
-                f"{len(classes)} of {len(names)} classes are too small for a {split} image: {abbreviate(classes, 5)}"
-            )
+            found = f"{len(classes)} of {len(names)} classes {'is' if len(classes) == 1 else 'are'}"
+            logger.warning(f"{found} too small for a {split} image: {abbreviate(classes, 5)}")
     return {split: np.sort(np.array(found, dtype=np.int64)) for split, found in rows.items()}

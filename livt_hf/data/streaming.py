@@ -31,6 +31,7 @@ from .labels import check_single_labels
 from .loader import ImageLoader, TrainingBatches, collate, ignore_stop_signals, limit_workers
 from .sources.hub import HUB_ID, named_splits
 from .sources.parquet import find_parquet, find_unnamed_parquet
+from .sources.walk import describe_content
 
 COUNTS_FOLDER = Path(datasets.config.HF_CACHE_HOME) / "livt_hf" / "class_counts"
 
@@ -106,7 +107,10 @@ def _open(source: str | Path) -> IterableDataset:
     if folder.is_dir():
         files = [str(file) for file in _train_files(folder)]
         if not files:
-            raise ValueError(f"dataset: {str(source)!r} has no train-*.parquet; only Parquet folders can be streamed")
+            raise ValueError(
+                f"dataset: {str(source)!r} has no train-*.parquet ({describe_content(folder)}); only Parquet folders "
+                "can be streamed: leave out --streaming"
+            )
         return datasets.load_dataset("parquet", data_files={"train": files}, split="train", streaming=True)
     return open_splits(source)["train"]
 

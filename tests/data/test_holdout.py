@@ -31,7 +31,7 @@ def test_each_class_gives_its_share_and_keeps_an_image(photos, caplog):
         "test": {"cat": 8, "dog": 3, "emu": 1, "lynx": 1, "owl": 0},
     }
     assert caplog.messages == [
-        "1 of 5 classes are too small for a test image: owl",
+        "1 of 5 classes is too small for a test image: owl",
         "2 of 5 classes are too small for a validation image: emu, owl",
         "train 28, validation 5, test 13 images after the division",
     ]

@@ -183,7 +183,7 @@ def test_bad_images_are_skipped_counted_once_and_limited(tmp_path):
 
 
 def test_sources_that_cannot_be_streamed_are_named(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="^dataset: .* has no train-.*parquet; only Parquet folders can be streamed"):
+    with pytest.raises(ValueError, match=r"^dataset: .* has no train-.*parquet \(no files\); only Parquet folders can"):
         load_stream(tmp_path)
     with pytest.raises(ValueError, match="^dataset: 'digits' is neither a folder nor a Hub id"):
         load_stream("digits")

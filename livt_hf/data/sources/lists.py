@@ -21,7 +21,7 @@ from ...class_names import abbreviate
 from ..table import SPLIT_NAMES, image_dataset
 from ..table import image_column as path_column
 from .tables import Entries, find_delimiter, read_table, read_text
-from .walk import count, image_paths, is_image
+from .walk import count, describe_content, image_paths, is_image
 
 WHOLE = re.compile(r"-?\d{1,18}(\.0*)?", re.ASCII)  # as pandas writes integers, also beside missing ones
 
@@ -70,10 +70,12 @@ def labeled_splits(
     rename: Callable[[list[str]], list[str]] | None = None,
 ) -> DatasetDict:
     """The entries of each split as a DatasetDict; see `load_lists`."""
-    numbered = all(WHOLE.fullmatch(label) for entries in read.values() for label in entries.labels)
+    written = {label for entries in read.values() for label in entries.labels}
+    numbered = all(WHOLE.fullmatch(label) for label in written)
     if numbered:
+        whole = {label: str(int(label.partition(".")[0])) for label in written}  # 01 and 1.0 are 1
         for entries in read.values():
-            entries.labels = [str(int(label.partition(".")[0])) for label in entries.labels]
+            entries.labels = [whole[label] for label in entries.labels]
         values = sorted({int(label) for label in read["train"].labels})
         names = (name_after_folders and _folder_names(read["train"])) or [str(value) for value in values]
         label_of = {str(value): label for label, value in enumerate(values)}
@@ -190,8 +192,8 @@ def located(entries: Entries, root: Path) -> Entries:
             missing.append(path)
     if not kept:
         raise ValueError(
-            f"{entries.file}: none of its images is under {root}, for example {os.path.join(root, sample[0])}; correct "
-            "--data_dir"
+            f"{entries.file}: none of its images is under {root} ({describe_content(root)}), for example "
+            f"{os.path.join(root, sample[0])}; correct --data_dir"
         )
     if missing:
         logger.warning(

@@ -18,7 +18,7 @@ from ...class_names import abbreviate
 from ..table import SPLIT_NAMES, no_training_split, split_of
 from .lists import divide, labeled_splits
 from .tables import Entries, read_table
-from .walk import count, image_paths, subfolders
+from .walk import count, describe_content, image_paths, subfolders
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
@@ -111,7 +111,8 @@ def _match_with_files(folder: Path, read: dict[str, Entries]) -> None:
         absent = sorted(set(entries.paths) - {entries.paths[row] for row in kept})
         if absent and not kept and split == "train":
             raise ValueError(
-                f"{entries.file}: none of its images is there, for example {folder / absent[0]}; correct its file names"
+                f"{entries.file}: none of its images is in {folder} ({describe_content(folder)}), for example "
+                f"{absent[0]}; correct its file names"
             )
         if absent:
             named = abbreviate(absent, 5)

@@ -19,12 +19,14 @@ from livt_hf.data import (
 CODE = """
 import json, sys
 from livt_hf.data import class_counts, load_long_tailed
+from livt_hf.data.streamed_evaluation import evaluation_splits
 from livt_hf.data.streaming import load_stream
 source = sys.argv[1]
 try:
     if sys.argv[2] == "stream":
         stream = load_stream(source, counts_folder=sys.argv[3])
-        print(json.dumps({"counts": stream.class_counts, "rows": len(list(stream.images))}))
+        held = {split: class_counts(rows) for split, rows in evaluation_splits(source, stream).items()}
+        print(json.dumps({"counts": stream.class_counts, "rows": len(list(stream.images)), "held": held}))
     else:
         splits = load_long_tailed(source)
         first = len(splits["train"][0]["image"]["bytes"])
@@ -68,6 +70,7 @@ def test_a_hub_dataset_is_read_by_its_id(tmp_path, how):
         assert (found["splits"], found["first"]) == (["train", "test"], len(png((0, 0, 0))))
     else:
         assert found["rows"] == 4
+        assert found["held"] == {"test": {"zebra": 1, "ant": 1}}
     assert any("/datasets/org/animals/resolve/" in request for request in requests)
 
 

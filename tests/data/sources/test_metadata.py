@@ -115,7 +115,7 @@ def test_files_and_entries_without_each_other_are_counted(tmp_path, caplog):
         f"{tmp_path}: 1 image without an entry in the metadata, left out: train/extra.jpg",
     ]
     write_metadata(tmp_path / "train", "csv", labeled(["a.jpg", "b.jpg"]))
-    with pytest.raises(ValueError, match=r"train/metadata.csv: none of its images is there, for example .*train/a.jpg"):
+    with pytest.raises(ValueError, match=r"train/metadata.csv: none of its images is in .* for example train/a.jpg"):
         load_long_tailed(tmp_path)
     write_metadata(tmp_path / "train", "jsonl", labeled(["im0.jpg"]))
     with pytest.raises(ValueError, match=r"/train: has metadata.csv and metadata.jsonl; keep one of them"):

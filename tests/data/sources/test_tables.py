@@ -157,6 +157,11 @@ def test_json_lines_and_parquet_are_lists_too(root, kind):
         ("labels.csv", b"a/1.jpg,\0\0\xff", "labels.csv: not a readable text file"),
         ("labels.xlsx", b"PK", "labels.xlsx: a spreadsheet; save it as CSV and name that file"),
         ("labels.jsonl", b"{", "labels.jsonl: cannot be read"),
+        (
+            "labels.jsonl",
+            b'{"path": "a/1.jpg", "label": ["x", "y"]}',
+            "'label' of .*labels.jsonl contains lists; several",
+        ),
     ],
 )
 def test_bad_tables_are_named(root, name, content, message):
