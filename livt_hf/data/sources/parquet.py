@@ -45,11 +45,13 @@ def find_unnamed_parquet(folder: Path) -> dict[str, list[Path]]:
 
 
 def _splits_in(folder: Path) -> dict[str, list[Path]]:
-    """Files named as on the Hub; if there are none, files and then folders named freely after a split."""
+    """Files named as on the Hub; if none is for training, files and then folders named freely after a split."""
     files = _parquet_in(folder)
-    for separators in ("-", "[-_.]"):
-        if found := _by_split([(re.split(separators, file.stem)[0], [file]) for file in files]):
-            return found
+    on_hub, freely = (
+        _by_split([(re.split(pattern, file.stem)[0], [file]) for file in files]) for pattern in ("-", "[-_.]")
+    )
+    if on_hub or freely:
+        return on_hub if "train" in on_hub else freely
     return _by_split([(place.name, _parquet_in(place)) for place in subfolders(folder) if split_of(place.name)])
 
 

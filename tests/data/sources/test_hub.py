@@ -155,3 +155,13 @@ def test_arrow_files_without_metadata_are_opened_in_place(tmp_path):
     (tmp_path / "bare" / "parquet-train-00001-of-00002.arrow").write_bytes(b"no arrow")
     with pytest.raises(ValueError, match="cannot be read as Arrow files"):
         load_long_tailed(tmp_path / "bare")
+
+
+def test_splits_under_other_names_are_found_and_unused_ones_named(monkeypatch, caplog):
+    splits = DatasetDict(dict.fromkeys(("Training", "val", "dev", "test", "unlabeled"), saved_columns()))
+    monkeypatch.setattr("livt_hf.data.sources.hub.datasets.load_dataset", lambda hub_id: splits)
+    assert list(load_long_tailed("someone/pets")) == ["train", "validation", "test"]
+    assert caplog.messages == ["someone/pets: not used: split dev, split unlabeled"]
+    del splits["Training"]
+    with pytest.raises(ValueError, match="^someone/pets: no train split beside val, dev, test, unlabeled; a training"):
+        load_long_tailed("someone/pets")

@@ -96,3 +96,31 @@ def test_large_row_groups_cause_a_warning(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(parquet_source, "SLOW_ROW_GROUP", 100)
     with pytest.warns(UserWarning, match="rewrite the dataset once with `livt dataset prepare`"):
         load_long_tailed(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("files", "sizes"),
+    [
+        (["0.parquet", "1.parquet"], {"train": 6}),
+        (["data/photos.parquet"], {"train": 3}),
+        (["Train_0.parquet", "train_1.parquet", "dev.parquet"], {"train": 6, "validation": 3}),
+        (["training-0.parquet", "evaluation-0.parquet", "notes.parquet"], {"train": 3, "test": 3}),
+        (["train/0000.parquet", "train/0001.parquet", "test/0000.parquet"], {"train": 6, "test": 3}),
+        (["default/train/0000.parquet", "default/val/0000.parquet"], {"train": 3, "validation": 3}),
+    ],
+)
+def test_parquet_files_of_other_names(tmp_path, files, sizes):
+    for file in files:
+        write_parquet(tmp_path / file, {"image": ROWS, "label": [0, 1, 0]}, {"image": Image(), "label": Value("int8")})
+    assert {split: len(rows) for split, rows in load_long_tailed(tmp_path).items()} == sizes
+    assert len(load_long_tailed(tmp_path / files[0])["train"]) == 3  # one file as the dataset
+
+
+def test_parquet_files_beside_images_are_not_the_dataset(tmp_path):
+    write_parquet(
+        tmp_path / "notes.parquet", {"image": ROWS, "label": [0, 1, 0]}, {"image": Image(), "label": Value("int8")}
+    )
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(ROWS[0]["bytes"])
+    assert class_counts(load_long_tailed(tmp_path)) == {"cat": 1, "dog": 1}
