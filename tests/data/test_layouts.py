@@ -74,7 +74,9 @@ class Layout:
 def class_folders(layout):
     """SPLIT/CLASS/*.jpg, or CLASS/*.jpg; a class folder may be a link, or point back to the root."""
     splits = layout.splits() if layout.random.random() < 0.6 else {"train": ""}
-    classes = layout.classes()
+    classes, like_splits = layout.classes(), {"train", "test", "val", "evaluation"}
+    if not splits["train"] and set(classes) <= like_splits:
+        classes.append("cat")  # alone, they would be splits without labels
     for split, folder in splits.items():
         for name in classes:
             place = f"{folder}/{name}" if folder else name
@@ -84,7 +86,7 @@ def class_folders(layout):
                 (layout.root / folder).mkdir(parents=True, exist_ok=True)
                 os.symlink(elsewhere, layout.root / place)
             for _ in layout.some(low=split == "train"):
-                may_be_split = not folder and name in ("train", "test", "val", "evaluation")
+                may_be_split = not folder and name in like_splits
                 path = f"{place}/{layout.image_name(deep=not may_be_split)}"
                 layout.write(path)
                 layout.expected[split].add((path, name))

@@ -51,7 +51,7 @@ def load_image_folder(
             raise no_classes(folder, train[0])
         raise no_training_split(folder, "train/", [f"{other.name}/" for other in split_folders.values()])
     names = class_folders(split_folders["train"])
-    if not any(has_images(split_folders["train"] / name) for name in names) or _is_unlabeled_split(folder, names):
+    if not any(has_images(split_folders["train"] / name) for name in names) or _are_unlabeled_splits(folder, names):
         if metadata:
             raise no_labels(next(iter(metadata.values())))
         raise no_classes(folder, split_folders["train"])
@@ -97,13 +97,9 @@ def _is_split(folder: Path) -> bool:
     return find_metadata(folder) is not None or any(has_images(place) for place in subfolders(folder))
 
 
-def _is_unlabeled_split(folder: Path, names: list[str]) -> bool:
-    """Whether all there is are images in one folder named as a split. Several of that kind are classes."""
-    if not all(split_of(name) for name in names) or find_split_folders(folder):
-        return False
-    if len(names) > 1:
-        logger.warning(f"{folder}: {'/, '.join(names)}/ contain images and no class folders: they are read as classes")
-    return len(names) == 1
+def _are_unlabeled_splits(folder: Path, names: list[str]) -> bool:
+    """Whether all folders are named as splits and contain images alone. Beside others, such a folder is a class."""
+    return all(split_of(name) for name in names) and not find_split_folders(folder)
 
 
 def class_folders(folder: Path) -> list[str]:

@@ -90,11 +90,9 @@ def test_a_folder_named_as_a_split_is_a_class_if_it_contains_images_alone(tmp_pa
     write_images(tmp_path / "inside", *(f"train/{name}/1.png" for name in ("test", "train", "val")), "val/val/1.png")
     assert counts_of(tmp_path / "inside")["validation"] == {"test": 0, "train": 0, "val": 1}
     assert caplog.messages == []
-    write_images(tmp_path / "three", "train/1.png", "test/1.png", "val/1.png")
-    assert counts_of(tmp_path / "three") == {"train": {"test": 1, "train": 1, "val": 1}}
-    assert caplog.messages == [
-        f"{tmp_path}/three: test/, train/, val/ contain images and no class folders: they are read as classes"
-    ]
+    write_images(tmp_path / "three", "train/1.png", "test/1.png", "val/1.png", "val/2.png")
+    with pytest.raises(ValueError, match="three: has 4 images in test/, train/, val/, but nothing says which class"):
+        load_long_tailed(tmp_path / "three")
 
 
 def test_images_without_class_folders_are_counted_in_the_error(tmp_path):
