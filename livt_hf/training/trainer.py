@@ -232,7 +232,7 @@ class BalancedTrainer(ResumableTrainer):
         # FSDP needs all processes in every batch: pad to equal numbers of images, then drop the padding.
         padded = range(args.process_index, -(-len(dataset) // args.world_size) * args.world_size, args.world_size)
         mine = Subset(dataset, [index % len(dataset) for index in padded])
-        loader = evaluation_loader(mine, args.per_device_eval_batch_size, args.dataloader_num_workers)
+        loader = self.watch(evaluation_loader(mine, args.per_device_eval_batch_size, args.dataloader_num_workers))
         with contextlib.nullcontext() if self.ema is None else self.ema.applied_to(model):
             outcome = predict_split(model, loader, self.mean, self.std, args.device)
         model.train(was_training)

@@ -231,13 +231,14 @@ def test_an_error_from_inside_a_library_keeps_its_traceback(monkeypatch):
         main(["pretrain"])
 
 
-def test_an_interrupted_run_says_how_to_go_on(capsys, monkeypatch):
+@pytest.mark.parametrize(("saved", "line"), [((), "interrupted\n"), (("all is safe",), "interrupted; all is safe\n")])
+def test_an_interrupted_command_says_what_it_knows(capsys, monkeypatch, saved, line):
     def interrupted(argv):
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(*saved)
 
     monkeypatch.setattr("livt_hf.cli.pretrain.run", interrupted)
     assert main(["pretrain"]) == 130
-    assert capsys.readouterr().err == "interrupted; the same command continues from the last checkpoint\n"
+    assert capsys.readouterr().err == line
 
 
 @pytest.mark.parametrize("script", ["run_mae", "run_finetune", "run_evaluation"])
