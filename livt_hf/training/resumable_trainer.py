@@ -248,7 +248,7 @@ class StepCallback(TrainerCallback):
         step, missing = state.global_step, 0.0
         if self.trainer.run.is_main and step and args.eval_strategy == IntervalStrategy.STEPS:
             logged = {line["step"] for line in read_metrics(self.trainer.run.folder) if "eval_accuracy" in line}
-            missing = float(step % state.eval_steps == 0 and step not in logged)
+            missing = float((step % state.eval_steps == 0 or step == state.max_steps) and step not in logged)
         return self.trainer.accelerator.reduce(torch.tensor(missing, device=args.device), "sum").item() > 0
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
