@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from ..config.hub_ids import check_reachable
 from ..config.options import AT_LEAST_1, Options, option
 from .console import read_options
 
@@ -41,6 +42,7 @@ class ConvertArguments(Options):
 
 def run(argv: list[str]) -> int:
     args = read_options(ConvertArguments, argv, "livt convert", __doc__, EXAMPLES)
+    check_reachable("input", args.input.removeprefix("hf-hub:"))
     from ..conversion.official import convert_checkpoint, convert_to_official
     from ..conversion.timm_format import convert_timm
     from ..training.lock import lock_folder

@@ -27,7 +27,7 @@ from ..class_names import check_same_names
 from .dataset import check_bad_image_limit, log_bad_image, preserved_generators, sample_seed, seed_generators
 from .decoding import decode_image
 from .loader import ImageLoader, TrainingBatches, collate, ignore_stop_signals, limit_workers
-from .sources.hub import HUB_ID
+from .sources.hub import HUB_ID, check_available
 from .sources.parquet import find_parquet
 from .table import SPLIT_NAMES, choose_columns
 
@@ -102,6 +102,7 @@ def _open(source: str | Path) -> IterableDataset:
         raise ValueError(
             f"dataset: {str(source)!r} is neither a folder nor a Hub id; leave out --streaming for other sources"
         )
+    check_available(str(source))
     try:
         splits = datasets.load_dataset(str(source), streaming=True)
     except Exception as error:  # many kinds, from `datasets`, the client and the network
