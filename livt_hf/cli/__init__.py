@@ -39,6 +39,8 @@ COMMANDS = (
 NEAR_MISSES = {action: f"dataset {action}" for action in ("inspect", "check", "prepare")} | {
     "train": "finetune",
     "test": "evaluate",
+    "infer": "predict",
+    "classify": "predict",
     "upload": "push",
 }
 

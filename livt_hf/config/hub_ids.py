@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import itertools
 import os
@@ -83,15 +84,20 @@ def _answers(endpoint: str) -> bool:
 
 def similar_name(name: str, kind: str, more: Iterable[str] = ()) -> str:
     """ " did you mean 'NEAREST'?", or nothing: of local folders, the local cache, well-known ids and ``more``."""
-    known = [*_folders(name, kind), *_cached(kind), *KNOWN[kind], *more]
-    return "" if name in known else did_you_mean(name, known)
+    ids = [*_cached(kind), *KNOWN[kind], *more]
+    if name in ids:
+        return ""
+    # Of folders, the last component counts: the rest of a path is often the same, and long.
+    folders = {folder.name: str(folder) for folder in _folders(name, kind)}
+    near = difflib.get_close_matches(Path(name).name, folders, n=1)
+    return did_you_mean(name, ids) or (f" did you mean {folders[near[0]]!r}?" if near else "")
 
 
-def _folders(name: str, kind: str) -> list[str]:
+def _folders(name: str, kind: str) -> list[Path]:
     """Folders beside the one that was meant, and one level below the current one; of models, those with a config."""
     beside = Path(name).expanduser().parent
     found = itertools.islice(itertools.chain(_subfolders(beside), _below(Path())), MOST_FOLDERS)
-    return [str(folder) for folder in found if kind == "dataset" or (folder / "config.json").is_file()]
+    return [folder for folder in found if kind == "dataset" or (folder / "config.json").is_file()]
 
 
 def _below(folder: Path) -> Iterable[Path]:
