@@ -37,7 +37,16 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from ..config.arguments import StageArguments
 from ..evaluation.knn import Watch
-from ..files import METRICS_FILE, RUN_FILE, explain_failed_write, publish, publish_files, read_run, write_text
+from ..files import (
+    METRICS_FILE,
+    RUN_FILE,
+    check_folder,
+    explain_failed_write,
+    publish,
+    publish_files,
+    read_run,
+    write_text,
+)
 from ..hub.background import BackgroundPusher
 from ..hub.upload import check_repo_id
 from ..optimization import Schedule
@@ -248,6 +257,7 @@ class StageRun(Run):
         for line in skipped:
             logger.info(line)
         self.options.check_overwrite(steps, checkpoint)
+        check_folder(self.folder)
         if checkpoint is not None:
             for line in self.options.check_resume(*self.saved_state(checkpoint), steps):
                 logger.info(f"resuming with changed {line}")
