@@ -91,15 +91,18 @@ def prepare(args: PrepareArguments) -> int:
     from ..data.tools.prepare import prepare_dataset
     from ..training.lock import lock_folder
 
-    with lock_folder(args.output_dir):
-        prepared = prepare_dataset(
-            _load(args),
-            args.output_dir,
-            shorter_side=args.shorter_side,
-            quality=args.quality,
-            num_workers=args.num_workers,
-            max_bad_images=args.max_bad_images,
-        )
+    try:
+        with lock_folder(args.output_dir):
+            prepared = prepare_dataset(
+                _load(args),
+                args.output_dir,
+                shorter_side=args.shorter_side,
+                quality=args.quality,
+                num_workers=args.num_workers,
+                max_bad_images=args.max_bad_images,
+            )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command continues with the files that are missing") from None
     print(prepared)
     return 0
 

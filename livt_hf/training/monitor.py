@@ -92,10 +92,13 @@ class Monitor:
     def probe_is_due(self, step: int) -> bool:
         return self.probe_steps > 0 and step % self.probe_steps == 0
 
+    def picture_is_due(self, step: int) -> bool:
+        return self.picture_steps > 0 and step % self.picture_steps == 0
+
     @torch.compiler.set_stance("force_eager")
     def draw(self, model: LivtMAEForPreTraining, step: int, last: bool) -> None:
         """Draw loss_curve.png and reconstructions/step-N.png if due; at the end also reconstructions.png."""
-        due = bool(self.picture_steps) and step % self.picture_steps == 0
+        due = self.picture_is_due(step)
         if not due and not last:
             return
         folder = self.folder

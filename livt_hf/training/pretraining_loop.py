@@ -136,11 +136,14 @@ class PretrainingLoop:
 
     def _monitor(self, bar: tqdm) -> None:
         """Probe and draw if due; before a checkpoint of the same step, so that a resume does not skip them."""
+        last = self.step == self.schedule.steps
+        if not last and not self.monitor.probe_is_due(self.step) and not self.monitor.picture_is_due(self.step):
+            return
         with self.run.evaluation(self.accelerator) as watch:
             values = self.monitor.probe(self.unwrapped, self.step, watch)
             if values:
                 self._log({"step": self.step, "epoch": self._epoch(), **values}, bar)
-            self.monitor.draw(self.unwrapped, self.step, last=self.step == self.schedule.steps)
+            self.monitor.draw(self.unwrapped, self.step, last)
 
     def _monitoring_is_missing(self) -> bool:
         """Whether the probe of the first step is not in the log: it is that of step 0, or a signal stopped it."""

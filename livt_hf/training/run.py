@@ -161,8 +161,9 @@ class Run:
         """
         signal, stoppable = self.stop_signal, True
         if accelerator.num_processes > 1:
-            signal.received = self._any_received(accelerator)
-            stoppable = signal.received is not None
+            received = self._any_received(accelerator)
+            stoppable = received is not None
+            signal.received = signal.received or received
         with signal.evaluation():
             try:
                 yield partial(StoppableBatches, signal=signal) if stoppable else iter

@@ -175,7 +175,7 @@ def signal_in_evaluation(number, monkeypatch):
 
 @pytest.mark.parametrize(
     ("stage", "number", "step"),
-    [("pretrain", 1, 0), ("pretrain", 9, 8), ("finetune", 1, 10), ("finetune", 2, 20)],
+    [("pretrain", 1, 0), ("pretrain", 2, 8), ("finetune", 1, 10), ("finetune", 2, 20)],
 )
 def test_a_signal_stops_an_evaluation_and_a_resume_makes_it_good(
     undisturbed, tmp_path, monkeypatch, capsys, stage, number, step
