@@ -6,8 +6,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,19 @@ from safetensors import SafetensorError
 MARKER = "complete.json"  # in a complete checkpoint: its files and their sizes
 METRICS_FILE = "metrics.jsonl"
 RUN_FILE = "run.json"  # in the output folder of a finished run, and in checkpoints of fine-tuning
+LOCK_FILE = ".lock"  # in the output folder of a running command (see `training/lock.py`)
+UNPUBLISHED = ".final.tmp"  # files that `publish_files` will move into the folder
 
 
-def check_folder(output_dir: str | Path) -> None:
-    """ValueError if ``--output_dir`` is a file or cannot be created; creates nothing."""
-    path = Path(output_dir)
-    if path.is_file():
-        raise ValueError(f"output_dir: {str(output_dir)!r} is a file; name a folder")
+def check_folder(folder: str | Path, option: str = "output_dir") -> None:
+    """ValueError if the folder of an option is a file, is read-only, or cannot be created; creates nothing."""
+    path = Path(folder)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{option}: {str(folder)!r} is a file; name a folder")
     existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        reason = "is a file" if existing.is_file() else "is not writable"
-        raise ValueError(f"output_dir: {str(output_dir)!r} cannot be created, {existing} {reason}; name another folder")
+        reason = "is not writable" if existing.is_dir() else "is a file"
+        raise ValueError(f"{option}: {str(folder)!r} cannot be created, {existing} {reason}; name another folder")
 
 
 def publish(folder: Path, path: Path) -> None:
@@ -42,18 +45,30 @@ def publish(folder: Path, path: Path) -> None:
 
 
 @contextmanager
-def publish_files(path: Path) -> Iterator[Path]:
-    """A temporary folder whose files are moved into ``path`` on exit; other files there are kept."""
-    temporary = path / ".final.tmp"
+def publish_files(path: Path, last: str = "", replaced: Sequence[str] = ()) -> Iterator[Path]:
+    """A temporary folder whose files are moved into ``path`` on exit; other files there are kept.
+
+    Args:
+        last: file whose presence proves that all others are in place: it is moved last, and an earlier one of this name
+            is removed first.
+        replaced: files that are removed, too, before anything is moved.
+    """
+    temporary = path / UNPUBLISHED
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        files = sorted(temporary.iterdir())
+        files = sorted(temporary.iterdir(), key=lambda file: (file.name == last, file.name))
         for file in files:
             _flush(file)
+        for name in (last, *replaced) if last else ():
+            (path / name).unlink(missing_ok=True)
+            _flush(path)
         for file in files:
+            if file.name == last:
+                _flush(path)
             file.replace(path / file.name)
+        _flush(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -114,11 +129,23 @@ def incompleteness(checkpoint: Path) -> str | None:
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
-    """The record of the run that trained the model in a folder; None if there is none, as for a converted model."""
+    """The record of the run that trained the model in a folder; None if there is none, as for a converted model.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     try:
-        return json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        if isinstance(record["steps"], int) and isinstance(record["arguments"], dict):
+            return record
     except FileNotFoundError:
         return None
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise ValueError(
+        f"{folder / RUN_FILE} is damaged: it is not the record of a run; delete it, and the command that trained the "
+        "model continues from the last checkpoint"
+    )
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -127,13 +154,24 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         lines = (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    entries = []
+    for line in lines:
+        with suppress(ValueError):  # torn by a crash
+            entries.append(json.loads(line))
+    return [entry for entry in entries if isinstance(entry, dict)]
+
+
+def is_new_folder(path: Path) -> bool:
+    """Whether there is nothing at the path, or an empty folder: what a killed command left in it does not count."""
+    if not path.is_dir():
+        return not path.exists()
+    return all(fnmatch(file.name, ".*.tmp") or file.name == LOCK_FILE for file in path.iterdir())
 
 
 def check_new_folder(folder: str | Path, option: str = "output_dir") -> Path:
-    """The folder of an option as a path; ValueError unless it is new or empty."""
+    """The folder of an option as a path; ValueError unless it `is_new_folder`."""
     path = Path(folder)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if not is_new_folder(path):
         raise ValueError(f"{option}: {str(folder)!r} is not empty; name a new folder")
     return path
 

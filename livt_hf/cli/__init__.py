@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 
 from .console import show_messages
-from .memory import is_out_of_memory, out_of_memory
+from .memory import explain_memory
 
 PACKAGE = Path(__file__).parents[1]
 COMMANDS = (
@@ -39,6 +39,8 @@ COMMANDS = (
 NEAR_MISSES = {action: f"dataset {action}" for action in ("inspect", "check", "prepare")} | {
     "train": "finetune",
     "test": "evaluate",
+    "infer": "predict",
+    "classify": "predict",
     "upload": "push",
 }
 
@@ -91,15 +93,17 @@ def guarded(run: Callable[[list[str]], int], argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except RuntimeError as error:
-        if not is_out_of_memory(error):
+        reason = explain_memory(error, run.__module__.rpartition(".")[2])
+        if reason is None:
             raise
-        print(f"error: {out_of_memory(error, run.__module__.rpartition('.')[2])}", file=sys.stderr)
+        print(f"error: {reason}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # `livt ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        if int(os.environ.get("RANK", 0)) == 0:  # a terminal interrupts all processes
+            print("; ".join(["interrupted", *map(str, interrupt.args)]), file=sys.stderr)
         return 130
 
 

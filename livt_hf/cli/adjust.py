@@ -41,6 +41,13 @@ class AdjustArguments(InferenceArguments, DataSource):
 
 def run(argv: list[str]) -> int:
     args = read_options(AdjustArguments, argv, "livt adjust", __doc__, EXAMPLES)
+    from ..training.lock import lock_folder
+
+    with lock_folder(args.output_dir):
+        return _adjust(args)
+
+
+def _adjust(args: AdjustArguments) -> int:
     from ..evaluation.adjust import adjust, undo
 
     if args.undo:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from ..config.options import Options, option
 from ..config.parsing import parse_known
-from .console import hide_loading_bars
+from .console import check_hub_ids, hide_loading_bars
 
 EXAMPLES = (
     "livt compare --losses ce,bal_ce,bce,bal_bce --pretrained mae --dataset photos --output_dir comparison",
@@ -43,6 +43,7 @@ def run(argv: list[str]) -> int:
     for single, several in (("loss", "losses"), ("seed", "seeds"), ("model_size", "model_sizes")):
         if any(word.split("=")[0] == f"--{single}" for word in options):
             raise ValueError(f"{single}: the runs differ in it; list the values with --{several}")
+    check_hub_ids(args)
     hide_loading_bars()
     from ..reporting.comparison_report import comparison_table
     from ..training.comparison import compare

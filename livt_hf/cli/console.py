@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from ..config.hub_ids import check_reachable
 from ..config.parsing import AnyOptions, AnyStage, parse, parse_arguments
 
 
@@ -20,6 +21,7 @@ def read_options(
         about: docstring of the command's module.
     """
     values = parse(options, argv, prog, about, examples)
+    check_hub_ids(values)
     hide_loading_bars()
     return values
 
@@ -29,8 +31,17 @@ def read_stage(
 ) -> tuple[AnyStage, dict[str, Any]]:
     """The same for one of the two stages, with the further `TrainingArguments` that were given."""
     values = parse_arguments(stage, argv, prog, about, examples)
+    check_hub_ids(values[0])
     hide_loading_bars()
     return values
+
+
+def check_hub_ids(values: Any) -> None:
+    """ValueError if an option names a model or dataset on the Hub, and there is no connection."""
+    for option in ("dataset", "pretrained", "model", "mae"):
+        names = getattr(values, option, None) or ()
+        for name in [names] if isinstance(names, str) else names:
+            check_reachable(option, name)
 
 
 def hide_loading_bars() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from ..config.hub_ids import check_reachable
 from ..config.options import AT_LEAST_1, Options, option
 from .console import read_options
 
@@ -41,26 +42,29 @@ class ConvertArguments(Options):
 
 def run(argv: list[str]) -> int:
     args = read_options(ConvertArguments, argv, "livt convert", __doc__, EXAMPLES)
+    check_reachable("input", args.input.removeprefix("hf-hub:"))
     from ..conversion.official import convert_checkpoint, convert_to_official
     from ..conversion.timm_format import convert_timm
+    from ..training.lock import lock_folder
 
     if args.source is None:
         print(f"wrote {convert_to_official(args.input, args.output)} tensors to {args.output}")
         return 0
-    if args.source == "timm":
-        conversion = convert_timm(args.input, args.output, labels=args.labels, class_counts=args.class_counts)
-    else:
-        conversion = convert_checkpoint(
-            args.input,
-            args.output,
-            args.source,
-            labels=args.labels,
-            class_counts=args.class_counts,
-            dataset=args.dataset,
-            num_attention_heads=args.num_attention_heads,
-            decoder_num_attention_heads=args.decoder_num_attention_heads,
-            norm_pix_loss=args.norm_pix_loss,
-        )
+    with lock_folder(args.output):
+        if args.source == "timm":
+            conversion = convert_timm(args.input, args.output, labels=args.labels, class_counts=args.class_counts)
+        else:
+            conversion = convert_checkpoint(
+                args.input,
+                args.output,
+                args.source,
+                labels=args.labels,
+                class_counts=args.class_counts,
+                dataset=args.dataset,
+                num_attention_heads=args.num_attention_heads,
+                decoder_num_attention_heads=args.decoder_num_attention_heads,
+                norm_pix_loss=args.norm_pix_loss,
+            )
     print(conversion)
     print(f"{args.output} contains the {conversion.kind}, its image processor and a card")
     return 0

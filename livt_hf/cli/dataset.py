@@ -96,15 +96,20 @@ def check(args: DatasetArguments) -> int:
 def prepare(args: PrepareArguments) -> int:
     """Write a resized copy as Parquet files, which load faster."""
     from ..data.tools.prepare import prepare_dataset
+    from ..training.lock import lock_folder
 
-    prepared = prepare_dataset(
-        _load(args),
-        args.output_dir,
-        shorter_side=args.shorter_side,
-        quality=args.quality,
-        num_workers=args.num_workers,
-        max_bad_images=args.max_bad_images,
-    )
+    try:
+        with lock_folder(args.output_dir):
+            prepared = prepare_dataset(
+                _load(args),
+                args.output_dir,
+                shorter_side=args.shorter_side,
+                quality=args.quality,
+                num_workers=args.num_workers,
+                max_bad_images=args.max_bad_images,
+            )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command continues with the files that are missing") from None
     print(prepared)
     return 0
 

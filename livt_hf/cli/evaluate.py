@@ -37,20 +37,22 @@ def run(argv: list[str]) -> int:
     args = read_options(EvaluateArguments, argv, "livt evaluate", __doc__, EXAMPLES)
     from ..evaluation.evaluate import evaluate_checkpoint
     from ..reporting.evaluation_report import accuracy_table, percent
+    from ..training.lock import lock_folder
 
     output_dir = args.output_dir or (Path(args.model) if Path(args.model).is_dir() else Path()) / "evaluation"
-    results = evaluate_checkpoint(
-        args.model,
-        args.dataset,
-        output_dir=output_dir,
-        split=args.split,
-        mae=args.mae,
-        test_prior=args.test_prior,
-        batch_size=args.batch_size,
-        num_workers=args.num_workers,
-        device=args.device,
-        **args.source_options(),
-    )
+    with lock_folder(output_dir):
+        results = evaluate_checkpoint(
+            args.model,
+            args.dataset,
+            output_dir=output_dir,
+            split=args.split,
+            mae=args.mae,
+            test_prior=args.test_prior,
+            batch_size=args.batch_size,
+            num_workers=args.num_workers,
+            device=args.device,
+            **args.source_options(),
+        )
     print(accuracy_table(results))
     for name, values in results.get("test_prior", {}).items():
         print(f"{name + ':':<14}{percent(values['accuracy']):>6} %, prior-corrected {percent(values['shifted']):>5} %")

@@ -32,6 +32,13 @@ class ExportArguments(DataSource):
 
 def run(argv: list[str]) -> int:
     args = read_options(ExportArguments, argv, "livt export", __doc__, EXAMPLES)
+    from ..training.lock import lock_folder
+
+    with lock_folder(args.output_dir):
+        return _export(args)
+
+
+def _export(args: ExportArguments) -> int:
     from ..conversion.onnx_format import export_onnx
     from ..conversion.timm_format import export_timm
 

@@ -1,4 +1,4 @@
-"""A GPU that is too small for a command: what to change, in one line."""
+"""A machine or GPU that is too small for a command: what to change, in one line."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ import sys
 
 TRAINING = ("pretrain", "finetune", "compare")
 IN_BATCHES = ("evaluate", "predict", "adjust")
+
+
+def explain_memory(error: RuntimeError, command: str) -> str | None:
+    """The reason in words if memory ran out, of a GPU or of the machine; None for any other error."""
+    if is_out_of_memory(error):
+        return out_of_memory(error, command)
+    loader = sys.modules.get("livt_hf.data.loader")
+    return loader.WORKER_FAILED if loader is not None and loader.is_worker_failure(error) else None
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from ..config.options import AT_LEAST_1, Options, option
@@ -32,8 +34,11 @@ class PredictArguments(Options):
 
     def require(self) -> None:
         if not self.model:
-            images = " ".join(self.images[1:]) or "IMAGE"
-            raise ValueError(f"model: none was given; did you mean `livt predict --model {self.images[0]} {images}`?")
+            model, *images = self.images
+            if not images:
+                model, images = ("MODEL", [model]) if Path(model).is_file() else (model, ["IMAGE"])
+            command = shlex.join(["livt", "predict", "--model", model, *images])
+            raise ValueError(f"model: none was given; did you mean `{command}`?")
 
 
 def run(argv: list[str]) -> int:

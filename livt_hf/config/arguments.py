@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from ..files import check_folder
+from ..files import RUN_FILE, check_folder
 from .groups import (
     AugmentationArguments,
     DataArguments,
@@ -45,7 +45,8 @@ class StageArguments(
     def require(self) -> None:
         """ValueError if the dataset or the output folder is missing or cannot be used."""
         super().require()
-        check_folder(self.output_dir)
+        if not (Path(self.output_dir) / RUN_FILE).is_file():  # a finished run may be read-only
+            check_folder(self.output_dir)
         images, output_dir = Path(self.dataset).expanduser().absolute(), Path(self.output_dir).absolute()
         inside = images in output_dir.parents and not (images / "train").is_dir()  # it would be read as a class
         if images.is_dir() and (inside or images == output_dir):

@@ -289,7 +289,7 @@ def _training_arguments(words: list[str], stage: type[StageArguments]) -> dict[s
             raise ValueError(f"--{name}: unknown option;{_advice(name, [*known, *accepted])} see --help")
     values, rest = _upstream_parser().parse_known_args(words)
     if rest:
-        raise ValueError(f"{rest[0]}: unexpected value; options are written --name value")
+        raise _unexpected(rest[0], stage)
     return {name: getattr(values, name) for name in names}
 
 
@@ -337,11 +337,16 @@ def _refuse_replaced(name: str, options: type[Options]) -> None:
 
 def _refuse_unknown(words: list[str], options: type[Options]) -> NoReturn:
     if not words[0].startswith("--"):
-        raise ValueError(f"{words[0]}: unexpected value; options are written --name value")
+        raise _unexpected(words[0], options)
     name = _option_name(words[0])
     _refuse_replaced(name, options)
     known = [entry.name for entry in dataclasses.fields(options)]
     raise ValueError(f"--{name}: unknown option;{_advice(name, known)} see --help")
+
+
+def _unexpected(word: str, options: type[Options]) -> ValueError:
+    example = f", such as --{options.REQUIRED[0]} {word}" if options.REQUIRED else ""
+    return ValueError(f"{word}: unexpected value; options are written --name value{example}")
 
 
 def _advice(name: str, known: Sequence[str]) -> str:

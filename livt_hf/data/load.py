@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict
 
-from ..config.options import did_you_mean
+from ..config.hub_ids import similar_name
 from .holdout import hold_out
 from .long_tail import balanced_indices, dataset_labels, long_tailed_indices
 from .sources.benchmarks import (
@@ -245,6 +245,6 @@ def _check_no_data_dir(request: _Request) -> None:
 def _unknown_source(name: str) -> ValueError:
     if Path(name).expanduser().exists():
         return ValueError(f"dataset: {name!r} is a file; name the folder of the images, or a table (.csv, .tsv)")
-    near = did_you_mean(name, list(BENCHMARKS))
+    near = similar_name(name, "dataset", BENCHMARKS)
     hint = near or f" give an existing folder, a Hub id or one of: {', '.join(BENCHMARKS)}"
     return ValueError(f"dataset: {name!r} is neither an existing folder nor a known name;{hint}")

@@ -29,7 +29,7 @@ from .dataset import check_bad_image_limit, log_bad_image, preserved_generators,
 from .decoding import decode_image
 from .labels import check_single_labels
 from .loader import ImageLoader, TrainingBatches, collate, ignore_stop_signals, limit_workers
-from .sources.hub import HUB_ID, named_splits
+from .sources.hub import HUB_ID, check_available, named_splits
 from .sources.parquet import find_parquet, find_unnamed_parquet
 from .sources.walk import describe_content
 
@@ -121,6 +121,7 @@ def open_splits(hub_id: str | Path) -> dict[str, IterableDataset]:
         raise ValueError(
             f"dataset: {str(hub_id)!r} is neither a folder nor a Hub id; leave out --streaming for other sources"
         )
+    check_available(str(hub_id))
     try:
         splits = datasets.load_dataset(str(hub_id), streaming=True)
     except Exception as error:  # many kinds, from `datasets`, the client and the network

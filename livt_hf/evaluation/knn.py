@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,8 @@ from ..data import ImageDataset, evaluation_loader
 from ..metrics import long_tail_accuracy
 from ..models.modeling_livt_mae import LivtMAEForPreTraining
 from .predictions import batch_outputs
+
+Watch = Callable[[Iterable[Any]], Iterable[Any]]  # passes the batches on, and may stop between two of them
 
 NEIGHBORS, TEMPERATURE = 20, 0.07
 QUERIES_AT_ONCE = 256  # rows of the similarity matrix in memory
@@ -42,6 +44,7 @@ def knn_accuracy(
     std: Sequence[float],
     batch_size: int,
     num_workers: int,
+    watch: Watch = iter,
 ) -> dict[str, float]:
     """Accuracy of a k-NN classifier on the encoder's features, in percent: overall and of each shot group.
 
@@ -53,16 +56,20 @@ def knn_accuracy(
         class_counts: training images of each class, by name, in label order.
         groups: definition of the shot groups, see `ClassPrior.groups`.
         mean, std: of the pixels in 0..1, per channel.
+        watch: gets the batches, and may stop the probe with an exception.
 
     Returns:
         ``probe_accuracy``, ``probe_many``, ``probe_medium``, ``probe_few``; a group without test images is left out.
     """
     encode_images = functools.partial(
-        encode, accelerator, model, mean=mean, std=std, batch_size=batch_size, num_workers=num_workers
+        encode, accelerator, model, mean=mean, std=std, batch_size=batch_size, num_workers=num_workers, watch=watch
     )
     bank, bank_labels = encode_images(train)
     queries, labels = (bank, bank_labels) if validation is None else encode_images(validation)
-    predictions = knn_predictions(bank, bank_labels, queries, len(class_counts), leave_one_out=validation is None)
+    leave_one_out = validation is None
+    predictions = knn_predictions(
+        bank, bank_labels, queries, len(class_counts), leave_one_out=leave_one_out, watch=watch
+    )
     accuracy = long_tail_accuracy(labels.cpu().numpy(), predictions.cpu().numpy(), class_counts, groups)
     measures = ("accuracy", "many", "medium", "few")
     return {f"probe_{name}": round(accuracy[name], 3) for name in measures if accuracy[name] is not None}
@@ -77,6 +84,7 @@ def encode(
     std: Sequence[float],
     batch_size: int,
     num_workers: int,
+    watch: Watch = iter,
 ) -> tuple[Tensor, Tensor]:
     """Features, float32 (N, D), and labels, int64 (N,), of all images, on the device of every process.
 
@@ -93,7 +101,7 @@ def encode(
         with accelerator.autocast():
             return model.features(pixel_values)
 
-    loader = evaluation_loader(mine, batch_size, num_workers)
+    loader = watch(evaluation_loader(mine, batch_size, num_workers))
     features, labels = zip(*batch_outputs(forward, loader, mean, std, accelerator.device), strict=True)
     gathered = accelerator.gather((torch.cat(features), torch.cat(labels).to(accelerator.device)))
     return gathered[0][: len(images)], gathered[1][: len(images)]
@@ -107,6 +115,7 @@ def knn_predictions(
     neighbors: int = NEIGHBORS,
     temperature: float = TEMPERATURE,
     leave_one_out: bool = False,
+    watch: Watch = iter,
 ) -> Tensor:
     """Predicted class of each query, int64 (Q,).
 
@@ -122,7 +131,7 @@ def knn_predictions(
     bank, queries = F.normalize(bank, dim=1), F.normalize(queries, dim=1)
     neighbors = min(neighbors, len(bank) - leave_one_out)
     predictions = []
-    for start in range(0, len(queries), QUERIES_AT_ONCE):
+    for start in watch(range(0, len(queries), QUERIES_AT_ONCE)):
         similarity = queries[start : start + QUERIES_AT_ONCE] @ bank.T  # (q, N)
         if leave_one_out:
             similarity.diagonal(offset=start).fill_(-math.inf)

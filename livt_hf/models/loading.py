@@ -28,6 +28,7 @@ from transformers import (
 from transformers.utils import logging
 
 from ..class_names import abbreviate
+from ..config.hub_ids import similar_name, why_unavailable
 
 # Kind of checkpoint -> where to find one
 _ADVICE = {
@@ -125,8 +126,9 @@ def _errors_in_one_line(option: str, checkpoint: str | Path, kind: str) -> Itera
         yield
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
+        near = "" if Path(checkpoint).exists() else similar_name(str(checkpoint), "model")
         raise ValueError(
-            f"{option}: {str(checkpoint)!r} cannot be loaded as {kind}: {reason}; {_ADVICE[kind]}"
+            f"{option}: {str(checkpoint)!r} cannot be loaded as {kind}: {reason};{near} {_ADVICE[kind]}"
         ) from None
 
 
@@ -136,7 +138,9 @@ def _check_exists(checkpoint: str | Path) -> None:
         raise ValueError("the folder has no config.json")
     is_hub_id = isinstance(checkpoint, str) and re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", checkpoint)
     if not is_hub_id and not folder.is_dir():
-        raise ValueError("there is no such folder")
+        raise ValueError("it is a file" if folder.exists() else "there is no such folder")
+    if not folder.is_dir() and (reason := why_unavailable(str(checkpoint), "model")):
+        raise ValueError("it is a file" if folder.exists() else reason)
 
 
 @contextlib.contextmanager

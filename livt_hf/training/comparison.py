@@ -22,13 +22,14 @@ from ..config.parsing import parse_arguments
 from ..data import load_long_tailed
 from ..evaluation.adjust import adjust
 from ..evaluation.evaluate import evaluate_checkpoint
-from ..files import RUN_FILE, read_json, read_metrics
+from ..files import RUN_FILE, check_folder, read_json, read_metrics
 from ..losses import BALANCED_LOSSES, check_loss_name
 from ..models.loading import load_config
 from ..reporting.comparison_report import MEASURES, summarize, write_comparison
 from ..reporting.provenance import command_line
 from .checkpoint import list_checkpoints
 from .finetuning import finetune
+from .lock import lock_folder
 from .record import RunOptions
 
 # method -> arguments of `adjust`: Menon et al., ICLR 2021; Kang et al., ICLR 2020 (they search tau between 0 and 1)
@@ -84,10 +85,15 @@ def compare(
     Raises:
         ValueError: invalid options, before anything is trained; or a run failed.
     """
-    output_dir = Path(output_dir)
-    _check_output_dir(output_dir)
+    check_folder(output_dir)
     _check_post_hoc(post_hoc, losses)
-    runs = plan_runs(options, output_dir, losses, seeds, pretrained, model_sizes)
+    with lock_folder(output_dir):
+        _check_output_dir(Path(output_dir))
+        runs = plan_runs(options, Path(output_dir), losses, seeds, pretrained, model_sizes)
+        return _compare(runs, Path(output_dir), post_hoc)
+
+
+def _compare(runs: Sequence[PlannedRun], output_dir: Path, post_hoc: Sequence[str]) -> dict[str, Any] | None:
     is_main = int(os.environ.get("RANK", 0)) == 0
     finished = []
     for number, run in enumerate(runs, start=1):
@@ -112,8 +118,8 @@ def compare(
 
 
 def _check_output_dir(output_dir: Path) -> None:
-    if output_dir.is_file() or (output_dir / RUN_FILE).exists():
-        raise ValueError(f"output_dir: {str(output_dir)!r} is a file or the folder of a single run; name a new folder")
+    if (output_dir / RUN_FILE).exists():
+        raise ValueError(f"output_dir: {str(output_dir)!r} is the folder of a single run; name a new folder")
 
 
 def _check_post_hoc(methods: Sequence[str], losses: Sequence[str]) -> None:

@@ -5,18 +5,14 @@ Official counterparts: `main_finetune.py`, `engine_finetune.py`.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 from transformers import PreTrainedModel, TrainingArguments
 
 from ..config.arguments import FinetuneArguments, FinetuneAugmentationArguments
@@ -24,7 +20,7 @@ from ..data import EvalTransform, FinetuneTransform, ImageDataset, Mixup
 from ..data.long_tail import dataset_labels
 from ..data.transforms import image_processor
 from ..evaluation.evaluate import evaluate_model, mistaken_images
-from ..files import read_run
+from ..files import RUN_FILE, read_json
 from ..models.compilation import check_compiler
 from ..models.loading import enable_gradient_checkpointing, load_classifier
 from ..optimization import Schedule
@@ -36,6 +32,7 @@ from .classifier import build_classifier, pixel_statistics
 from .data import TrainingData, load_images, plan_schedule, training_data
 from .recipe_trainer import RecipeTrainer
 from .run import StageRun, check_precision
+from .stopping import StopSignal
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +51,11 @@ def finetune(args: FinetuneArguments, training_arguments: dict[str, Any] | None 
         ValueError: invalid options or data, or a non-finite loss.
     """
     run = StageRun(args, training_arguments=training_arguments)
+    with run.opened():
+        return _finetune(args, run)
+
+
+def _finetune(args: FinetuneArguments, run: StageRun) -> dict[str, Any] | None:
     images = load_images(args, args.seed, run.world, evaluation=True)
     splits, counts = images.splits, images.class_counts
     ClassPrior(counts).groups(**args.shot_groups())  # fail fast on an invalid group definition
@@ -67,29 +69,29 @@ def finetune(args: FinetuneArguments, training_arguments: dict[str, Any] | None 
     if args.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     trainer = build_trainer(args, model, data, schedule, mean, std, run)
-    settings: dict[str, Any] = {"dataset": args.dataset, "seed": args.seed, "num_workers": args.num_workers}
-    evaluate: Callable[..., Any] = partial(evaluate_run, run.folder, splits, **settings, repo_id=args.hub_model_id)
-    if run.is_finished(schedule.steps, "evaluation is missing" if is_unevaluated(run, splits) else "nothing to do"):
-        return finished_results(run, evaluate, splits, trainer.accelerator)
-    checkpoint = run.find_checkpoint(schedule.steps)
+    run.results = ("results.json", "README.md") if {"test", "validation"} & set(splits) else ()
     processor = image_processor(model.config.image_size, args.crop_ratio, mean, std)
-    run.start(describe(model, data.num_images), schedule, processor, trainer.accelerator, checkpoint)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    if trainer.stopped_by:
-        run.stopped(trainer.stopped_by, trainer.state.global_step)
-        return None
-    trained, results = trainer.final_model(), None
+    trained: PreTrainedModel | None = None
+    if not run.is_trained(schedule.steps):
+        checkpoint = run.find_checkpoint(schedule.steps)
+        run.start(describe(model, data.num_images), schedule, processor, trainer.accelerator, checkpoint)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if trainer.stopped_by:
+            run.stopped(trainer.stopped_by, trainer.state.global_step)
+            return None
+        trained = trainer.final_model()
+        if run.is_main:
+            if args.keep_best and (kept := best_record(run.folder)):
+                run.record["kept"] = kept
+                value = f"{kept['metric']} {kept['value']:.1f} % on the validation split"
+                logger.info(f"keeping the weights of epoch {kept['epoch']:g}: {value}")
+            run.save(trained)
     if run.is_main:
-        if args.keep_best and (kept := best_record(run.folder)):
-            run.record["kept"] = kept
-            logger.info(
-                f"keeping epoch {kept['epoch']:g}: {kept['metric']} {kept['value']:.1f} % on the validation split"
-            )
-        run.save(trained)
         remove_best(run.folder)
-        results = evaluate(trained, processor)
+        with StopSignal(run.saved, at_once=True):
+            write_results(args, run, splits, trained, processor)
     run.publish(trainer.accelerator)
-    return results
+    return read_json(run.folder, "results.json") if run.results else None
 
 
 def augmentation(args: FinetuneAugmentationArguments, image_size: int, mean: Sequence[float]) -> FinetuneTransform:
@@ -231,54 +233,33 @@ def _device_options(mixed_precision: str | None) -> dict[str, bool]:
     }
 
 
-def is_unevaluated(run: StageRun, splits: DatasetDict) -> bool:
-    """Whether a run with a split to evaluate on has no results."""
-    return bool({"test", "validation"} & set(splits)) and not (run.folder / "results.json").exists()
-
-
-def finished_results(
-    run: StageRun, evaluate: Callable[..., Any], splits: DatasetDict, accelerator: Accelerator
-) -> dict[str, Any] | None:
-    """Results of a finished run; evaluates it if they are missing."""
-    if is_unevaluated(run, splits) and run.is_main:
-        evaluate(*load_classifier(run.folder))
-    accelerator.wait_for_everyone()
-    file = run.folder / "results.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-
-
 @torch.compiler.set_stance("force_eager")  # a model that was compiled for training
-def evaluate_run(
-    output_dir: Path,
-    splits: DatasetDict,
-    model: PreTrainedModel,
-    processor: Any,
-    *,
-    dataset: str,
-    seed: int,
-    num_workers: int,
-    repo_id: str | None,
-) -> dict[str, Any] | None:
-    """Evaluate the model in the output folder, and write results, report and card there.
+def write_results(
+    args: FinetuneArguments, run: StageRun, splits: DatasetDict, model: PreTrainedModel | None, processor: Any
+) -> None:
+    """Write what the run owes of results, report and card. Evaluated is the test split, else the validation split.
 
-    Returns:
-        Results on the test split, or on the validation split if there is no test split; None without either.
+    Args:
+        model: the trained model; None loads it.
     """
-    name = "test" if "test" in splits else "validation"
-    split: Dataset | None = splits.get(name)
-    if split is None:
-        hint = "; --val_fraction makes one" if splits else ""  # not of a stream
-        logger.info(f"{dataset} has neither a test nor a validation split: skipping evaluation{hint}")
-        return None
-    description = {"model": str(output_dir), "dataset": dataset, "split": name, "seed": seed}
-    if kept := (read_run(output_dir) or {}).get("kept"):
-        description["kept"] = kept
-    try:
-        results = evaluate_model(model, split, processor, num_workers=num_workers, description=description)
-    except ValueError as error:
-        raise ValueError(
-            f"{error}; the trained model is saved in {output_dir}; repeat the command to evaluate it"
-        ) from error
-    write_report(results, output_dir, mistaken_images(results, split))
-    write_model_card(output_dir, results, repo_id=repo_id)
-    return results
+    name, owed = "test" if "test" in splits else "validation", run.owed()
+    if model is not None and name not in splits:
+        hint = "" if args.streaming else "; --val_fraction makes one"
+        logger.info(f"{args.dataset} has neither a test nor a validation split: skipping evaluation{hint}")
+    if "results.json" in owed:
+        if model is None:
+            model, processor = load_classifier(run.folder)
+        description = {"model": str(run.folder), "dataset": args.dataset, "split": name, "seed": args.seed}
+        if kept := read_json(run.folder, RUN_FILE).get("kept"):
+            description["kept"] = kept
+        try:
+            results = evaluate_model(
+                model, splits[name], processor, num_workers=args.num_workers, description=description
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; the trained model is saved in {run.folder}; repeat the command to evaluate it"
+            ) from error
+        write_report(results, run.folder, mistaken_images(results, splits[name]))
+    if {"results.json", "README.md"} & set(owed):
+        write_model_card(run.folder, read_json(run.folder, "results.json"), repo_id=args.hub_model_id)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..data import EvalTransform, ImageDataset, class_counts
 from ..evaluation.examples import evenly_spaced
-from ..evaluation.knn import knn_accuracy
+from ..evaluation.knn import Watch, knn_accuracy
 from ..files import read_metrics
 from ..models.modeling_livt_mae import LivtMAEForPreTraining, reconstruct_images
 from ..reporting.charts import plot_loss_curve, plot_reconstructions
@@ -67,9 +67,9 @@ class Monitor:
         self.images: Tensor | None = None
 
     @torch.compiler.set_stance("force_eager")  # batches of other sizes would compile again
-    def probe(self, model: LivtMAEForPreTraining, step: int) -> dict[str, float]:
+    def probe(self, model: LivtMAEForPreTraining, step: int, watch: Watch = iter) -> dict[str, float]:
         """k-NN accuracies (see `knn_accuracy`) if a probe is due at this step, else an empty dict."""
-        if not self.probe_steps or step % self.probe_steps:
+        if not self.probe_is_due(step):
             return {}
         was_training = model.training
         model.eval()
@@ -84,14 +84,21 @@ class Monitor:
             std=self.std,
             batch_size=self.batch_size,
             num_workers=self.num_workers,
+            watch=watch,
         )
         model.train(was_training)
         return values
 
+    def probe_is_due(self, step: int) -> bool:
+        return self.probe_steps > 0 and step % self.probe_steps == 0
+
+    def picture_is_due(self, step: int) -> bool:
+        return self.picture_steps > 0 and step % self.picture_steps == 0
+
     @torch.compiler.set_stance("force_eager")
     def draw(self, model: LivtMAEForPreTraining, step: int, last: bool) -> None:
         """Draw loss_curve.png and reconstructions/step-N.png if due; at the end also reconstructions.png."""
-        due = bool(self.picture_steps) and step % self.picture_steps == 0
+        due = self.picture_is_due(step)
         if not due and not last:
             return
         folder = self.folder

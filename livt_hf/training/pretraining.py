@@ -17,6 +17,7 @@ from ..config.arguments import AutoencoderArguments, PretrainArguments
 from ..config.groups import AugmentationArguments
 from ..data import PretrainTransform
 from ..data.transforms import image_processor
+from ..files import explain_failed_write
 from ..models.compilation import check_compiler
 from ..models.configuration_livt import LivtMAEConfig, check_width, encoder_sizes, unused_sizes
 from ..models.loading import enable_gradient_checkpointing, load_model
@@ -42,32 +43,53 @@ def pretrain(args: PretrainArguments) -> Path | None:
     Raises:
         ValueError: invalid options or data, or a non-finite loss.
     """
-    accelerator = build_accelerator(args.mixed_precision, args.log_with, args.output_dir, args.tf32)
-    run = StageRun(args, (accelerator.num_processes, accelerator.process_index))
+    run = StageRun(args)
+    with run.opened():
+        # Joins the other processes, so that all of them read the folder after it is locked.
+        accelerator = build_accelerator(args.mixed_precision, args.log_with, args.output_dir, args.tf32)
+        return _pretrain(args, run, accelerator)
+
+
+def _pretrain(args: PretrainArguments, run: StageRun, accelerator: Accelerator) -> Path | None:
+    run.results = ("README.md",)
     model = build_autoencoder(args)
     size = model.config.image_size
     images, transform = load_images(args, args.seed, run.world), masking_transform(args, size, model.config.patch_size)
     data = training_data(images, transform, run, args.batch_size, args.gradient_accumulation_steps)
     schedule = plan_schedule(args, data.batches)
-    if run.is_finished(schedule.steps):
-        return run.folder
+    if not run.is_trained(schedule.steps) and not _train(args, run, accelerator, model, data, schedule):
+        return None
+    if run.is_main and "README.md" in run.owed():
+        machine = hardware(accelerator.device)
+        with explain_failed_write(run.folder):
+            write_autoencoder_card(run.folder, repo_id=args.hub_model_id, images=data.num_images, hardware=machine)
+    run.publish(accelerator)
+    return run.folder
+
+
+def _train(
+    args: PretrainArguments,
+    run: StageRun,
+    accelerator: Accelerator,
+    model: LivtMAEForPreTraining,
+    data: TrainingData,
+    schedule: Schedule,
+) -> bool:
+    """Train and save the model; False if a signal stopped it."""
     checkpoint = run.find_checkpoint(schedule.steps)
     loop = build_loop(args, run, accelerator, model, data, schedule, checkpoint)
     what = f"pretraining {loop.unwrapped.num_parameters() / 1e6:.2f} M parameters on {data.num_images} images"
-    processor = image_processor(size, 0.875, args.mean, args.std)
-    run.start(f"{what} at {size} px", schedule, processor, accelerator, checkpoint)
+    processor = image_processor(model.config.image_size, 0.875, args.mean, args.std)
+    run.start(f"{what} at {model.config.image_size} px", schedule, processor, accelerator, checkpoint)
     data.batches.start_step, data.batches.stop_step = loop.step, schedule.steps
     stopped_by = loop.train(data.dataset.loader(data.batches, args.num_workers, accelerator.device.type == "cuda"))
     if stopped_by:
         run.stopped(stopped_by, loop.step)
-        return None
+        return False
     weights = loop.whole_weights()
     if run.is_main:
         run.save(loop.unwrapped, weights)
-        machine = hardware(accelerator.device)
-        write_autoencoder_card(run.folder, repo_id=args.hub_model_id, images=data.num_images, hardware=machine)
-    run.publish(accelerator)
-    return run.folder
+    return True
 
 
 def build_accelerator(

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from ..data import on_device
 from ..data.batch_ops import standardize, statistics
-from ..files import write_text
+from ..files import read_metrics, write_text
 from ..models.compilation import compile_if_asked
 from ..models.modeling_livt_mae import LivtMAEForPreTraining
 from ..optimization import Schedule, adamw, parameter_groups
@@ -102,8 +102,9 @@ class PretrainingLoop:
         bar = tqdm(total=steps, initial=self.step, disable=not self.run.is_main, desc="pretraining", unit="step")
         stopped_by = None
         with self.run.stop_signal, bar:
-            if self.step == 0:
+            if self._monitoring_is_missing():
                 self._monitor(bar)
+                stopped_by = self.run.interrupted
             clock, clock_step = time.perf_counter(), self.step
             while self.step < steps and not stopped_by:
                 self._optimizer_step(micro_batches)
@@ -135,10 +136,22 @@ class PretrainingLoop:
 
     def _monitor(self, bar: tqdm) -> None:
         """Probe and draw if due; before a checkpoint of the same step, so that a resume does not skip them."""
-        values = self.monitor.probe(self.unwrapped, self.step)
-        if values:
-            self._log({"step": self.step, "epoch": self._epoch(), **values}, bar)
-        self.monitor.draw(self.unwrapped, self.step, last=self.step == self.schedule.steps)
+        last = self.step == self.schedule.steps
+        if not last and not self.monitor.probe_is_due(self.step) and not self.monitor.picture_is_due(self.step):
+            return
+        with self.run.evaluation(self.accelerator) as watch:
+            values = self.monitor.probe(self.unwrapped, self.step, watch)
+            if values:
+                self._log({"step": self.step, "epoch": self._epoch(), **values}, bar)
+            self.monitor.draw(self.unwrapped, self.step, last)
+
+    def _monitoring_is_missing(self) -> bool:
+        """Whether the probe of the first step is not in the log: it is that of step 0, or a signal stopped it."""
+        missing = 0.0
+        if self.run.is_main:
+            logged = {line["step"] for line in read_metrics(self.run.folder) if "probe_accuracy" in line}
+            missing = float(self.step not in logged if self.monitor.probe_is_due(self.step) else self.step == 0)
+        return bool(self.accelerator.reduce(torch.tensor(missing, device=self.accelerator.device), "sum").item())
 
     def _epoch(self) -> float:
         return round(self.step / self.schedule.steps_per_epoch, 4)

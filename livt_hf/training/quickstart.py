@@ -19,13 +19,14 @@ from ..config.arguments import FinetuneArguments, PretrainArguments
 from ..config.parsing import parse_arguments
 from ..data import load_long_tailed
 from ..evaluation.evaluate import draw_reconstructions, mistaken_images
-from ..files import write_text
+from ..files import check_folder, is_new_folder, write_text
 from ..losses import SHORT_NAMES
 from ..reporting.card import write_model_card
 from ..reporting.comparison_charts import plot_comparison
 from ..reporting.comparison_report import comparison_table, quickstart_report, summarize
 from ..reporting.evaluation_report import write_report
 from .finetuning import finetune
+from .lock import lock_folder
 from .pretraining import pretrain
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,13 @@ def quickstart(output_dir: Path) -> list[dict[str, Any]] | None:
     Raises:
         ValueError: the folder contains a finished quickstart, or other files.
     """
-    _check_output_dir(output_dir)
+    check_folder(output_dir)
+    with lock_folder(output_dir):
+        _check_output_dir(output_dir)
+        return _quickstart(output_dir)
+
+
+def _quickstart(output_dir: Path) -> list[dict[str, Any]] | None:
     # Tensors this small gain nothing from a second thread, which the data worker needs.
     torch.set_num_threads(1)
     runs_dir = output_dir / "runs"
@@ -73,13 +80,11 @@ def quickstart(output_dir: Path) -> list[dict[str, Any]] | None:
 
 def _check_output_dir(output_dir: Path) -> None:
     """ValueError unless a quickstart can begin or resume in the folder."""
-    if output_dir.is_file():
-        raise ValueError(f"output_dir: {str(output_dir)!r} is a file; name a new folder")
     if (output_dir / "results.json").exists():
         raise ValueError(
             f"output_dir: {str(output_dir)!r} contains a finished quickstart; name a new folder, or delete it"
         )
-    if output_dir.exists() and not (output_dir / "runs").exists() and any(output_dir.iterdir()):
+    if not (output_dir / "runs").exists() and not is_new_folder(output_dir):
         raise ValueError(f"output_dir: {str(output_dir)!r} is not empty; name a new folder")
 
 

@@ -224,7 +224,7 @@ class RecipeTrainer(ResumableTrainer):
         # FSDP needs all processes in every batch: pad to equal numbers of images, then drop the padding.
         padded = range(args.process_index, -(-len(dataset) // args.world_size) * args.world_size, args.world_size)
         mine = Subset(dataset, [index % len(dataset) for index in padded])
-        loader = evaluation_loader(mine, args.per_device_eval_batch_size, args.dataloader_num_workers)
+        loader = self.watch(evaluation_loader(mine, args.per_device_eval_batch_size, args.dataloader_num_workers))
         with self.averaged_weights():
             outcome = predict_split(model, loader, self.mean, self.std, args.device)
         model.train(was_training)

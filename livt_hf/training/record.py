@@ -146,3 +146,7 @@ def read_checkpoint_record(checkpoint: Path, file: str) -> dict[str, Any]:
             f"resume: {str(checkpoint)!r} is a checkpoint of another stage (it has no {file}); choose another "
             "output_dir or checkpoint"
         ) from None
+    except ValueError:
+        raise ValueError(
+            f"resume: {str(checkpoint / file)!r} is damaged; delete that checkpoint to continue from an earlier one"
+        ) from None

@@ -19,14 +19,18 @@ from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Tra
 from transformers.trainer_utils import IntervalStrategy
 
 from ..data import TrainingBatches
-from ..files import RUN_FILE, write_text
+from ..evaluation.knn import Watch
+from ..files import RUN_FILE, read_metrics, write_text
 from ..optimization import WeightAverage
 from .best_epoch import BestEpoch, load_best
 from .checkpoint import FULL_STATE_DICT, load_optimizer, load_tensors, load_weights, set_schedule
 from .classifier_retraining import fold_scales, load_scales, save_scales
 from .data import EpochLoader
+from .lock import lock_folder
 from .loss_check import LossCheck
+from .record import read_checkpoint_record
 from .run import Run
+from .stopping import Stopped
 from .trainer import BalancedTrainer
 
 
@@ -56,6 +60,7 @@ class ResumableTrainer(BalancedTrainer):
     stopped_by: str | None = None
     resumed_from: Path | None = None
     epoch_loader: EpochLoader | None = None
+    watch: Watch = staticmethod(iter)  # gets the batches of an evaluation
     _staging: Path | None = None
 
     def _add_callbacks(self) -> None:
@@ -67,11 +72,13 @@ class ResumableTrainer(BalancedTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As upstream; SIGTERM and SIGUSR1 end training after the current step, with a checkpoint."""
-        with self.run.stop_signal:
+        with lock_folder(self.run.folder), self.run.stop_signal:
             try:
                 output = super().train(*args, **kwargs)
                 self.loss_check.raise_if_bad()
                 return output
+            except Stopped:
+                return None
             finally:
                 if self.epoch_loader is not None:
                     self.epoch_loader.close()
@@ -84,6 +91,14 @@ class ResumableTrainer(BalancedTrainer):
         if control.should_log or control.should_evaluate or control.should_save:
             self.loss_check.raise_if_bad()
         super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As upstream; a signal stops it, and then training with a checkpoint, from which a resume evaluates first."""
+        with self.run.evaluation(self.accelerator) as self.watch:
+            return super()._evaluate(*args, **kwargs)
+        self.stopped_by = self.run.interrupted
+        self.control.should_save = self.control.should_training_stop = True
+        return {}
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Only at logged steps: without clipping, upstream reads and rescales all gradients for it at every step."""
@@ -234,10 +249,22 @@ class StepCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self.steps_per_epoch = self.trainer.training_batches().steps_per_epoch
         if self.trainer.resumed_from is not None:
-            record = json.loads((self.trainer.resumed_from / RUN_FILE).read_text(encoding="utf-8"))
+            record = read_checkpoint_record(self.trainer.resumed_from, RUN_FILE)
             self.trainer._tr_loss.fill_(record["logging"]["loss_sum"])
             self.trainer._globalstep_last_logged = record["logging"]["last_step"]
         self.trainer.run.begin(state.global_step)
+        if self._evaluation_is_missing(args, state):
+            self.trainer._evaluate(None, None)
+            if self.trainer.stopped_by:
+                raise Stopped(self.trainer.stopped_by)
+
+    def _evaluation_is_missing(self, args, state):
+        """Whether a signal stopped the evaluation at the step that training resumes from."""
+        step, missing = state.global_step, 0.0
+        if self.trainer.run.is_main and step and args.eval_strategy == IntervalStrategy.STEPS:
+            logged = {line["step"] for line in read_metrics(self.trainer.run.folder) if "eval_accuracy" in line}
+            missing = float((step % state.eval_steps == 0 or step == state.max_steps) and step not in logged)
+        return self.trainer.accelerator.reduce(torch.tensor(missing, device=args.device), "sum").item() > 0
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         trainer = self.trainer
@@ -251,9 +278,10 @@ class StepCallback(TrainerCallback):
         if self.trainer.ema is not None:
             self.trainer.ema.update(self.trainer.accelerator.unwrap_model(self.trainer.model))
         stopped_by = self.trainer.run.stop_requested(self.trainer.accelerator, state.global_step)
-        if stopped_by and state.global_step < state.max_steps:
+        if stopped_by:
             self.trainer.stopped_by = stopped_by
             control.should_save = control.should_training_stop = True
+            control.should_evaluate = False  # a resume begins with it
         return control
 
 

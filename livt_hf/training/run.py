@@ -2,14 +2,19 @@
 
 Both stages use it in the same way; `RecipeTrainer` without a stage uses `Run` alone:
 
-    run = StageRun(args)                          # checks the folder, seeds
-    run.is_finished(steps)                        # repeated command: nothing to do
-    checkpoint = run.find_checkpoint(steps)       # to resume from, if its options are compatible
-    run.start(...)                                # logs what is trained; starts uploads
-    with run.stop_signal:
-        run.begin(step)                           # truncates metrics.jsonl after the step
-        run.log(...), run.stop_requested(...), run.checkpoint(...)
-    run.stopped(...)  or  run.save(model); run.publish(...)
+    run = StageRun(args)                          # checks options and folder, seeds
+    with run.opened():                            # locks the folder
+        if not run.is_trained(steps):             # else a repeated command
+            checkpoint = run.find_checkpoint(steps)   # to resume from, if its options are compatible
+            run.start(...)                        # logs what is trained; starts uploads
+            with run.stop_signal:
+                run.begin(step)                   # truncates metrics.jsonl after the step
+                run.log(...), run.stop_requested(...), run.checkpoint(...)
+            run.stopped(...)  or  run.save(model)
+        ...                                       # what `run.owed()` names: evaluation, card
+        run.publish(...)                          # uploads, if requested
+
+A run is trained as soon as run.json is in place, and finished when nothing is owed.
 """
 
 from __future__ import annotations
@@ -18,11 +23,10 @@ import json
 import logging
 import os
 import shutil
-import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -32,12 +36,24 @@ from transformers import PreTrainedModel
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..config.arguments import StageArguments
-from ..files import METRICS_FILE, RUN_FILE, explain_failed_write, publish, publish_files, write_text
+from ..evaluation.knn import Watch
+from ..files import (
+    METRICS_FILE,
+    RUN_FILE,
+    check_folder,
+    explain_failed_write,
+    publish,
+    publish_files,
+    read_run,
+    write_text,
+)
 from ..hub.background import BackgroundPusher
 from ..hub.upload import check_repo_id
 from ..optimization import Schedule
 from .checkpoint import STATE_FILE, archive_later_checkpoints, find_resume_checkpoint, remove_old_checkpoints
+from .lock import lock_folder
 from .record import RunOptions, read_checkpoint_record, stage_of
+from .stopping import StoppableBatches, Stopped, StopSignal, explained_end
 
 AGREE_EVERY = 10  # steps between synchronizations of the stop signal across processes
 
@@ -81,8 +97,29 @@ class Run:
         self.folder, self.is_main = Path(folder), is_main
         self.pusher, self.save_total_limit = pusher, save_total_limit
         self.record: dict[str, Any] = {}
-        self.stop_signal = StopSignal()
+        self.trained = False  # the model is saved in the folder
+        self.interrupted: str | None = None  # the signal that stopped an evaluation
+        self.stop_signal = StopSignal(self.saved)
         self._log: MetricsLog | None = None
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Context of the whole run: keeps other runs out of the folder, and says what is saved when it is interrupted.
+
+        Raises:
+            ValueError: another run uses the folder, or a loader's worker died.
+        """
+        with lock_folder(self.folder), explained_end(self.saved):
+            yield
+
+    def saved(self) -> str:
+        """What of the run is safe, and what the same command does now."""
+        if self.trained:
+            return f"the trained model is saved in {self.folder}; the same command does what is left"
+        checkpoint = find_resume_checkpoint(self.folder, "auto")[0]
+        if checkpoint is None:
+            return "nothing was saved yet; the same command starts again"
+        return f"{checkpoint} is saved; the same command continues from it"
 
     def begin(self, step: int) -> None:
         """Before training starts at ``step``: truncate the log after it, archive later checkpoints."""
@@ -97,13 +134,41 @@ class Run:
 
     def stop_requested(self, accelerator: Accelerator, step: int) -> str | None:
         """The signal received by any process, if any; all processes get it at the same step."""
+        self.stop_signal.step_ended()
         received = self.stop_signal.received
-        if accelerator.num_processes == 1:
-            return received
-        if step % AGREE_EVERY:
-            return None
+        if self.interrupted:
+            received = self.interrupted
+        elif accelerator.num_processes > 1:
+            received = None if step % AGREE_EVERY else self._any_received(accelerator)
+        if received is not None:
+            self.stop_signal.saving()
+        return received
+
+    def _any_received(self, accelerator: Accelerator) -> str | None:
+        received = self.stop_signal.received
         flag = torch.tensor([float(received is not None)], device=accelerator.device)
         return (received or "a signal") if accelerator.reduce(flag, "sum").item() else None
+
+    @contextmanager
+    def evaluation(self, accelerator: Accelerator) -> Iterator[Watch]:
+        """Context of an evaluation during training, which a signal stops: its `Stopped` ends here.
+
+        Of several processes, which wait for each other, all leave it out if one has got a signal before; during it, a
+        signal that is not followed by the end of training within seconds ends the process.
+
+        Yields:
+            Wraps the batches of the evaluation.
+        """
+        signal, stoppable = self.stop_signal, True
+        if accelerator.num_processes > 1:
+            received = self._any_received(accelerator)
+            stoppable = received is not None
+            signal.received = signal.received or received
+        with signal.evaluation():
+            try:
+                yield partial(StoppableBatches, signal=signal) if stoppable else iter
+            except Stopped as stopped:
+                self.interrupted = str(stopped)
 
     @contextmanager
     def checkpoint(self, step: int, accelerator: Accelerator, saves: bool | None = None) -> Iterator[Path]:
@@ -159,16 +224,28 @@ class StageRun(Run):
             check_repo_id(args.hub_model_id)
         self.args, self.training_arguments = args, training_arguments or {}
         self.options, self.stage = RunOptions(args, self.training_arguments), stage_of(vars(args))
+        self.results: Sequence[str] = ()  # files that follow the model, in this order
+        self.processor: Any = None
         self.world = world or (int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0)))
         super().__init__(args.output_dir, is_main=self.world[1] == 0, save_total_limit=args.save_total_limit)
         set_seed(args.seed)
 
-    def is_finished(self, steps: int, remaining: str = "nothing to do") -> bool:
-        """Whether the folder contains the finished model of this run; if so, logs what ``remaining`` says."""
-        finished = self.options.completed_steps() == steps
-        if finished:
-            logger.info(f"{self.folder} contains this run, finished after {steps} steps; {remaining}")
-        return finished
+    def is_trained(self, steps: int) -> bool:
+        """Whether the folder contains the trained model of this run; if so, logs what is `owed`."""
+        self.trained = self.options.completed_steps() == steps
+        if self.trained:
+            left = f"missing: {', '.join(self.owed())}" if self.owed() else "nothing to do"
+            logger.info(f"{self.folder} contains this run, finished after {steps} steps; {left}")
+        return self.trained
+
+    def owed(self) -> list[str]:
+        """What a trained run still has to write or to upload. `save` removes what belongs to an earlier model."""
+        missing = [name for name in self.results if not (self.folder / name).exists()]
+        uploaded = (read_run(self.folder) or {}).get("uploaded")
+        return missing + ["upload"] * (self.args.push_to_hub and uploaded != self._destination())
+
+    def _destination(self) -> dict[str, str | None]:
+        return {"repository": self.args.hub_model_id, "revision": self.args.hub_revision}
 
     def find_checkpoint(self, steps: int) -> Path | None:
         """The checkpoint to resume from, or None.
@@ -181,6 +258,7 @@ class StageRun(Run):
         for line in skipped:
             logger.info(line)
         self.options.check_overwrite(steps, checkpoint)
+        check_folder(self.folder)
         if checkpoint is not None:
             for line in self.options.check_resume(*self.saved_state(checkpoint), steps):
                 logger.info(f"resuming with changed {line}")
@@ -210,16 +288,19 @@ class StageRun(Run):
         )
         self.record = self.options.record(schedule.steps)
         self.processor = processor
+        if self.args.push_to_hub and self.is_main:
+            self.pusher = self._new_pusher()
+
+    def _new_pusher(self) -> BackgroundPusher:
         args = self.args
-        if args.push_to_hub and self.is_main:
-            self.pusher = BackgroundPusher(
-                str(args.hub_model_id),
-                self.folder,
-                processor,
-                strategy=args.hub_strategy,
-                private=args.hub_private_repo or None,
-                revision=args.hub_revision,
-            )
+        return BackgroundPusher(
+            str(args.hub_model_id),
+            self.folder,
+            self.processor,
+            strategy=args.hub_strategy,
+            private=args.hub_private_repo or None,
+            revision=args.hub_revision,
+        )
 
     def stopped(self, signal_name: str, step: int) -> None:
         """After a stop by a signal: abandon pending uploads."""
@@ -234,19 +315,26 @@ class StageRun(Run):
         Args:
             weights: unsharded weights of a model sharded by FSDP.
         """
-        with explain_failed_write(self.folder), publish_files(self.folder) as folder:
+        replaced = ("results.json", *self.results)  # of an earlier model
+        with explain_failed_write(self.folder), publish_files(self.folder, RUN_FILE, replaced) as folder:
             model.save_pretrained(folder, state_dict=weights)
             self.processor.save_pretrained(folder)
-            (self.folder / "results.json").unlink(missing_ok=True)  # of an earlier model
             write_text(folder / RUN_FILE, json.dumps(self.record, indent=2))
-
-    def publish(self, accelerator: Accelerator) -> None:
-        """After the folder is complete: upload it if requested."""
-        accelerator.wait_for_everyone()
+        self.trained = True
         kind = "pretrained" if self.stage == "pretrain" else "fine-tuned"
         logger.info(f"saved the {kind} model in {self.folder}")
-        if self.pusher and (error := self.pusher.finish(self.folder)):
+
+    def publish(self, accelerator: Accelerator) -> None:
+        """After everything else is written: upload the folder if requested, and record that."""
+        accelerator.wait_for_everyone()
+        if not self.is_main or "upload" not in self.owed():
+            return
+        error = (self.pusher or self._new_pusher()).finish(self.folder)
+        if error is not None:
             logger.warning(error)
+            return
+        record = {**(read_run(self.folder) or {}), "uploaded": self._destination()}
+        write_text(self.folder / RUN_FILE, json.dumps(record, indent=2))
 
 
 class MetricsLog:
@@ -271,23 +359,3 @@ def _lines_up_to(path: Path, step: int) -> Iterator[str]:
             continue  # torn by a crash
         if logged_step <= step:
             yield line
-
-
-class StopSignal:
-    """Records SIGTERM and SIGUSR1, so that the training loop can finish its step, save and exit."""
-
-    def __init__(self) -> None:
-        self.received: str | None = None
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> StopSignal:
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            self._previous[number] = signal.signal(number, self._remember)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number).name

@@ -19,7 +19,7 @@ srun bash -c 'exec accelerate launch --multi_gpu --num_machines "$SLURM_NNODES" 
   --machine_rank "$SLURM_NODEID" --main_process_ip "$HEAD_NODE" --main_process_port 29500 --mixed_precision bf16 \
   scripts/run_mae.py "$@"' run "$@"
 
-# A finished run has a run.json, written last. A run without a new checkpoint has failed, and would fail again.
+# A finished run has a README.md, its card, written last. A run without a new checkpoint has failed, and would fail again.
 output_dir=$(printf '%s\n' "$@" | sed -n -e 's/^--output[-_]dir=//p' -e '/^--output[-_]dir$/{n;p}' | tail -n 1)
 saved=$(find "$output_dir" -maxdepth 1 -name 'checkpoint-*' -newer "$started")
-[ -f "$output_dir/run.json" ] || [ -z "$saved" ] || scontrol requeue "$SLURM_JOB_ID"
+[ -f "$output_dir/README.md" ] || [ -z "$saved" ] || scontrol requeue "$SLURM_JOB_ID"

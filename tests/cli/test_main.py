@@ -73,6 +73,10 @@ def test_every_command_suggests_the_nearest_option(capsys, command):
         (["evaluate", "--dataset", "d"], "model: none was given; name one with --model"),
         (["predict", "m", "a.jpg"], "model: none was given; did you mean `livt predict --model m a.jpg`?"),
         (["predict", "a.jpg"], "model: none was given; did you mean `livt predict --model a.jpg IMAGE`?"),
+        (["predict", __file__], f"model: none was given; did you mean `livt predict --model MODEL {__file__}`?"),
+        (["evaluate", "m"], "m: unexpected value; options are written --name value, such as --model m"),
+        (["infer"], "livt: unknown command 'infer'; it is `livt predict`"),
+        (["inspect"], "livt: unknown command 'inspect'; it is `livt dataset inspect`"),
         (["dataset", "prepare", "--dataset", "d"], "output_dir: none was given; name one with --output_dir"),
         (["evaluate", "--model", "m", "--datset", "d"], "--datset: unknown option; did you mean 'dataset'?"),
         (["convert", "in.pth", "out"], "source: give either --source (the format of IN) or --to official"),
@@ -231,13 +235,14 @@ def test_an_error_from_inside_a_library_keeps_its_traceback(monkeypatch):
         main(["pretrain"])
 
 
-def test_an_interrupted_run_says_how_to_go_on(capsys, monkeypatch):
+@pytest.mark.parametrize(("saved", "line"), [((), "interrupted\n"), (("all is safe",), "interrupted; all is safe\n")])
+def test_an_interrupted_command_says_what_it_knows(capsys, monkeypatch, saved, line):
     def interrupted(argv):
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(*saved)
 
     monkeypatch.setattr("livt_hf.cli.pretrain.run", interrupted)
     assert main(["pretrain"]) == 130
-    assert capsys.readouterr().err == "interrupted; the same command continues from the last checkpoint\n"
+    assert capsys.readouterr().err == line
 
 
 @pytest.mark.parametrize("script", ["run_mae", "run_finetune", "run_evaluation"])

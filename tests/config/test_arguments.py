@@ -298,8 +298,8 @@ def test_the_smallest_allowed_number_is_allowed(name):
         ("pretrain", ["--tau", "1"], "--tau: unknown option; it belongs to `livt finetune`; see --help"),
         ("pretrain", ["--zzz"], "--zzz: unknown option; see --help"),
         ("finetune", ["--zzz", "1"], "--zzz: unknown option; see --help"),
-        ("pretrain", ["stray"], "stray: unexpected value; options are written --name value"),
-        ("finetune", ["--tau", "1", "stray"], "stray: unexpected value; options are written --name value"),
+        ("pretrain", ["stray"], "stray: unexpected value; options are written --name value, such as --dataset stray"),
+        ("finetune", ["--tau", "1", "stray"], "stray: unexpected value; options are written --name value, such as"),
     ],
 )
 def test_unknown_options_are_named_with_the_nearest(stage, argv, message):

@@ -235,7 +235,7 @@ def test_invalid_options_are_reported_before_anything_is_trained(capsys, tmp_pat
 def test_the_folder_of_a_single_run_and_data_without_a_test_split_are_refused(capsys, tmp_path, folder):
     (tmp_path / "run.json").write_text("{}")
     assert main(["compare", *OPTIONS, "--losses=ce", f"--output_dir={tmp_path}"]) == 2
-    assert "is a file or the folder of a single run; name a new folder" in capsys.readouterr().err
+    assert "is the folder of a single run; name a new folder" in capsys.readouterr().err
     train_only = ["--losses=ce", f"--dataset={folder / 'train'}", f"--output_dir={tmp_path / 'out'}"]
     assert main(["compare", *SMALL, *train_only]) == 2
     assert "has neither a test nor a validation split to compare on" in capsys.readouterr().err

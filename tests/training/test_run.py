@@ -1,11 +1,15 @@
 """A run in its folder: its record, and resuming a run of an earlier version."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
+import filelock
 import pytest
 import torch
 
+from helpers.cli import run_stage, the_error
 from helpers.paths import FIXTURES
 from helpers.training import QUIET, finetune_arguments, log_lines, pretrain_arguments
 from livt_hf.config.arguments import FinetuneArguments, PretrainArguments
@@ -28,6 +32,45 @@ def test_the_record_has_the_command_that_repeats_the_run(tmp_path):
     assert " --output_dir model " in command
     assert " --loss ce " in command
     assert command.endswith(" --max_grad_norm 1")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"steps": "4", "arguments": {}}', "\\xff"])
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_a_damaged_record_is_one_line(capsys, tmp_path, data, stage, text):
+    (tmp_path / "run.json").write_bytes(text.encode("latin-1"))
+    error = the_error(capsys, run_stage(stage, data, tmp_path))
+    assert error == (
+        f"{tmp_path}/run.json is damaged: it is not the record of a run; delete it, and the command that trained the "
+        "model continues from the last checkpoint"
+    )
+
+
+@pytest.mark.parametrize(("stage", "file"), [("pretrain", "state.json"), ("finetune", "run.json")])
+def test_a_damaged_record_of_a_checkpoint_is_one_line(capsys, tmp_path, stage, file):
+    shutil.copytree(FIXTURES / "runs_e5bae23" / stage, tmp_path / "run")
+    record = tmp_path / "run" / "checkpoint-10" / file
+    record.write_bytes(b"\0" * record.stat().st_size)
+    error = the_error(capsys, run_stage(stage, "digits", tmp_path / "run"))
+    assert error == f"resume: '{record}' is damaged; delete that checkpoint to continue from an earlier one"
+
+
+def test_a_finished_run_in_a_read_only_folder_has_nothing_to_do(capsys, tmp_path, data, monkeypatch):
+    """Whoever has no right to write there gets the same answer; the tests may run as root."""
+    assert run_stage("finetune", data, tmp_path) == 0
+    access, acquire = os.access, filelock.FileLock._acquire
+
+    def refused(self):
+        if Path(self.lock_file).parent == tmp_path:
+            raise PermissionError(13, "Permission denied")
+        acquire(self)
+
+    monkeypatch.setattr(filelock.FileLock, "_acquire", refused)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path and access(path, mode))
+    capsys.readouterr()
+    assert run_stage("finetune", data, tmp_path) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    error = the_error(capsys, run_stage("finetune", data, tmp_path, max_steps=2))
+    assert error.startswith(f"output_dir: '{tmp_path}'")
 
 
 def erase_as_before(pixels, boxes, seeds, num_pixels):

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import numpy as np
 import PIL.Image
 from datasets import DatasetDict
-from sklearn.datasets import load_digits
 
 from ...prior import ClassPrior
 from ..long_tail import class_counts
@@ -121,6 +120,8 @@ def warn_of_differences(name: str, splits: DatasetDict) -> None:
 
 def load_digits_dataset() -> DatasetDict:
     """Balanced digits: disjoint train, validation and test splits."""
+    from sklearn.datasets import load_digits  # takes most of a second
+
     digits = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8), from 0 .. 16
     shuffle = np.random.RandomState(0).shuffle  # noqa: NPY002  frozen stream: the split never changes

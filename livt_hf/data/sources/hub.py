@@ -14,6 +14,7 @@ import datasets
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, Image
 
+from ...config.hub_ids import similar_name, why_unavailable
 from ..columns import MAX_BYTES_SCANNED, choose_columns, log_label_choice, other_labels
 from ..labels import number_labels
 from ..table import SPLIT_NAMES, no_training_split, split_of
@@ -28,14 +29,25 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 def load_hub(hub_id: str, image_column: str | None = None, label_column: str | None = None) -> DatasetDict:
     """Open a dataset on the Hub, downloaded at the first use."""
+    check_available(hub_id)
     try:
         splits = datasets.load_dataset(hub_id)
     except Exception as error:  # many kinds, from `datasets`, the client and the network
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
         hint = "it is not in the local cache and HF_HUB_OFFLINE is set" if offline else "check the id"
-        raise ValueError(f"dataset: {hub_id!r} cannot be loaded from the Hub ({reason}); {hint}") from error
+        near = similar_name(hub_id, "dataset")
+        raise ValueError(f"dataset: {hub_id!r} cannot be loaded from the Hub ({reason});{near} {hint}") from error
     return as_image_splits(splits, hub_id, image_column, label_column)
+
+
+def check_available(hub_id: str) -> None:
+    """ValueError if the dataset is not in a local cache, and the Hub cannot be reached."""
+    if datasets.config.HF_HUB_OFFLINE:
+        return  # `datasets` looks into its caches only
+    if reason := why_unavailable(hub_id, "dataset"):
+        near = similar_name(hub_id, "dataset") or " give another id, or a folder of images"
+        raise ValueError(f"dataset: {hub_id!r} cannot be loaded from the Hub: {reason};{near}")
 
 
 def is_arrow_folder(folder: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -76,6 +77,7 @@ _rows_of: dict[str, Rows] = {}
 
 
 def _start_worker(rows_of: dict[str, Rows]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal interrupts all processes; the first one ends the others
     torch.set_num_threads(1)
     _rows_of.update(rows_of)
 

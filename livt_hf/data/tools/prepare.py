@@ -14,13 +14,14 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import DatasetDict, Features, Image
 
-from ...files import check_new_folder
+from ...files import check_new_folder, write_text
 from ..decoding import decode_image, encoded_image
 from ..table import IMAGE_TYPE, Rows
 from ..transforms import resize_shorter_side
@@ -138,14 +139,21 @@ def _check_plan(splits: DatasetDict, output_dir: Path, shorter_side: int, qualit
     }
     file = output_dir / PLAN
     if file.is_file():
-        if json.loads(file.read_text()) != plan:
+        if _read_plan(file) != plan:
             raise ValueError(
                 f"output_dir: {str(output_dir)!r} was prepared from other data or with other options; name a new folder"
             )
         return
     check_new_folder(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(plan, indent=2))
+    write_text(file, json.dumps(plan, indent=2))
+
+
+def _read_plan(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return None  # damaged
 
 
 def _write_shard(

@@ -1,6 +1,8 @@
 """Prepared datasets: the same images, smaller; interrupted runs continue; unreadable images are left out."""
 
 import json
+import os
+import signal
 
 import PIL.Image
 import pyarrow.parquet as pq
@@ -8,7 +10,9 @@ import pytest
 import torch
 from datasets import Features, Image
 
+from helpers.cli import the_error_after_a_bar, words
 from helpers.images import encoded
+from livt_hf.cli import main
 from livt_hf.data import (
     class_counts,
     decode_image,
@@ -89,3 +93,21 @@ def test_bad_preparations_are_named(photos, tmp_path):
         prepare_dataset(photos, tmp_path / "out", shorter_side=0)
     with pytest.raises(ValueError, match="^output_dir: .*photos' is not empty; name a new folder"):
         prepare_dataset(photos, tmp_path / "photos")
+
+
+def test_a_process_that_dies_and_ctrl_c_are_one_line(photos, tmp_path, monkeypatch, capsys):
+    argv = words("dataset", "prepare", dataset=tmp_path / "photos", output_dir=tmp_path / "out", num_workers=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(prepare_module, "_shrink", lambda *args: os.kill(os.getpid(), signal.SIGKILL))
+        error = the_error_after_a_bar(capsys, main(argv))
+    assert error.startswith(
+        "num_workers: a process that loads images was killed, most likely because the machine ran out"
+    )
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare_module, "map_chunks", interrupt)
+    assert main(argv) == 130
+    line = "interrupted; the same command continues with the files that are missing"
+    assert capsys.readouterr().err.splitlines()[-1] == line
