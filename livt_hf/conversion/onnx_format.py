@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from .. import data
 from ..class_names import class_names
-from ..evaluation.evaluate import open_dataset
 from ..evaluation.examples import evenly_spaced, processed_images
 from ..evaluation.predictions import mean_and_std
+from ..evaluation.splits import open_dataset
 from ..files import check_new_folder, publish_files
 from ..models.loading import load_classifier
 from ..reporting.provenance import hardware, versions

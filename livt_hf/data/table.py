@@ -15,6 +15,7 @@ from datasets import ClassLabel, Dataset, DatasetInfo, Features, Image
 from datasets.fingerprint import Hasher
 
 from ..class_names import abbreviate
+from ..reporting.blocks import counted
 
 logger = logging.getLogger(__name__)
 IMAGE_TYPE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
@@ -46,7 +47,7 @@ def leave_out(dataset: Dataset, unknown: Mapping[str, int], where: object) -> Da
     """
     named = [f"{name} ({count:,})" for name, count in unknown.items()]
     logger.warning(
-        f"{where}: {sum(unknown.values()):,} images are left out, because no training image has their class: "
+        f"{where}: {counted(sum(unknown.values()), 'image')} left out, because no training image has their class: "
         f"{abbreviate(named)}; rename the class if it is misspelled"
     )
     dataset.info.description = json.dumps({"left_out": dict(unknown)}, ensure_ascii=False)

@@ -172,6 +172,11 @@ def code_span(text: Any) -> str:
     return f"`{line}`"
 
 
+def counted(number: int, noun: str) -> str:
+    """ "1 image", "1,200 images", "2 classes"."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "es" if noun.endswith("s") else "s")
+
+
 def percent(value: float | None) -> str:
     """One decimal; a dash for None."""
     return "–" if value is None else f"{value:.1f}"

@@ -22,6 +22,7 @@ from ..prior import ClassPrior
 from .blocks import Code, Markdown, Picture, Section, Table, code_span, percent, to_markdown
 from .card_metadata import TAGS, autoencoder_metadata, classifier_metadata, example_images
 from .charts import plot_loss_curve
+from .coverage import coverage_sentences
 from .evaluation_report import CHARTS, GROUP_SENTENCE, accuracy_table, adjustments, data_name
 from .provenance import hardware_words, measurement_blocks, public_name, version_words
 
@@ -105,6 +106,7 @@ def _result_values(results: Mapping[str, Any]) -> dict[str, Any]:
         "data": data_name(results),
         "accuracy_table": Markdown(accuracy_table(results)),
         "group_sentence": GROUP_SENTENCE,
+        "coverage": coverage_sentences(results.get("coverage")),
         "bins": len(results["reliability"]),
         "top5": None if results["top5"] is None else percent(results["top5"]),
         **{name: percent(results[name]) for name in ("macro_accuracy", "harmonic_mean", "worst_class", "ece", "mce")},

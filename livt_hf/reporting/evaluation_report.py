@@ -23,8 +23,9 @@ from matplotlib.figure import Figure
 from ..files import write_text
 from ..metrics import describe_groups
 from ..prior import GROUP_NAMES, ClassPrior
-from .blocks import Picture, Section, Share, Strong, Table, data_uri, escape_html, percent, to_html, to_markdown
+from .blocks import Block, Picture, Section, Share, Strong, Table, data_uri, escape_html, percent, to_html, to_markdown
 from .charts import as_svg, class_frequency_figure, plot_thumbnails, prediction_figure, reliability_figure, save_png
+from .coverage import coverage_sentences
 from .provenance import measurement_blocks, public_name
 
 TEMPLATE = Path(__file__).parent / "templates" / "report.html"
@@ -128,7 +129,7 @@ def report_sections(
     charts = [Picture(caption, file, elements.get(file, "")) for file, caption in CHARTS.items()]
     frequency, predictions, reliability = charts
     sections = [
-        Section("", [_accuracy_table(results), GROUP_SENTENCE + _counts_sentence(results), _metric_table(results)]),
+        Section("", [*summary_blocks(results), _metric_table(results)]),
         Section("Accuracy along the long tail", [frequency]),
         Section("Confusion between groups", _group_confusion(results)),
         Section("Most confused classes", [_confused_pairs(results)]),
@@ -154,11 +155,25 @@ def accuracy_table(results: Mapping[str, Any]) -> str:
     return to_markdown(_accuracy_table(results))
 
 
+def summary_blocks(results: Mapping[str, Any]) -> list[Block]:
+    """Accuracy of the groups, what it is a mean of, and what the splits lack."""
+    sentence = GROUP_SENTENCE + _counts_sentence(results)
+    return [_accuracy_table(results), sentence, *coverage_sentences(results.get("coverage"))]
+
+
 def _accuracy_table(results: Mapping[str, Any]) -> Table:
-    words, sizes = describe_groups(results["groups"]["definition"]), results["groups"]["sizes"]
-    rows: list[tuple] = [("All images", Strong(percent(results["accuracy"])), f"{sum(sizes.values())}", "")]
-    rows += [(f"{name}-shot".capitalize(), percent(results[name]), sizes[name], words[name]) for name in GROUP_NAMES]
+    words, measured = describe_groups(results["groups"]["definition"]), _classes_measured(results)
+    rows: list[tuple] = [("All images", Strong(percent(results["accuracy"])), measured["all"], "")]
+    rows += [(f"{name}-shot".capitalize(), percent(results[name]), measured[name], words[name]) for name in GROUP_NAMES]
     return Table(("", "Accuracy (%)", "Classes", "Definition"), rows, "lrrl")
+
+
+def _classes_measured(results: Mapping[str, Any]) -> dict[str, str]:
+    """Number of classes of each group, and of "all": "4", or "3 of 4" if only 3 of them have test images."""
+    tested = np.array([value is not None for value in results["per_class"].values()])  # (C,)
+    members = ClassPrior(results["class_counts"]).groups(**results["groups"]["definition"])
+    numbers = {"all": tested} | {group: tested[labels] for group, labels in members.items()}
+    return {name: f"{len(of):,}" if of.all() else f"{int(of.sum()):,} of {len(of):,}" for name, of in numbers.items()}
 
 
 def _metric_table(results: Mapping[str, Any]) -> Table:

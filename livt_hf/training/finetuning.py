@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 from transformers import PreTrainedModel, TrainingArguments
 
 from ..config.arguments import ClassifierArguments, FinetuneArguments, FinetuneAugmentationArguments
 from ..data import EvalTransform, FinetuneTransform, ImageDataset, Mixup
 from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD, image_processor
 from ..evaluation.evaluate import evaluate_model, mistaken_images
+from ..evaluation.splits import has_evaluation_split, log_coverage, split_coverage, split_to_evaluate
 from ..models.compilation import check_compiler
 from ..models.configuration_livt import LivtConfig, encoder_sizes, store_class_counts, unused_sizes
 from ..models.loading import enable_gradient_checkpointing, load_classifier, load_config
@@ -70,6 +71,8 @@ def finetune(args: FinetuneArguments, training_arguments: dict[str, Any] | None 
         return finished_results(run, evaluate, splits, trainer.accelerator)
     checkpoint = run.find_checkpoint(schedule.steps)
     processor = image_processor(model.config.image_size, args.crop_ratio, mean, std)
+    if splits:
+        log_coverage(split_coverage(splits, counts))
     run.start(describe(model, data.num_images), schedule, processor, trainer.accelerator, checkpoint)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.stopped_by:
@@ -278,7 +281,7 @@ def _device_options(mixed_precision: str | None) -> dict[str, bool]:
 
 def is_unevaluated(run: StageRun, splits: DatasetDict) -> bool:
     """Whether a run with a split to evaluate on has no results."""
-    return bool({"test", "validation"} & set(splits)) and not (run.folder / "results.json").exists()
+    return has_evaluation_split(splits) and not (run.folder / "results.json").exists()
 
 
 def finished_results(
@@ -309,17 +312,19 @@ def evaluate_run(
     Returns:
         Results on the test split, or on the validation split if there is no test split; None without either.
     """
-    name = "test" if "test" in splits else "validation"
-    split: Dataset | None = splits.get(name)
-    if split is None:
+    if not has_evaluation_split(splits):
         if splits:
             logger.info(f"{dataset} has neither a test nor a validation split: skipping evaluation")
         else:
             logger.info(f"--streaming reads training images only; evaluate with `livt evaluate --model {output_dir}`")
         return None
+    name = split_to_evaluate(splits, dataset)
+    split = splits[name]
     description = {"model": str(output_dir), "dataset": dataset, "split": name, "seed": seed}
     try:
-        results = evaluate_model(model, split, processor, num_workers=num_workers, description=description)
+        results = evaluate_model(
+            model, split, processor, num_workers=num_workers, description=description, splits=splits
+        )
     except ValueError as error:
         raise ValueError(
             f"{error}; the trained model is saved in {output_dir}; repeat the command to evaluate it"

@@ -59,6 +59,12 @@ def results():
         "worst_class": 35.0,
         "harmonic_mean": 63.9,
         "test_counts": dict.fromkeys(COUNTS, 40) | {"[link](http://x)": 0},
+        "coverage": {
+            "classes": 11,
+            "without_images": {"test": ["[link](http://x)"]},
+            "single_training_image": ["new\nline"],
+            "left_out": {},
+        },
         "reliability": [{}] * 15,
         "command": "livt evaluate --model out/livt-digits --dataset digits",
         "versions": {"livt_hf": "0.1.0", "torch": "2.15.0"},

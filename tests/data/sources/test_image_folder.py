@@ -72,7 +72,7 @@ def test_images_of_classes_without_training_images_are_left_out_and_counted(tmp_
     assert [(Path(row["image"]["path"]).parent.name, row["label"]) for row in splits["test"]] == [("b", 1)]
     assert splits["test"].features == splits["train"].features
     assert capsys.readouterr().err == (
-        f"{tmp_path}/test: 3 images are left out, because no training image has their class: c (2), d (1); rename the "
+        f"{tmp_path}/test: 3 images left out, because no training image has their class: c (2), d (1); rename the "
         "class if it is misspelled\n"
     )
     assert left_out(splits["test"].select([0])) == {"c": 2, "d": 1}
