@@ -210,6 +210,27 @@ def describe(model: PreTrainedModel, description: Mapping[str, Any]) -> dict[str
     }
 
 
+def describe_unevaluated(
+    model: PreTrainedModel, description: Mapping[str, Any], splits: Mapping[str, Dataset] | None = None
+) -> dict[str, Any]:
+    """What results.json would have without an evaluation, for the card and the report of the training.
+
+    Args:
+        model: a classifier with ``class_counts`` in its config.
+        description: further entries, as for `evaluate_model`.
+        splits: all splits of the dataset, by name.
+    """
+    config: Any = model.config
+    counts = {name: config.class_counts[name] for name in class_names(config)}
+    return {
+        **describe(model, description),
+        "class_counts": counts,
+        "coverage": split_coverage(splits or {}, counts),
+        "versions": versions(),
+        "hardware": hardware(model.device),
+    }
+
+
 def measure(
     predicted: Mapping[str, np.ndarray], prior: ClassPrior, groups: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def write_model_card(
     Args:
         model_dir: folder written by `save_pretrained`. The card includes the charts of `write_report` and the training
             record in run.json, if present; images in a subfolder ``examples`` become examples of the Hub's widget.
-        results: from `evaluate_model`.
+        results: from `evaluate_model`; of a model that was not evaluated, from `describe_unevaluated`.
         repo_id: "org/name" on the Hub, which the code examples then load from.
         dataset_id: Hub id of the dataset.
         license: license of the weights, as the Hub spells it.
@@ -85,9 +85,12 @@ def write_model_card(
         "pictures": [Picture(caption, file) for file, caption in CHARTS.items() if (folder / file).is_file()],
         "sections": [Section(heading, [Markdown(text)]) for heading, text in (sections or {}).items()],
         "run": _training_run(read_run(folder)),
+        "evaluate_command": Code(f"livt evaluate --model {shlex.quote(name)} --dataset DATASET"),
         "adjust_command": Code(_adjust_command(name, results, config)),
         "measurement": Section("", measurement_blocks(results)),
-        **_result_values(results),
+        "measured": "accuracy" in results,
+        "coverage": coverage_sentences(results.get("coverage")),
+        **(_result_values(results) if "accuracy" in results else {}),
         **_data_values(results),
         **_training_values(results, config),
     }
@@ -106,7 +109,6 @@ def _result_values(results: Mapping[str, Any]) -> dict[str, Any]:
         "data": data_name(results),
         "accuracy_table": Markdown(accuracy_table(results)),
         "group_sentence": GROUP_SENTENCE,
-        "coverage": coverage_sentences(results.get("coverage")),
         "bins": len(results["reliability"]),
         "top5": None if results["top5"] is None else percent(results["top5"]),
         **{name: percent(results[name]) for name in ("macro_accuracy", "harmonic_mean", "worst_class", "ece", "mce")},
@@ -125,7 +127,10 @@ def _data_values(results: Mapping[str, Any]) -> dict[str, Any]:
     if len(shown) > 2 * ENDS_SHOWN:
         shown = shown[:ENDS_SHOWN] + shown[-ENDS_SHOWN:]
         which = f"The {ENDS_SHOWN} largest and smallest classes"
-    rows = [(prior.names[k], f"{counts[k]:,}", percent(results["per_class"][prior.names[k]])) for k in shown]
+    names, accuracies = [prior.names[label] for label in shown], results.get("per_class")
+    columns = [names, [f"{counts[label]:,}" for label in shown]]
+    columns += [[percent(accuracies[name]) for name in names]] if accuracies else []
+    header = ("Class", "Training images", "Accuracy (%)")[: len(columns)]
     return {
         "dataset": public_name(results["dataset"]),
         "classes": f"{len(prior):,}",
@@ -134,7 +139,7 @@ def _data_values(results: Mapping[str, Any]) -> dict[str, Any]:
         "smallest": f"{counts.min():,}",
         "imbalance_factor": f"{prior.imbalance_factor:,.4g}",
         "which_classes": which,
-        "class_table": Table(("Class", "Training images", "Accuracy (%)"), rows, "lrr"),
+        "class_table": Table(header, list(zip(*columns, strict=True)), "lrr"[: len(columns)]),
     }
 
 
@@ -238,8 +243,8 @@ def write_autoencoder_card(
     run = read_run(folder)
     name = repo_id or folder.resolve().name
     lines = read_metrics(folder)
-    losses = [(f"{line['epoch']:g}", f"{line['loss']:.4f}") for line in lines if "loss" in line]
-    if losses:
+    sentence = loss_sentence(lines)
+    if sentence:
         plot_loss_curve(lines, folder / LOSS_CURVE)
     pictures = {LOSS_CURVE: "Training loss by epoch", RECONSTRUCTIONS: "Original, masked and reconstructed images"}
     found = {file: Picture(caption, file) for file, caption in pictures.items() if (folder / file).is_file()}
@@ -252,8 +257,7 @@ def write_autoencoder_card(
         "images": f"{images:,}" if images else None,
         "dataset": public_name(run["arguments"]["dataset"]) if run else None,
         "finetune_command": Code(finetune),
-        "first_loss": losses[0] if losses else None,
-        "last_loss": losses[-1] if losses else None,
+        "loss_sentence": sentence,
         "loss_curve": found.get(LOSS_CURVE),
         "reconstructions": found.get(RECONSTRUCTIONS),
         "run": _training_run(run),
@@ -264,6 +268,20 @@ def write_autoencoder_card(
 
 
 # Any model
+
+
+def loss_sentence(lines: Sequence[Mapping[str, float]]) -> str | None:
+    """The first and the last training loss of metrics.jsonl; None if it has none."""
+    losses = [line for line in lines if "loss" in line]
+    if not losses:
+        return None
+    first, last = (f"{line['loss']:.4f} at epoch {_rounded(line['epoch'])}" for line in (losses[0], losses[-1]))
+    return f"Training loss: {first}, {last}."
+
+
+def _rounded(epoch: float) -> str:
+    """An epoch with two significant digits, or as a whole number from 10 on."""
+    return f"{epoch:.2g}" if epoch < 10 else f"{epoch:.0f}"
 
 
 def _training_run(run: Mapping[str, Any] | None) -> dict[str, Any] | None:

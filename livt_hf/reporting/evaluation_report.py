@@ -1,19 +1,15 @@
 """Report of an evaluation: results.json, report.md with its charts, and report.html, from one dict of results.
 
-The sections are built once and rendered twice. report.html is self-contained (no other files, no network) and follows
-the reader's light or dark theme. All text from data is escaped, and the content security policy of the page allows only
-its script (by hash), its style and embedded images.
+The sections are built once and rendered twice (`pages`). report.html is self-contained (no other files, no network) and
+follows the reader's light or dark theme. All text from data is escaped.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
@@ -23,12 +19,12 @@ from matplotlib.figure import Figure
 from ..files import write_text
 from ..metrics import describe_groups
 from ..prior import GROUP_NAMES, ClassPrior
-from .blocks import Block, Picture, Section, Share, Strong, Table, data_uri, escape_html, percent, to_html, to_markdown
+from .blocks import Block, Picture, Section, Share, Strong, Table, data_uri, escape_html, percent, to_markdown
 from .charts import as_svg, class_frequency_figure, plot_thumbnails, prediction_figure, reliability_figure, save_png
 from .coverage import coverage_sentences
+from .pages import Tile, html_page, markdown_page
 from .provenance import measurement_blocks, public_name
 
-TEMPLATE = Path(__file__).parent / "templates" / "report.html"
 CHARTS = {  # file -> caption; every report and card has them
     "class_frequency.png": "Training images and accuracy of each class, largest class first",
     "predictions.png": "Class distribution of predictions, test set and training set",
@@ -72,8 +68,9 @@ def write_report(results: Mapping[str, Any], output_dir: str | Path, images: Seq
         source = data_uri((folder / RECONSTRUCTIONS).read_bytes())
         elements[RECONSTRUCTIONS] = f'<img class="wide" alt="Masked reconstructions" src="{source}">'
     sections = report_sections(results, images, elements)
-    write_text(folder / "report.html", _html_page(results, sections))
-    write_text(folder / "report.md", _markdown_page(results, sections))
+    page = (_title(results), _subtitle(results))
+    write_text(folder / "report.html", html_page(*page, _tiles(results), sections))
+    write_text(folder / "report.md", markdown_page(*page, sections))
     write_text(folder / "results.json", text)
 
 
@@ -89,32 +86,23 @@ def chart_figures(results: Mapping[str, Any]) -> dict[str, Figure]:
 
 def report_markdown(results: Mapping[str, Any], images: Sequence[np.ndarray] = ()) -> str:
     """The text of report.md."""
-    return _markdown_page(results, report_sections(results, images, {}))
+    return markdown_page(_title(results), _subtitle(results), report_sections(results, images, {}))
 
 
-def _markdown_page(results: Mapping[str, Any], sections: Sequence[Section]) -> str:
-    title = to_markdown(f"Evaluation of {public_name(results['model'])}")
-    return f"# {title}\n\n{to_markdown(_subtitle(results), *sections)}\n"
+def _title(results: Mapping[str, Any]) -> str:
+    return f"Evaluation of {public_name(results['model'])}"
 
 
-def _html_page(results: Mapping[str, Any], sections: Sequence[Section]) -> str:
-    template = TEMPLATE.read_text(encoding="utf-8")
-    script = template[template.index("<script>") + len("<script>") : template.index("</script>")]
-    return Template(template).substitute(
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        title=escape_html(public_name(results["model"])),
-        subtitle=escape_html(_subtitle(results)),
-        tiles="".join(
-            f'<div class="tile {group}"><b>{percent(results[key])}</b><span>{name}</span></div>'
-            for key, name, group in (
-                ("accuracy", "accuracy (%)", "all"),
-                *((group, f"{group}-shot (%)", group) for group in GROUP_NAMES),
-                ("ece", "ECE (%)", "all"),
-                ("mce", "MCE (%)", "all"),
-            )
-        ),
-        sections=to_html(*sections),
-    )
+def _tiles(results: Mapping[str, Any]) -> list[Tile]:
+    return [
+        (percent(results[key]), name, group)
+        for key, name, group in (
+            ("accuracy", "accuracy (%)", "all"),
+            *((group, f"{group}-shot (%)", group) for group in GROUP_NAMES),
+            ("ece", "ECE (%)", "all"),
+            ("mce", "MCE (%)", "all"),
+        )
+    ]
 
 
 def report_sections(

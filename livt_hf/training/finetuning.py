@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from ..config.arguments import ClassifierArguments, FinetuneArguments, FinetuneAugmentationArguments
 from ..data import EvalTransform, FinetuneTransform, ImageDataset, Mixup
 from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD, image_processor
-from ..evaluation.evaluate import evaluate_model, mistaken_images
+from ..evaluation.evaluate import describe_unevaluated, evaluate_model, mistaken_images
 from ..evaluation.splits import has_evaluation_split, log_coverage, split_coverage, split_to_evaluate
 from ..models.compilation import check_compiler
 from ..models.configuration_livt import LivtConfig, encoder_sizes, store_class_counts, unused_sizes
@@ -32,6 +32,7 @@ from ..optimization import Schedule
 from ..prior import ClassPrior
 from ..reporting.card import write_model_card
 from ..reporting.evaluation_report import write_report
+from ..reporting.training_report import write_training_report
 from .classifier_retraining import train_classifier_only
 from .data import TrainingData, load_images, plan_schedule, training_data
 from .run import StageRun, check_precision
@@ -73,6 +74,11 @@ def finetune(args: FinetuneArguments, training_arguments: dict[str, Any] | None 
     processor = image_processor(model.config.image_size, args.crop_ratio, mean, std)
     if splits:
         log_coverage(split_coverage(splits, counts))
+        if not has_evaluation_split(splits):
+            logger.info(
+                f"{args.dataset} has neither a test nor a validation split: nothing is evaluated; --val_fraction 0.1 "
+                "holds out a tenth of the training images for it"
+            )
     run.start(describe(model, data.num_images), schedule, processor, trainer.accelerator, checkpoint)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.stopped_by:
@@ -309,18 +315,21 @@ def evaluate_run(
 ) -> dict[str, Any] | None:
     """Evaluate the model in the output folder, and write results, report and card there.
 
+    Without a split to evaluate on, report and card say so.
+
     Returns:
         Results on the test split, or on the validation split if there is no test split; None without either.
     """
+    description = {"model": str(output_dir), "dataset": dataset, "seed": seed}
     if not has_evaluation_split(splits):
-        if splits:
-            logger.info(f"{dataset} has neither a test nor a validation split: skipping evaluation")
-        else:
+        if not splits:
             logger.info(f"--streaming reads training images only; evaluate with `livt evaluate --model {output_dir}`")
+        unevaluated = describe_unevaluated(model, description, splits)
+        write_training_report(output_dir, unevaluated)
+        write_model_card(output_dir, unevaluated, repo_id=repo_id)
         return None
     name = split_to_evaluate(splits, dataset)
-    split = splits[name]
-    description = {"model": str(output_dir), "dataset": dataset, "split": name, "seed": seed}
+    split, description["split"] = splits[name], name
     try:
         results = evaluate_model(
             model, split, processor, num_workers=num_workers, description=description, splits=splits

@@ -24,13 +24,16 @@ from ..models.modeling_livt import interpolate_position_embeddings
 from ..models.modeling_livt_mae import LivtMAEForPreTraining
 from ..optimization import Schedule
 from ..reporting.card import write_autoencoder_card
-from ..reporting.provenance import hardware
+from ..reporting.provenance import command_line, hardware, versions
+from ..reporting.training_report import write_training_report
 from .data import TrainingData, load_images, plan_schedule, training_data
 from .monitor import Monitor
 from .pretraining_loop import PretrainingLoop
 from .run import StageRun, check_precision
 
 logger = logging.getLogger(__name__)
+
+NO_ACCURACY = "A masked autoencoder has no accuracy: fine-tune it with labels, and evaluate the classifier."
 
 
 def pretrain(args: PretrainArguments) -> Path | None:
@@ -66,6 +69,8 @@ def pretrain(args: PretrainArguments) -> Path | None:
         run.save(loop.unwrapped, weights)
         machine = hardware(accelerator.device)
         write_autoencoder_card(run.folder, repo_id=args.hub_model_id, images=data.num_images, hardware=machine)
+        described = {"model": str(run.folder), "dataset": args.dataset, "command": command_line()}
+        write_training_report(run.folder, {**described, "hardware": machine, "versions": versions()}, NO_ACCURACY)
     run.publish(accelerator)
     return run.folder
 

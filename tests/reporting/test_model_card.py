@@ -93,6 +93,15 @@ def test_whole_card(folder, results):
     assert path.read_text(encoding="utf-8") == FIXTURE.read_text(encoding="utf-8")
 
 
+def test_whole_card_without_an_evaluation(folder, results):
+    kept = "model parameters dataset loss tau pretrained seed class_counts command versions hardware"
+    unevaluated = {name: results[name] for name in kept.split()}
+    unevaluated["coverage"] = {**results["coverage"], "without_images": {}}
+    text = write_model_card(folder, unevaluated).read_text(encoding="utf-8")
+    assert text == (FIXTURES / "unevaluated_card.md").read_text(encoding="utf-8")
+    assert ModelCard(text).data.eval_results is None
+
+
 def test_whole_plain_card(folder):
     ensure_card(folder, "org/a|b")
     card = (folder / "README.md").read_text(encoding="utf-8")

@@ -83,7 +83,7 @@ def test_it_takes_the_steps_of_a_plain_adamw_loop(finished):
 def test_the_output_folder_contains_a_native_model_and_its_processor(finished):
     names = {path.name for path in finished.iterdir()}
     expected = {"config.json", "model.safetensors", "preprocessor_config.json", "metrics.jsonl", "run.json"}
-    expected |= {"loss_curve.png", "reconstructions.png", "README.md"}
+    expected |= {"loss_curve.png", "reconstructions.png", "README.md", "report.md", "report.html"}
     assert expected | {"checkpoint-8", "checkpoint-16"} == names
     assert json.loads((finished / "run.json").read_text())["steps"] == 24
 
