@@ -41,11 +41,12 @@ def run(argv: list[str]) -> int:
     from tqdm.auto import tqdm
 
     from ..evaluation.predict import find_images, predict_images, print_predictions, write_predictions
+    from ..reporting.blocks import counted
 
     files = find_images(args.images)
     results = predict_images(args.model, files, args.top_k, args.batch_size, args.device)
     if args.output is None:
         return print_predictions(results)
     errors = write_predictions(tqdm(results, "predict", len(files), unit="image", disable=None), args.output)
-    print(f"{len(files) - errors:,} of {len(files):,} images predicted: {args.output}")
+    print(f"{len(files) - errors:,} of {counted(len(files), 'image')} predicted: {args.output}")
     return int(errors > 0)

@@ -184,7 +184,8 @@ def _images_to_compare_on(
         splits, name = _training_dataset(Path(model))
     if splits is None:
         size = _input_size(processor)
-        noise = torch.randint(256, (num_images, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randint(256, (num_images, 3, *size), dtype=torch.uint8, generator=generator)
         return data.normalize(noise, *mean_and_std(processor)), {"dataset": NOISE, "split": None}
     chosen = split or next(name for name in ("test", "validation", "train") if name in splits)
     pixels = _evenly_spaced_images(splits[chosen], processor, num_images)

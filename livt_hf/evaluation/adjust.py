@@ -27,6 +27,7 @@ from ..class_names import check_same_names, class_names
 from ..files import check_new_folder, publish_files
 from ..models.loading import classifier_layer, load_classifier
 from ..prior import ClassPrior
+from ..reporting.blocks import counted
 from .evaluate import counts_by_model_name
 from .predictions import split_logits
 from .prior_shift import assumed_log_prior, read_prior, target_prior
@@ -244,8 +245,8 @@ def fit_temperature(logits: Tensor, labels: Tensor, shift: np.ndarray, weights: 
     if not slopes[0] < 0 < slopes[1]:
         bound = TEMPERATURES[0 if slopes[1] <= 0 else 1]
         raise ValueError(
-            f"temperature: the likelihood of {len(labels)} images still grows at {bound:g}: all predictions are "
-            "correct, or no better than chance; give a number, or more images"
+            f"temperature: the likelihood of {counted(len(labels), 'image')} still grows at {bound:g}: all predictions "
+            "are correct, or no better than chance; give a number, or more images"
         )
     while high / low > 1.0 + 1e-6:
         middle = math.sqrt(low * high)

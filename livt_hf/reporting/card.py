@@ -19,7 +19,7 @@ from ..config.options import options_that
 from ..files import read_json, read_metrics, read_run, write_text
 from ..losses import BALANCED_LOSSES, LOSS_TITLES
 from ..prior import ClassPrior
-from .blocks import Code, Markdown, Picture, Section, Table, code_span, percent, to_markdown
+from .blocks import Code, Markdown, Picture, Section, Table, code_span, counted, percent, to_markdown
 from .card_metadata import TAGS, autoencoder_metadata, classifier_metadata, example_images
 from .charts import plot_loss_curve
 from .coverage import coverage_sentences
@@ -105,16 +105,16 @@ def _result_values(results: Mapping[str, Any]) -> dict[str, Any]:
     tested = [results["test_counts"][names[label]] for label in groups["few"] if results["test_counts"][names[label]]]
     fewest = min(tested, default=1)
     return {
-        "images": f"{results['images']:,}",
+        "images": counted(results["images"], "image"),
         "data": data_name(results),
         "accuracy_table": Markdown(accuracy_table(results)),
         "group_sentence": GROUP_SENTENCE,
         "bins": len(results["reliability"]),
         "top5": None if results["top5"] is None else percent(results["top5"]),
         **{name: percent(results[name]) for name in ("macro_accuracy", "harmonic_mean", "worst_class", "ece", "mce")},
-        "tail_classes": f"{len(tested):,}" if tested else None,
-        "tail_images": f"{sum(tested):,}",
-        "tail_fewest": f"{fewest:,}",
+        "tail_classes": counted(len(tested), "class") if tested else None,
+        "tail_images": counted(sum(tested), "test image"),
+        "tail_fewest": counted(fewest, "test image"),
         "tail_step": f"{100 / fewest:.3g}",
     }
 
@@ -135,8 +135,9 @@ def _data_values(results: Mapping[str, Any]) -> dict[str, Any]:
         "dataset": public_name(results["dataset"]),
         "classes": f"{len(prior):,}",
         "training_images": f"{counts.sum():,}",
-        "largest": f"{counts.max():,}",
+        "largest": counted(int(counts.max()), "image"),
         "smallest": f"{counts.min():,}",
+        "smallest_images": counted(int(counts.min()), "image"),
         "imbalance_factor": f"{prior.imbalance_factor:,.4g}",
         "which_classes": which,
         "class_table": Table(header, list(zip(*columns, strict=True)), "lrr"[: len(columns)]),
@@ -254,7 +255,7 @@ def write_autoencoder_card(
         "quoted_name": Markdown(json.dumps(name)),
         "config": config,
         "mask_ratio": f"{config['mask_ratio']:.0%}",
-        "images": f"{images:,}" if images else None,
+        "images": counted(images, "image") if images else None,
         "dataset": public_name(run["arguments"]["dataset"]) if run else None,
         "finetune_command": Code(finetune),
         "loss_sentence": sentence,

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from ..files import write_text
 from ..metrics import describe_groups
 from ..prior import GROUP_NAMES, ClassPrior
-from .blocks import Block, Picture, Section, Share, Strong, Table, data_uri, escape_html, percent, to_markdown
+from .blocks import Block, Picture, Section, Share, Strong, Table, counted, data_uri, escape_html, percent, to_markdown
 from .charts import as_svg, class_frequency_figure, plot_thumbnails, prediction_figure, reliability_figure, save_png
 from .coverage import coverage_sentences
 from .pages import Tile, html_page, markdown_page
@@ -178,7 +178,7 @@ def _metric_table(results: Mapping[str, Any]) -> Table:
         (
             "Worst class (%)",
             percent(results["worst_class"]),
-            f"{zero:,} of {len(accuracies):,} classes have no correct prediction",
+            f"{zero:,} of {counted(len(accuracies), 'class')} without a correct prediction",
         ),
         (
             "PDC",
@@ -232,7 +232,7 @@ def data_name(results: Mapping[str, Any]) -> str:
 
 
 def _subtitle(results: Mapping[str, Any]) -> str:
-    return f"{results['images']:,} images of {data_name(results)}. {_training_sentence(results)}"
+    return f"{counted(results['images'], 'image')} of {data_name(results)}. {_training_sentence(results)}"
 
 
 def _training_sentence(results: Mapping[str, Any]) -> str:
@@ -263,7 +263,7 @@ def _counts_sentence(results: Mapping[str, Any]) -> str:
 def _prediction_sentence(results: Mapping[str, Any]) -> str:
     tested = [name for name, images in results["test_counts"].items() if images]
     never = sum(results["predicted_counts"][name] == 0 for name in tested)
-    return f"{never:,} of {len(tested):,} tested classes were never predicted."
+    return f"Never predicted: {never:,} of the {counted(len(tested), 'class')} with test images."
 
 
 def _mistakes_sentence(results: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .blocks import Block, Code
+from .blocks import Block, Code, counted
 
 
 def command_line() -> str:
@@ -62,7 +62,7 @@ def measurement_blocks(results: Mapping[str, Any]) -> list[Block]:
 def hardware_words(machine: Mapping[str, Any]) -> str:
     """The output of `hardware` in words."""
     device = "CPU" if machine["device"] == "cpu" else machine["device"]
-    return f"{device} ({machine['cpu']}, {machine['cores']} cores)"
+    return f"{device} ({machine['cpu']}, {counted(machine['cores'], 'core')})"
 
 
 def version_words(libraries: Mapping[str, str]) -> str:

@@ -30,6 +30,7 @@ from ..models.modeling_livt import ViTForBalancedClassification, config_for_clas
 from ..models.transfer import has_drop_path, load_pretrained_classifier, saved_statistics
 from ..optimization import Schedule
 from ..prior import ClassPrior
+from ..reporting.blocks import counted
 from ..reporting.card import write_model_card
 from ..reporting.evaluation_report import write_report
 from ..reporting.training_report import write_training_report
@@ -201,7 +202,7 @@ def describe(model: PreTrainedModel, num_images: int) -> str:
     config: Any = model.config
     return (
         f"fine-tuning {model.num_parameters() / 1e6:.2f} M parameters with {config.loss} (tau {config.tau}) on "
-        f"{num_images} images of {config.num_labels} classes at {config.image_size} px"
+        f"{counted(num_images, 'image')} of {config.num_labels} classes at {config.image_size} px"
     )
 
 

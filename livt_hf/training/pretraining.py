@@ -23,6 +23,7 @@ from ..models.loading import enable_gradient_checkpointing, load_model
 from ..models.modeling_livt import interpolate_position_embeddings
 from ..models.modeling_livt_mae import LivtMAEForPreTraining
 from ..optimization import Schedule
+from ..reporting.blocks import counted
 from ..reporting.card import write_autoencoder_card
 from ..reporting.provenance import command_line, hardware, versions
 from ..reporting.training_report import write_training_report
@@ -56,7 +57,9 @@ def pretrain(args: PretrainArguments) -> Path | None:
         return run.folder
     checkpoint = run.find_checkpoint(schedule.steps)
     loop = build_loop(args, run, accelerator, model, data, schedule, checkpoint)
-    what = f"pretraining {loop.unwrapped.num_parameters() / 1e6:.2f} M parameters on {data.num_images} images"
+    what = (
+        f"pretraining {loop.unwrapped.num_parameters() / 1e6:.2f} M parameters on {counted(data.num_images, 'image')}"
+    )
     processor = image_processor(size, 0.875, args.mean, args.std)
     run.start(f"{what} at {size} px", schedule, processor, accelerator, checkpoint)
     data.batches.start_step, data.batches.stop_step = loop.step, schedule.steps
@@ -175,7 +178,8 @@ def build_autoencoder(args: AutoencoderArguments) -> LivtMAEForPreTraining:
         quiet=True,
     )
     if new:
-        logger.info(f"{args.pretrained}: {len(new)} weights of the decoder are missing and newly initialized")
+        weights = counted(len(new), "weight")
+        logger.info(f"{args.pretrained} lacks {weights} of the decoder, which are newly initialized")
     if args.patch_size != given.config.patch_size and args.patch_size != AutoencoderArguments.patch_size:
         raise ValueError(
             f"patch_size: {args.patch_size} differs from {given.config.patch_size} of {args.pretrained}; leave it out"

@@ -36,6 +36,7 @@ from ..files import METRICS_FILE, RUN_FILE, explain_failed_write, publish, publi
 from ..hub.background import BackgroundPusher
 from ..hub.upload import check_repo_id
 from ..optimization import Schedule
+from ..reporting.blocks import counted
 from .checkpoint import STATE_FILE, archive_later_checkpoints, find_resume_checkpoint, remove_old_checkpoints
 from .record import RunOptions, read_checkpoint_record, stage_of
 
@@ -167,7 +168,7 @@ class StageRun(Run):
         """Whether the folder contains the finished model of this run; if so, logs what ``remaining`` says."""
         finished = self.options.completed_steps() == steps
         if finished:
-            logger.info(f"{self.folder} contains this run, finished after {steps} steps; {remaining}")
+            logger.info(f"{self.folder} contains this run, finished after {counted(steps, 'step')}; {remaining}")
         return finished
 
     def find_checkpoint(self, steps: int) -> Path | None:
@@ -204,7 +205,7 @@ class StageRun(Run):
             processor: image processor to save with the model.
         """
         logger.info(
-            f"{what}: {schedule.steps} steps of {schedule.global_batch_size} images "
+            f"{what}: {counted(schedule.steps, 'step')} of {counted(schedule.global_batch_size, 'image')} "
             f"({schedule.steps / schedule.steps_per_epoch:.4g} epochs), peak learning rate {schedule.peak_lr:.3g}; "
             f"{describe_world(accelerator)}" + (f"; resumed from {checkpoint}" if checkpoint else "")
         )

@@ -82,7 +82,7 @@ def test_the_tables_have_the_results(page):
         ["medium-shot", "33.3", "66.7", "0.0", "3"],
         ["many-shot", "–", "–", "–", "0"],
         ["Harmonic mean (%)", "0.0", "over tested classes; 0 if any of them is"],
-        ["Worst class (%)", "0.0", "1 of 3 classes have no correct prediction"],
+        ["Worst class (%)", "0.0", "1 of 3 classes without a correct prediction"],
         ["Top-5 accuracy (%)", "–", "reported for more than five classes"],
         [names[1], "a|b", "1", "100.0"],
         ["forward 50", "61.2", "70.0"],
