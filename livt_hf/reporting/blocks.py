@@ -159,6 +159,14 @@ def escape_html(text: Any) -> str:
     return html.escape(INVISIBLE.sub(" ", str(text)).strip())
 
 
+def csv_cell(value: Any) -> Any:
+    """A value for a CSV file. Text that a spreadsheet would run as a formula gets a leading apostrophe.
+
+    As https://owasp.org/www-community/attacks/CSV_Injection advises; numbers stay as they are.
+    """
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
 def code_block(text: str) -> str:
     """A fenced code block with a fence longer than any in the text."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
