@@ -36,7 +36,7 @@ from ..models.modeling_livt_mae import reconstruct_images
 from ..prior import ClassPrior
 from ..reporting.charts import plot_reconstructions
 from ..reporting.evaluation_report import write_report
-from ..reporting.provenance import command_line, hardware, versions
+from ..reporting.provenance import command_line, hardware, public_name, versions
 from .examples import evenly_spaced, first_image_of_each_class, processed_images
 from .predictions import ProcessorTransform, check_loader_options, choose_device, mean_and_std, predict_split
 from .prior_shift import assumed_log_prior, long_tailed_priors, prior_accuracies
@@ -114,7 +114,7 @@ def _take_class_counts(config: Any, splits: DatasetDict, model: str, dataset: st
             "on a dataset with the training images"
         )
     config.class_counts = counts_by_model_name(splits["train"], config)
-    source = f"train split of {dataset}"
+    source = f"train split of {public_name(dataset)}"
     logger.info(f"the config of {model} has no class counts: shot groups are defined by the {source}")
     return source
 
@@ -194,9 +194,12 @@ def evaluate_model(
 
 
 def describe(model: PreTrainedModel, description: Mapping[str, Any]) -> dict[str, Any]:
-    """The first entries of results.json: what was evaluated. ``description`` adds to it, or replaces entries."""
+    """The first entries of results.json: what was evaluated. ``description`` adds to it, or replaces entries.
+
+    Local paths are reduced to their last component, since results are published.
+    """
     config: Any = model.config
-    return {
+    described = {
         "model": None,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "dataset": None,
@@ -208,6 +211,8 @@ def describe(model: PreTrainedModel, description: Mapping[str, Any]) -> dict[str
         "command": command_line(),
         **description,
     }
+    named = {key: described[key] for key in ("model", "dataset", "pretrained") if described[key] is not None}
+    return described | {key: public_name(name) for key, name in named.items()}
 
 
 def describe_unevaluated(

@@ -72,7 +72,7 @@ def pretrain(args: PretrainArguments) -> Path | None:
         run.save(loop.unwrapped, weights)
         machine = hardware(accelerator.device)
         write_autoencoder_card(run.folder, repo_id=args.hub_model_id, images=data.num_images, hardware=machine)
-        described = {"model": str(run.folder), "dataset": args.dataset, "command": command_line()}
+        described = {"model": run.folder.resolve().name, "dataset": args.dataset, "command": command_line()}
         write_training_report(run.folder, {**described, "hardware": machine, "versions": versions()}, NO_ACCURACY)
     run.publish(accelerator)
     return run.folder
