@@ -38,6 +38,7 @@ from ..hub.upload import check_repo_id
 from ..optimization import Schedule
 from ..reporting.blocks import counted
 from .checkpoint import STATE_FILE, archive_later_checkpoints, find_resume_checkpoint, remove_old_checkpoints
+from .cpu import log_cpu
 from .record import RunOptions, read_checkpoint_record, stage_of
 
 AGREE_EVERY = 10  # steps between synchronizations of the stop signal across processes
@@ -209,6 +210,8 @@ class StageRun(Run):
             f"({schedule.steps / schedule.steps_per_epoch:.4g} epochs), peak learning rate {schedule.peak_lr:.3g}; "
             f"{describe_world(accelerator)}" + (f"; resumed from {checkpoint}" if checkpoint else "")
         )
+        if accelerator.device.type == "cpu":
+            log_cpu(accelerator.mixed_precision)
         self.record = self.options.record(schedule.steps)
         self.processor = processor
         args = self.args
