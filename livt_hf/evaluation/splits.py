@@ -56,7 +56,8 @@ def split_to_evaluate(splits: DatasetDict, dataset: str) -> str:
         logger.info(f"{dataset} has no test split: the validation split is used")
         return "validation"
     raise ValueError(
-        f"split: {dataset} has neither a test nor a validation split; choose one of {', '.join(splits)}, or add one"
+        f"split: {dataset} has neither a test nor a validation split; add one, or choose one of {', '.join(splits)} "
+        "with --split"
     )
 
 

@@ -276,8 +276,9 @@ def loss_sentence(lines: Sequence[Mapping[str, float]]) -> str | None:
     losses = [line for line in lines if "loss" in line]
     if not losses:
         return None
-    first, last = (f"{line['loss']:.4f} at epoch {_rounded(line['epoch'])}" for line in (losses[0], losses[-1]))
-    return f"Training loss: {first}, {last}."
+    ends = losses[:1] + losses[1:][-1:]
+    shown = (f"{line['loss']:.4f} at epoch {_rounded(line['epoch'])}" for line in ends)
+    return f"Training loss: {', '.join(shown)}."
 
 
 def _rounded(epoch: float) -> str:

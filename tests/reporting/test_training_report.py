@@ -51,4 +51,7 @@ EPOCHS = [(0.4878, "0.49"), (3.0, "3"), (9.54, "9.5"), (12.0, "12"), (799.9, "80
 @pytest.mark.parametrize(("epoch", "shown"), EPOCHS)
 def test_epochs_are_rounded(epoch, shown):
     entry = {"loss": 1.0, "epoch": epoch}
-    assert loss_sentence([entry]) == f"Training loss: 1.0000 at epoch {shown}, 1.0000 at epoch {shown}."
+    assert loss_sentence([entry]) == f"Training loss: 1.0000 at epoch {shown}."
+    assert loss_sentence([entry, entry, {}, entry | {"loss": 0.5}]) == (
+        f"Training loss: 1.0000 at epoch {shown}, 0.5000 at epoch {shown}."
+    )
