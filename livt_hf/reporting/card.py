@@ -28,6 +28,9 @@ from .provenance import hardware_words, measurement_blocks, public_name, version
 
 LOSS_CURVE, RECONSTRUCTIONS = "loss_curve.png", "reconstructions.png"
 ENDS_SHOWN = 5  # largest and smallest classes in the card
+LONG_TAIL = (
+    10  # imbalance factor from which a card speaks of very unequal sizes, as the smallest usual benchmark has it
+)
 # Values are blocks, rendered as in a report: text is escaped unless it is `Markdown`.
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -139,6 +142,7 @@ def _data_values(results: Mapping[str, Any]) -> dict[str, Any]:
         "smallest": f"{counts.min():,}",
         "smallest_images": counted(int(counts.min()), "image"),
         "imbalance_factor": f"{prior.imbalance_factor:,.4g}",
+        "is_long_tailed": prior.imbalance_factor >= LONG_TAIL,
         "which_classes": which,
         "class_table": Table(header, list(zip(*columns, strict=True)), "lrr"[: len(columns)]),
     }

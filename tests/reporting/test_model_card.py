@@ -102,6 +102,13 @@ def test_whole_card_without_an_evaluation(folder, results):
     assert ModelCard(text).data.eval_results is None
 
 
+@pytest.mark.parametrize(("largest", "words"), [(20, "11 classes of very unequal size: a"), (19, "11 classes: a")])
+def test_classes_are_called_unequal_where_they_are(folder, results, largest, words):
+    counts = dict.fromkeys(COUNTS, 2) | {"last": largest}
+    text = write_model_card(folder, results | {"class_counts": counts}).read_text()
+    assert f"An image classifier for {words} vision transformer" in text
+
+
 def test_whole_plain_card(folder):
     ensure_card(folder, "org/a|b")
     card = (folder / "README.md").read_text(encoding="utf-8")
