@@ -28,9 +28,7 @@ from .provenance import hardware_words, measurement_blocks, public_name, version
 
 LOSS_CURVE, RECONSTRUCTIONS = "loss_curve.png", "reconstructions.png"
 ENDS_SHOWN = 5  # largest and smallest classes in the card
-LONG_TAIL = (
-    10  # imbalance factor from which a card speaks of very unequal sizes, as the smallest usual benchmark has it
-)
+LONG_TAIL = 10  # imbalance factor from which a card speaks of very unequal sizes
 # Values are blocks, rendered as in a report: text is escaped unless it is `Markdown`.
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),

@@ -179,7 +179,7 @@ def test_finetune_trains_saves_and_resumes_bit_identically(family, checkpoints, 
     assert {prediction["label"] for prediction in classify(images, top_k=10)[0]} == set(DIGITS)
     card = (whole / "README.md").read_text()
     assert f"`{type(model).__name__}`" in card
-    assert results["pretrained"] == str(checkpoints[family])
+    assert results["pretrained"] == checkpoints[family].name
 
 
 def test_the_loss_is_that_of_the_logits_for_soft_targets(checkpoints, tmp_path):
