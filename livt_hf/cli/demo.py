@@ -24,7 +24,9 @@ class DemoArguments(DataSource):
 
     model: str = option("", "Folder or Hub id of the classifier.")
     mae: str | None = option(None, "Pretrained autoencoder that reconstructs masked patches.")
-    split: str = option("test", "Split of the examples, from the largest and smallest classes of --dataset.")
+    split: str | None = option(
+        None, "Split of the examples, the largest and smallest classes of --dataset (default: test, or validation)."
+    )
     port: int = option(7860, "Port, on this machine only.")
     export_space: str | None = option(None, "New folder to write a Space for the Hub to, instead of serving.")
 

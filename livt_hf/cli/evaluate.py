@@ -24,7 +24,7 @@ class EvaluateArguments(InferenceArguments, DataSource):
     REQUIRED: ClassVar[tuple[str, ...]] = ("model", "dataset")
 
     model: str = option("", "Folder or Hub id of the classifier.")
-    split: str = option("test", "Split to evaluate on.")
+    split: str | None = option(None, "Split to evaluate on (default: test, or validation if there is no test split).")
     output_dir: str | None = option(None, "Folder for the report (default: MODEL/evaluation, or ./evaluation).")
     mae: str | None = option(None, "Pretrained autoencoder whose reconstructions the report shows.")
     test_prior: bool = option(

@@ -25,8 +25,10 @@ class ExportArguments(DataSource):
     model: str = option("", "Folder or Hub id of the classifier.")
     format: Literal["timm", "onnx"] | None = option(None, "Format to write.")
     output_dir: str = option("", "New folder.", aliases=["output"])
-    dataset: str = redefine(DataSource, "dataset", "digits", help="onnx: dataset to compare on.")
-    split: str = option("test", "onnx: split of --dataset to compare on.")
+    dataset: str = redefine(
+        DataSource, "dataset", "", help="onnx: dataset to compare on (default: the one of the training, else noise)."
+    )
+    split: str | None = option(None, "onnx: split to compare on (default: test, else validation, else train).")
     num_images: int = option(64, "onnx: number of images.", AT_LEAST_1)
 
 
@@ -41,6 +43,7 @@ def run(argv: list[str]) -> int:
 def _export(args: ExportArguments) -> int:
     from ..conversion.onnx_format import export_onnx
     from ..conversion.timm_format import export_timm
+    from ..reporting.blocks import counted
 
     if args.format == "timm":
         difference = export_timm(args.model, args.output_dir)
@@ -48,10 +51,11 @@ def _export(args: ExportArguments) -> int:
         print(f'timm.create_model("local-dir:{args.output_dir}", pretrained=True)')
         return 0
     options = args.source_options()
-    result = export_onnx(args.model, args.output_dir, args.dataset, args.split, args.num_images, **options)
+    result = export_onnx(args.model, args.output_dir, args.dataset or None, args.split, args.num_images, **options)
     print(
-        f"{result['images']} images of {args.dataset}: logits differ by at most {result['largest_difference']:.1e}, "
-        f"{result['top1_agreement']:.1f} % the same prediction; onnxruntime {result['speed_ratio']:.2f} times as fast "
-        f"as torch on {result['threads']} threads; {args.output_dir}/check.json"
+        f"{counted(result['images'], 'image')} of {result['dataset']}: logits differ by at most "
+        f"{result['largest_difference']:.1e}, {result['top1_agreement']:.1f} % the same prediction; onnxruntime "
+        f"{result['speed_ratio']:.2f} times as fast as torch on {counted(result['threads'], 'thread')}; "
+        f"{args.output_dir}/check.json"
     )
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from ..config.options import AT_LEAST_1, Options, option
 from .console import read_options
@@ -13,6 +13,7 @@ from .console import read_options
 EXAMPLES = (
     "livt predict --model classifier photo.jpg",
     "livt predict --model classifier 'new/**/*.jpg' --output predictions.csv",
+    "livt predict --model classifier new --sort_into sorted",
 )
 
 
@@ -29,8 +30,19 @@ class PredictArguments(Options):
         None, "FILE.jsonl or FILE.csv (default: lines on the terminal).", aliases=["output_dir"]
     )
     top_k: int = option(5, "Number of classes per image.")
+    probabilities: Literal["top", "all"] = option(
+        "top", "top: of the --top_k classes; all: also of every class, a column each in --output."
+    )
+    sort_into: str | None = option(None, "New folder for copies of the images, in folders of their predicted classes.")
     batch_size: int = option(16, "Batch size.", AT_LEAST_1)
     device: str | None = option(None, "Device, e.g. cpu or cuda:1 (default: the GPU if there is one).")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.probabilities == "all" and self.output is None:
+            raise ValueError(
+                "probabilities: those of all classes go to a file; name it with --output FILE.csv or FILE.jsonl"
+            )
 
     def require(self) -> None:
         if not self.model:
@@ -46,11 +58,15 @@ def run(argv: list[str]) -> int:
     from tqdm.auto import tqdm
 
     from ..evaluation.predict import find_images, predict_images, print_predictions, write_predictions
+    from ..evaluation.sorting import sort_into
+    from ..reporting.blocks import counted
 
     files = find_images(args.images)
-    results = predict_images(args.model, files, args.top_k, args.batch_size, args.device)
+    results = predict_images(args.model, files, args.top_k, args.batch_size, args.device, args.probabilities == "all")
+    if args.sort_into is not None:
+        results = sort_into(results, args.sort_into)
     if args.output is None:
         return print_predictions(results)
     errors = write_predictions(tqdm(results, "predict", len(files), unit="image", disable=None), args.output)
-    print(f"{len(files) - errors:,} of {len(files):,} images predicted: {args.output}")
+    print(f"{len(files) - errors:,} of {counted(len(files), 'image')} predicted: {args.output}")
     return int(errors > 0)

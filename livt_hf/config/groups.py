@@ -274,7 +274,7 @@ class RunArguments(Options):
     TITLE: ClassVar[str] = "Run"
 
     recipe: str | None = option(
-        None, "Recipe in livt_hf/config/recipes: a dataset and all its values.", changes="nothing", in_command=False
+        None, "Recipe, a dataset and all its values; help lists the recipes.", changes="nothing", in_command=False
     )
     config: str | None = option(
         None, "YAML file of options, applied after the recipe.", changes="nothing", in_command=False

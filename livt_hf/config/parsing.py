@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
+import re
 import shutil
 import sys
 import textwrap
@@ -18,6 +20,7 @@ from typing import Any, NoReturn, TypeVar, get_args, get_origin
 import yaml
 
 from .arguments import FinetuneArguments, PretrainArguments, StageArguments
+from .hints import refuse_replaced, replaced_names
 from .options import Options, did_you_mean, groups_of, types_of
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -25,10 +28,6 @@ RECIPES = Path(__file__).parent / "recipes"
 AnyOptions = TypeVar("AnyOptions", bound=Options)
 AnyStage = TypeVar("AnyStage", bound=StageArguments)
 
-# Names of `TrainingArguments` that have no counterpart among the options.
-_UNSUPPORTED = {
-    "hub_token": "`hf auth login`, or the variable HF_TOKEN (a command is recorded in cards)",
-}
 # Aliases of options of the other stage.
 _SYNONYMS = {"log_with": "report_to"}
 
@@ -93,6 +92,9 @@ def parse_arguments(
         epilog = "Options of transformers.TrainingArguments are accepted, too; --help_all lists them."
     parser = _Parser(stage, prog, description, examples, epilog if takes_more else None)
     chosen, _ = parser.parse_known_args(words)
+    if chosen.recipe in ("help", "list"):
+        print(recipe_list(stage))
+        raise SystemExit(0)
     from_files = [] if chosen.recipe is None else _from_yaml(recipe_path(stage, chosen.recipe), stage)
     from_files += [] if chosen.config is None else _from_yaml(Path(chosen.config), stage)
     arguments, unknown = parser.read([*from_files, *words])
@@ -105,11 +107,29 @@ def parse_arguments(
 
 def recipe_path(stage: type[StageArguments], name: str) -> Path:
     """The YAML file of a recipe; ValueError with the nearest name if there is none."""
+    files = _recipe_files(stage)
+    if name not in files:
+        raise ValueError(f"recipe: {name!r} is unknown;{did_you_mean(name, list(files))} known: {', '.join(files)}")
+    return files[name]
+
+
+def recipe_list(stage: type[StageArguments]) -> str:
+    """One line per recipe of a stage, for ``--recipe help``: its length and the first sentence of its file."""
+    lines = []
+    for name, file in _recipe_files(stage).items():
+        text = file.read_text(encoding="utf-8")
+        comment = " ".join(
+            line.lstrip("# ") for line in itertools.takewhile(lambda line: line[:1] == "#", text.split("\n"))
+        )
+        sentence = re.split(r"(?<=[\w)%])[.:] ", comment)[0].removesuffix(".")
+        values = yaml.safe_load(text)
+        lines.append(f"{name:<18}{values['epochs']:>4} epochs at {values['image_size']:>3} px. {sentence}.")
+    return "\n".join(lines)
+
+
+def _recipe_files(stage: type[StageArguments]) -> dict[str, Path]:
     folder = RECIPES / ("pretrain" if issubclass(stage, PretrainArguments) else "finetune")
-    names = sorted(path.stem for path in folder.glob("*.yaml"))
-    if name not in names:
-        raise ValueError(f"recipe: {name!r} is unknown;{did_you_mean(name, names)} known: {', '.join(names)}")
-    return folder / f"{name}.yaml"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -282,7 +302,7 @@ def _training_arguments(words: list[str], stage: type[StageArguments]) -> dict[s
     words = [_synonym(word) for word in words]
     names = [_option_name(word) for word in words if word.startswith("--")]
     for name in names:
-        _refuse_replaced(name, stage)
+        refuse_replaced(name, stage)
     accepted = _all_training_arguments()
     for name in names:
         if name not in accepted:
@@ -320,26 +340,11 @@ def _upstream_parser() -> argparse.ArgumentParser:
     return Parser(TrainingArguments, allow_abbrev=False)  # type: ignore[arg-type]  # declared NewType(Any)
 
 
-def replaced_names(options: type[Options]) -> dict[str, str]:
-    """Names that other libraries give to options of ours -> what to use instead."""
-    ours = {
-        theirs: f"--{entry.name}{note}"
-        for entry in dataclasses.fields(options)
-        for theirs, note in entry.metadata["replaces"].items()
-    }
-    return ours | (_UNSUPPORTED if issubclass(options, StageArguments) else {})
-
-
-def _refuse_replaced(name: str, options: type[Options]) -> None:
-    if instead := replaced_names(options).get(name):
-        raise ValueError(f"--{name}: this is set by {instead}; use that")
-
-
 def _refuse_unknown(words: list[str], options: type[Options]) -> NoReturn:
     if not words[0].startswith("--"):
         raise _unexpected(words[0], options)
     name = _option_name(words[0])
-    _refuse_replaced(name, options)
+    refuse_replaced(name, options)
     known = [entry.name for entry in dataclasses.fields(options)]
     raise ValueError(f"--{name}: unknown option;{_advice(name, known)} see --help")
 

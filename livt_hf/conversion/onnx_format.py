@@ -5,8 +5,10 @@ Legend: B batch, C classes, S image size.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
+import logging
 import statistics
 import time
 from collections.abc import Callable
@@ -15,21 +17,26 @@ from typing import Any
 
 import PIL.Image
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from torch import Tensor, nn
 
 from .. import data
 from ..class_names import class_names
-from ..evaluation.evaluate import open_dataset
+from ..config.groups import DataArguments
 from ..evaluation.examples import evenly_spaced, processed_images
 from ..evaluation.predictions import mean_and_std
-from ..files import check_new_folder, publish_files
+from ..evaluation.splits import open_dataset
+from ..files import check_new_folder, publish_files, read_run
 from ..models.loading import load_classifier
+from ..reporting.export_card import export_card
 from ..reporting.provenance import hardware, versions
 
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 ONE_FILE_LIMIT = 1 << 30  # bytes of weights; larger ones go to model.onnx.data, as protobuf files are limited to 2 GB
 TIMED_IMAGES, TIMED_RUNS = 8, 5
+NOISE = "random noise"
+
+logger = logging.getLogger(__name__)
 
 
 class _Logits(nn.Module):
@@ -46,20 +53,23 @@ class _Logits(nn.Module):
 def export_onnx(
     model: str | Path,
     output_dir: str | Path,
-    dataset: str = "digits",
-    split: str = "test",
+    dataset: str | None = None,
+    split: str | None = None,
     num_images: int = 64,
     **data_options: Any,
 ) -> dict[str, Any]:
-    """Export a classifier to model.onnx, with a dynamic batch size, and compare it with torch on real images.
+    """Export a classifier to model.onnx, with a dynamic batch size, and compare it with torch on images.
 
-    The folder also gets config.json, preprocessor_config.json and check.json (the returned dict). Image preprocessing
-    and class names in label order are in the metadata of model.onnx, too (`preprocessing`, `labels`).
+    The folder also gets config.json (with the class names, ``id2label``), preprocessor_config.json, check.json (the
+    returned dict) and a card. Image preprocessing and class names in label order are in the metadata of model.onnx, too
+    (`preprocessing`, `labels`).
 
     Args:
         model: folder or Hub id of an image classifier.
         output_dir: new or empty folder.
-        dataset, split, num_images: images to compare on, spread evenly over a split.
+        dataset, split, num_images: images to compare on, spread evenly over a split. By default the dataset that the
+            model was trained on, according to its run.json, or random noise if there is none or it cannot be loaded;
+            and the first of the splits test, validation and train that there is.
         data_options: further arguments of `load_long_tailed`, such as ``data_dir``.
 
     Returns:
@@ -77,12 +87,11 @@ def export_onnx(
         raise ValueError(f"num_images: {num_images}; at least {TIMED_IMAGES} are needed")
     classifier, processor = load_classifier(model)
     logits = _Logits(classifier).eval()
-    images = open_dataset(dataset, split, **data_options)[0][split]
-    pixels = _evenly_spaced_images(images, processor, num_images)  # (N, 3, S, S)
+    pixels, origin = _images_to_compare_on(model, processor, dataset, split, num_images, data_options)
     with publish_files(output_dir) as folder:
         program: Any = torch.onnx.export(
             logits,
-            (pixels[:2],),
+            (pixels[:1].repeat(2, 1, 1, 1),),  # of a batch of 1, the size would become fixed
             dynamo=True,
             input_names=["pixel_values"],
             output_names=["logits"],
@@ -94,18 +103,27 @@ def export_onnx(
         program.save(folder / "model.onnx", external_data=weights > ONE_FILE_LIMIT)
         classifier.config.save_pretrained(folder)
         processor.save_pretrained(folder)
-        result = {"model": Path(model).name, "dataset": Path(dataset).name, "split": split}
+        result = {"model": Path(model).resolve().name, **origin}
         result |= compare_with_onnx(logits, folder / "model.onnx", pixels)
         (folder / "check.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        card = export_card("onnx", model, classifier, output_dir, result, preprocessing_steps(processor))
+        (folder / "README.md").write_text(card, encoding="utf-8")
     return result
 
 
 def onnx_metadata(config: Any, processor: Any) -> dict[str, str]:
     """Image preprocessing and class names in label order, each as JSON."""
-    mean, std = mean_and_std(processor)
-    preprocessing = {
+    labels = json.dumps(class_names(config), ensure_ascii=False)
+    return {"preprocessing": json.dumps(preprocessing_steps(processor)), "labels": labels}
+
+
+def preprocessing_steps(processor: Any) -> dict[str, Any]:
+    """What an image processor does to an image, in this order."""
+    edge, (mean, std) = processor.size.get("shortest_edge"), mean_and_std(processor)
+    return {
         "convert": "RGB",
-        "resize_shortest_edge": processor.size.get("shortest_edge"),
+        "resize_shortest_edge": edge,
+        "resize": None if edge else {"height": processor.size["height"], "width": processor.size["width"]},
         "interpolation": PIL.Image.Resampling(processor.resample).name.lower(),
         "center_crop": dict(processor.crop_size) if processor.do_center_crop else None,
         "rescale": processor.rescale_factor if processor.do_rescale else 1,
@@ -113,8 +131,6 @@ def onnx_metadata(config: Any, processor: Any) -> dict[str, str]:
         "std": list(std),
         "layout": "NCHW",
     }
-    labels = json.dumps(class_names(config), ensure_ascii=False)
-    return {"preprocessing": json.dumps(preprocessing), "labels": labels}
 
 
 @torch.inference_mode()
@@ -151,6 +167,50 @@ def compare_with_onnx(model: Callable[[Tensor], Tensor], path: Path, pixels: Ten
         "versions": {**versions(), "onnxruntime": onnxruntime.__version__},
         "hardware": hardware(),
     }
+
+
+def _images_to_compare_on(
+    model: str | Path,
+    processor: Any,
+    dataset: str | None,
+    split: str | None,
+    num_images: int,
+    data_options: dict[str, Any],
+) -> tuple[Tensor, dict[str, Any]]:
+    """Preprocessed images, float32 (N, 3, S, S), and the ``dataset`` and ``split`` that they are from."""
+    if dataset:
+        splits, name = open_dataset(dataset, split, **data_options)
+    else:
+        splits, name = _training_dataset(Path(model))
+    if splits is None:
+        size = _input_size(processor)
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randint(256, (num_images, 3, *size), dtype=torch.uint8, generator=generator)
+        return data.normalize(noise, *mean_and_std(processor)), {"dataset": NOISE, "split": None}
+    chosen = split or next(name for name in ("test", "validation", "train") if name in splits)
+    pixels = _evenly_spaced_images(splits[chosen], processor, num_images)
+    return pixels, {"dataset": Path(name).name, "split": chosen}
+
+
+def _training_dataset(model: Path) -> tuple[DatasetDict | None, str]:
+    """The dataset in the run.json of a model folder, and its name; None, which the log explains, if there is none."""
+    run = read_run(model) if model.is_dir() else None
+    if run is None:
+        logger.info(f"{model} has no record of its training images: it is compared on {NOISE}; --dataset names images")
+        return None, NOISE
+    known = {entry.name for entry in dataclasses.fields(DataArguments)}
+    source = DataArguments(**{name: value for name, value in run["arguments"].items() if name in known})
+    try:
+        return open_dataset(source.dataset, **source.data_options(run["arguments"]["seed"]))
+    except ValueError as error:
+        logger.info(f"the training images cannot be loaded ({error}): it is compared on {NOISE}")
+        return None, NOISE
+
+
+def _input_size(processor: Any) -> tuple[int, int]:
+    """Height and width of the processed images."""
+    size = processor.crop_size if processor.do_center_crop else processor.size
+    return (size["height"], size["width"]) if "height" in size else (size["shortest_edge"],) * 2
 
 
 def _evenly_spaced_images(images: Dataset, processor: Any, num_images: int) -> Tensor:

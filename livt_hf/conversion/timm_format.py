@@ -20,6 +20,7 @@ from ..files import check_new_folder, publish_files
 from ..models.configuration_livt import LivtConfig
 from ..models.loading import load_classifier
 from ..models.modeling_livt import ViTForBalancedClassification
+from ..reporting.export_card import export_card
 from .key_map import check_plain_vit, encoder_fields, key_map, kind_of, to_native, to_official
 from .native import TOLERANCE, assign_weights, build_on_meta, class_fields, largest_difference, save_native
 from .sources import Conversion
@@ -82,6 +83,8 @@ def _load_timm(model: str) -> Any:
 def export_timm(model: str | Path, output_dir: str | Path) -> float:
     """Write a folder that `timm.create_model("local-dir:DIR", pretrained=True)` loads, or "hf-hub:ID" after uploading.
 
+    It contains the weights, timm's config.json (with the class names, ``label_names``) and a card.
+
     Args:
         model: folder or Hub id of a classifier that is a plain ViT.
         output_dir: new or empty folder.
@@ -109,6 +112,8 @@ def export_timm(model: str | Path, output_dir: str | Path) -> float:
         vit = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
         difference = largest_difference(lambda pixels: classifier.eval()(pixels).logits, vit, config.image_size)
         assert difference <= TOLERANCE, difference
+        card = export_card("timm", model, classifier, output_dir, {"largest_difference": difference})
+        (folder / "README.md").write_text(card, encoding="utf-8")
     return difference
 
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetInfo, Features, Image
 from datasets.fingerprint import Hasher
 
+from ..class_names import abbreviate
+from ..reporting.blocks import counted
+
+logger = logging.getLogger(__name__)
 IMAGE_TYPE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 # The names that the Hub accepts, the preferred one first.
 SPLIT_NAMES = {
@@ -38,6 +44,30 @@ def image_dataset(images: pa.ChunkedArray | pa.Array, labels, names: Sequence[st
     table = pa.table({"image": images, "label": pa.array(np.asarray(labels, dtype=np.int64))})
     features = Features({"image": Image(decode=False), "label": ClassLabel(names=list(names))})
     return Dataset(table, info=DatasetInfo(features=features), fingerprint=Hasher.hash((identity, list(names))))
+
+
+def leave_out(dataset: Dataset, unknown: Mapping[str, int], where: object) -> Dataset:
+    """A validation or test split without its images of classes that the training split lacks, with a warning.
+
+    Args:
+        dataset: the remaining images. `left_out` reads the numbers back from it, also after a selection of rows.
+        unknown: ``{class name: images}`` of those classes.
+    """
+    named = [f"{name} ({count:,})" for name, count in unknown.items()]
+    logger.warning(
+        f"{where}: {counted(sum(unknown.values()), 'image')} left out, because no training image has their class: "
+        f"{abbreviate(named)}; rename the class if it is misspelled"
+    )
+    dataset.info.description = json.dumps({"left_out": dict(unknown)}, ensure_ascii=False)
+    return dataset
+
+
+def left_out(dataset: Dataset) -> dict[str, int]:
+    """``{class name: images}`` that `leave_out` left out of a split."""
+    try:
+        return dict(json.loads(dataset.info.description)["left_out"])
+    except (ValueError, KeyError, TypeError):  # no description, or a description of the user's
+        return {}
 
 
 def image_column(*, paths: Sequence[str] | None = None, contents: Sequence[bytes] | None = None) -> pa.Array:

@@ -21,9 +21,10 @@ from datasets import Dataset, DatasetDict
 
 from .. import data
 from ..class_names import class_names
-from ..evaluation.evaluate import counts_by_model_name, open_dataset
+from ..evaluation.evaluate import counts_by_model_name
 from ..evaluation.examples import first_image_of_each_class
 from ..evaluation.predictions import ProcessorTransform, mean_and_std
+from ..evaluation.splits import open_dataset, split_to_evaluate
 from ..files import check_new_folder, publish_files
 from ..models.loading import load_autoencoder, load_classifier
 from ..models.modeling_livt_mae import reconstruct_images
@@ -48,7 +49,7 @@ def demo(
     *,
     mae: str | Path | None = None,
     dataset: str | Path | DatasetDict | None = None,
-    split: str = "test",
+    split: str | None = None,
     port: int = 7860,
     export_space: str | Path | None = None,
     block: bool = True,
@@ -60,7 +61,7 @@ def demo(
         model: folder or Hub id of an image classifier.
         mae: folder or Hub id of a masked autoencoder that reconstructs masked patches; not part of a Space.
         dataset: source of the examples, and of the class counts if the model has none.
-        split: split of the examples.
+        split: split of the examples; by default the test split, or the validation split if there is no test split.
         port: local port to serve on.
         export_space: new folder. A local model is copied into it, a Hub model is referenced by its id.
         block: serve until interrupted.
@@ -82,10 +83,10 @@ def demo(
     classifier, image_processor = load_classifier(model)
     examples: list[Example] = []
     if dataset is not None:
-        splits, _ = open_dataset(dataset, split, **data_options)
+        splits, name = open_dataset(dataset, split, **data_options)
         if getattr(classifier.config, "class_counts", None) is None and "train" in splits:
             classifier.config.class_counts = counts_by_model_name(splits["train"], classifier.config)
-        examples = head_and_tail(splits[split], classifier.config)
+        examples = head_and_tail(splits[split or split_to_evaluate(splits, name)], classifier.config)
     title = f"Image classifier {Path(model).name}"
     if export_space is not None:
         _write_space(Path(export_space), model, classifier, image_processor, title, examples)

@@ -27,9 +27,11 @@ from ..class_names import check_same_names, class_names
 from ..files import check_new_folder, publish_files
 from ..models.loading import classifier_layer, load_classifier
 from ..prior import ClassPrior
-from .evaluate import counts_by_model_name, open_dataset
+from ..reporting.blocks import counted
+from .evaluate import counts_by_model_name
 from .predictions import split_logits
 from .prior_shift import assumed_log_prior, read_prior, target_prior
+from .splits import open_dataset
 
 TEMPERATURES = (0.01, 100.0)  # range of the fit
 ORIGINAL_LAYER = "classifier_before_adjustment.safetensors"
@@ -120,7 +122,10 @@ def _images_to_fit_on(splits: DatasetDict | None, split: str, dataset: Any) -> D
     if splits is None:
         raise ValueError("temperature: fit needs images with labels; name the dataset with --dataset")
     if split not in splits or not len(splits[split]):
-        raise ValueError(f"temperature: {dataset} has no images in a split {split!r} to fit on; give --split")
+        found = ", ".join(name for name, images in splits.items() if len(images))
+        raise ValueError(
+            f"temperature: {dataset} has no images in a split {split!r} to fit on; choose one of {found} with --split"
+        )
     return splits[split]
 
 
@@ -240,8 +245,8 @@ def fit_temperature(logits: Tensor, labels: Tensor, shift: np.ndarray, weights: 
     if not slopes[0] < 0 < slopes[1]:
         bound = TEMPERATURES[0 if slopes[1] <= 0 else 1]
         raise ValueError(
-            f"temperature: the likelihood of {len(labels)} images still grows at {bound:g}: all predictions are "
-            "correct, or no better than chance; give a number, or more images"
+            f"temperature: the likelihood of {counted(len(labels), 'image')} still grows at {bound:g}: all predictions "
+            "are correct, or no better than chance; give a number, or more images"
         )
     while high / low > 1.0 + 1e-6:
         middle = math.sqrt(low * high)

@@ -36,10 +36,11 @@ from ..models.modeling_livt_mae import reconstruct_images
 from ..prior import ClassPrior
 from ..reporting.charts import plot_reconstructions
 from ..reporting.evaluation_report import write_report
-from ..reporting.provenance import command_line, hardware, versions
+from ..reporting.provenance import command_line, hardware, public_name, versions
 from .examples import evenly_spaced, first_image_of_each_class, processed_images
 from .predictions import ProcessorTransform, check_loader_options, choose_device, mean_and_std, predict_split
 from .prior_shift import assumed_log_prior, long_tailed_priors, prior_accuracies
+from .splits import log_coverage, open_dataset, split_coverage, split_to_evaluate
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def evaluate_checkpoint(
     dataset: str | Path | DatasetDict,
     *,
     output_dir: str | Path,
-    split: str = "test",
+    split: str | None = None,
     mae: str | Path | None = None,
     test_prior: bool = False,
     batch_size: int = 64,
@@ -64,7 +65,7 @@ def evaluate_checkpoint(
             split define the shot groups.
         dataset: source for `livt_hf.data.load_long_tailed`, or a loaded dataset.
         output_dir: folder for results.json, report.md, report.html and the charts.
-        split: split to evaluate on.
+        split: split to evaluate on; by default the test split, or the validation split if there is no test split.
         mae: folder or Hub id of a masked autoencoder whose reconstructions are added to the report.
         test_prior: also report the accuracy under forward and backward long-tailed test distributions.
         data_options: further arguments of `load_long_tailed`, such as ``data_dir`` or ``imbalance_factor``.
@@ -80,6 +81,7 @@ def evaluate_checkpoint(
     device = choose_device(device)
     classifier, image_processor = load_classifier(model)
     splits, name = open_dataset(dataset, split, **data_options)
+    split = split or split_to_evaluate(splits, name)
     counts_from = None
     if getattr(classifier.config, "class_counts", None) is None:
         counts_from = _take_class_counts(classifier.config, splits, str(model), name)
@@ -92,7 +94,9 @@ def evaluate_checkpoint(
         device=device,
         description={"model": str(model), "dataset": name, "split": split, "class_counts_from": counts_from},
         test_prior=test_prior,
+        splits=splits,
     )
+    log_coverage(results["coverage"])
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     if mae is not None:
@@ -100,25 +104,6 @@ def evaluate_checkpoint(
         results["reconstructions"] = draw_reconstructions(mae, splits[split], results["class_counts"], chart)
     write_report(results, output_dir, mistaken_images(results, splits[split]))
     return results
-
-
-def open_dataset(
-    dataset: str | Path | DatasetDict, split: str | None = None, **data_options: Any
-) -> tuple[DatasetDict, str]:
-    """The splits of a dataset, loaded by `load_long_tailed` unless it is loaded already, and its name for messages.
-
-    Raises:
-        ValueError: no such dataset, or it has no split ``split``.
-    """
-    if isinstance(dataset, DatasetDict):
-        splits, name = dataset, "a DatasetDict"
-    else:
-        splits, name = data.load_long_tailed(dataset, **data_options), str(dataset)
-    if split is not None and split not in splits:
-        option = {"validation": "val_fraction", "test": "test_fraction"}.get(split)
-        hint = f", or give the --{option} that the model was trained with" if option and len(splits) == 1 else ""
-        raise ValueError(f"split: {name} has no split {split!r}; choose one of {', '.join(splits)}{hint}")
-    return splits, name
 
 
 def _take_class_counts(config: Any, splits: DatasetDict, model: str, dataset: str) -> str:
@@ -129,7 +114,7 @@ def _take_class_counts(config: Any, splits: DatasetDict, model: str, dataset: st
             "on a dataset with the training images"
         )
     config.class_counts = counts_by_model_name(splits["train"], config)
-    source = f"train split of {dataset}"
+    source = f"train split of {public_name(dataset)}"
     logger.info(f"the config of {model} has no class counts: shot groups are defined by the {source}")
     return source
 
@@ -162,6 +147,7 @@ def evaluate_model(
     device: str | None = None,
     description: Mapping[str, Any] | None = None,
     test_prior: bool = False,
+    splits: Mapping[str, Dataset] | None = None,
 ) -> dict[str, Any]:
     """Evaluate a classifier whose config has class counts on a split.
 
@@ -173,6 +159,8 @@ def evaluate_model(
         device: e.g. "cuda:1"; by default the GPU if there is one.
         description: further entries of results.json: ``model``, ``dataset``, ``seed``, ``command``, ...
         test_prior: also report the accuracy under other test distributions, see `prior_accuracies`.
+        splits: all splits of the dataset, by name, so that the results also say what the others lack
+            (`split_coverage`).
 
     Returns:
         The content of results.json; accuracies and calibration errors are in percent.
@@ -192,10 +180,13 @@ def evaluate_model(
     images = data.ImageDataset(split, ProcessorTransform(image_processor))
     loader = data.evaluation_loader(images, batch_size, num_workers)
     predicted = predict_split(model, loader, *mean_and_std(image_processor), device, label_of, shifts)
+    described = describe(model, description or {})
+    counts = dict(zip(prior.names, prior.counts.tolist(), strict=True))
     return {
-        **describe(model, description or {}),
+        **described,
         "images": len(split),
         **measure(predicted, prior, getattr(config, "shot_groups", None)),
+        "coverage": split_coverage(splits or {described.get("split") or "test": split}, counts),
         **({"test_prior": prior_accuracies(predicted, test_priors)} if test_prior else {}),
         "versions": versions(),
         "hardware": hardware(device),
@@ -203,9 +194,12 @@ def evaluate_model(
 
 
 def describe(model: PreTrainedModel, description: Mapping[str, Any]) -> dict[str, Any]:
-    """The first entries of results.json: what was evaluated. ``description`` adds to it, or replaces entries."""
+    """The first entries of results.json: what was evaluated. ``description`` adds to it, or replaces entries.
+
+    Local paths are reduced to their last component, since results are published.
+    """
     config: Any = model.config
-    return {
+    described = {
         "model": None,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "dataset": None,
@@ -216,6 +210,29 @@ def describe(model: PreTrainedModel, description: Mapping[str, Any]) -> dict[str
         "seed": None,
         "command": command_line(),
         **description,
+    }
+    named = {key: described[key] for key in ("model", "dataset", "pretrained") if described[key] is not None}
+    return described | {key: public_name(name) for key, name in named.items()}
+
+
+def describe_unevaluated(
+    model: PreTrainedModel, description: Mapping[str, Any], splits: Mapping[str, Dataset] | None = None
+) -> dict[str, Any]:
+    """What results.json would have without an evaluation, for the card and the report of the training.
+
+    Args:
+        model: a classifier with ``class_counts`` in its config.
+        description: further entries, as for `evaluate_model`.
+        splits: all splits of the dataset, by name.
+    """
+    config: Any = model.config
+    counts = {name: config.class_counts[name] for name in class_names(config)}
+    return {
+        **describe(model, description),
+        "class_counts": counts,
+        "coverage": split_coverage(splits or {}, counts),
+        "versions": versions(),
+        "hardware": hardware(model.device),
     }
 
 

@@ -21,9 +21,11 @@ import PIL.ImageOps
 import torch
 from tqdm.auto import tqdm
 
+from ..class_names import class_names
 from ..data import decode_image
 from ..data.sources.walk import describe_content, image_paths
 from ..models.loading import load_classifier
+from ..reporting.blocks import csv_cell
 from .predictions import choose_device
 
 
@@ -33,6 +35,7 @@ def predict_images(
     top_k: int = 5,
     batch_size: int = 16,
     device: str | None = None,
+    probabilities: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Most probable classes of each image, in the order of ``paths``.
 
@@ -40,10 +43,12 @@ def predict_images(
         model: folder or Hub id of an image classifier.
         paths: image files.
         top_k: number of classes per image (all, if the model has fewer).
+        probabilities: also give the probability of every class.
 
     Yields:
-        ``{"image": path, "predictions": [{"label", "score"}, ...]}``, most probable class first; for an unreadable file
-        ``{"image": path, "error": message}``.
+        ``{"image": path, "predictions": [{"label", "score"}, ...]}``, most probable class first, with ``probabilities``
+        also ``"probabilities": {label: probability}`` in label order; for an unreadable file ``{"image": path,
+        "error": message}``.
 
     Raises:
         ValueError: the model cannot be loaded, or ``top_k`` or ``batch_size`` is below 1.
@@ -55,12 +60,12 @@ def predict_images(
     classifier, image_processor = load_classifier(model)
     classifier.to(device).eval()  # type: ignore[arg-type]
     for start in range(0, len(paths), batch_size):
-        yield from _predict_batch(classifier, image_processor, paths[start : start + batch_size], top_k)
+        yield from _predict_batch(classifier, image_processor, paths[start : start + batch_size], top_k, probabilities)
 
 
 @torch.inference_mode()
 def _predict_batch(
-    classifier: Any, image_processor: Any, paths: Sequence[str | Path], top_k: int
+    classifier: Any, image_processor: Any, paths: Sequence[str | Path], top_k: int, all_classes: bool
 ) -> list[dict[str, Any]]:
     images: list[torch.Tensor] = []
     results: list[dict[str, Any]] = [{"image": str(path)} for path in paths]
@@ -75,13 +80,16 @@ def _predict_batch(
     pixel_values = torch.cat(images).to(classifier.device, classifier.dtype)  # (B, 3, H, W)
     probabilities = classifier(pixel_values).logits.float().softmax(dim=-1)  # (B, C)
     scores, labels = probabilities.topk(min(top_k, probabilities.shape[1]))
-    rows = zip(scores.tolist(), labels.tolist(), strict=True)
+    names = class_names(classifier.config)
+    rows = zip(scores.tolist(), labels.tolist(), probabilities.tolist(), strict=True)
     for result in results:
         if "error" not in result:
+            best_scores, best_labels, of_all = next(rows)
             result["predictions"] = [
-                {"label": classifier.config.id2label[label], "score": score}
-                for score, label in zip(*next(rows), strict=True)
+                {"label": names[label], "score": score} for score, label in zip(best_scores, best_labels, strict=True)
             ]
+            if all_classes:
+                result["probabilities"] = dict(zip(names, of_all, strict=True))
     return results
 
 
@@ -128,7 +136,8 @@ def write_predictions(results: Iterable[dict[str, Any]], file: str | Path) -> in
     """Write results as they arrive, errors also to stderr; return the number of images that could not be read.
 
     ``.jsonl``: one result of `predict_images` per line. ``.csv``: ``image, error, label_1, score_1, ... label_k,
-    score_k``, most probable class first.
+    score_k``, most probable class first, then a column per class if the results have the probabilities of all. Text is
+    written so that a spreadsheet does not run it (`csv_cell`).
 
     Raises:
         ValueError: another suffix, or a file that cannot be written.
@@ -143,10 +152,11 @@ def write_predictions(results: Iterable[dict[str, Any]], file: str | Path) -> in
             if "predictions" in result:
                 break
         table = csv.writer(stream, lineterminator="\n")
+        example = first[-1] if first else {}
+        places, names = range(1, len(example.get("predictions", [])) + 1), list(example.get("probabilities", {}))
         if file.suffix == ".csv":
-            classes = len(first[-1].get("predictions", [])) if first else 0
-            places = range(1, classes + 1)
-            table.writerow(["image", "error", *(f"{name}_{place}" for place in places for name in ("label", "score"))])
+            columns = [f"{name}_{place}" for place in places for name in ("label", "score")]
+            table.writerow(map(csv_cell, ["image", "error", *columns, *names]))
         for result in chain(first, rows):
             if "error" in result:
                 errors += 1
@@ -154,7 +164,8 @@ def write_predictions(results: Iterable[dict[str, Any]], file: str | Path) -> in
             if file.suffix == ".csv":
                 predictions = result.get("predictions", [])
                 values = [value for prediction in predictions for value in (prediction["label"], prediction["score"])]
-                table.writerow([result["image"], result.get("error", ""), *(values or [""] * 2 * len(places))])
+                values = [*values, *result.get("probabilities", {}).values()] or [""] * (2 * len(places) + len(names))
+                table.writerow(map(csv_cell, [result["image"], result.get("error", ""), *values]))
             else:
                 stream.write(json.dumps(result, ensure_ascii=False) + "\n")
     return errors

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 from huggingface_hub.utils import disable_progress_bars
 
-from ..files import MARKER, incompleteness, write_text
+from ..files import MARKER, incompleteness, write_bytes, write_text
 from ..reporting.blocks import escape_markdown
 from ..reporting.card import ensure_card, plain_card
+from .local_paths import public_contents
 from .upload import WAITS, WEIGHT_FILE, check_model_folder, check_repo_id, first_line, push_folder
 
 logger = logging.getLogger(__name__)
@@ -155,9 +156,7 @@ class BackgroundPusher:
                 if reason:
                     raise ValueError(f"{checkpoint} is not complete: {reason}")
                 whole = "last-checkpoint" if self.strategy == "checkpoint" else checkpoint.name
-                for name in (MARKER, *json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))["files"]):
-                    _link(checkpoint / name, folder / whole / name)
-                    names.append(f"{whole}/{name}")
+                names += [f"{whole}/{name}" for name in _copy_checkpoint(checkpoint, folder / whole)]
             return _Snapshot(folder, names, message)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
@@ -166,6 +165,21 @@ class BackgroundPusher:
     def _report_error(self, line: str) -> None:
         self.errors.append(line)
         logger.warning(line)
+
+
+def _copy_checkpoint(checkpoint: Path, target: Path) -> list[str]:
+    """Link the files of a complete checkpoint, its records without local paths; return their names."""
+    sizes = json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))["files"]
+    public = public_contents(checkpoint, list(sizes))
+    for name in sizes:
+        if name in public:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(target / name, public[name])
+            sizes[name] = len(public[name])
+        else:
+            _link(checkpoint / name, target / name)
+    write_text(target / MARKER, json.dumps({"files": sizes}))
+    return [MARKER, *sizes]
 
 
 def _link(file: Path, target: Path) -> None:

@@ -24,10 +24,11 @@ from safetensors import SafetensorError, safe_open
 
 from ..files import read_json
 from ..reporting.card_metadata import EXAMPLES
+from .local_paths import public_contents
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PROCESSOR = "preprocessor_config.json"
-# Nothing else is uploaded: no pickles, no optimizer states, no run.json or bad_images.log with their local paths.
+# Nothing else is uploaded: no pickles, no optimizer states, no run.json or bad_images.log.
 PUBLISHED = re.compile(
     r"README\.md|config\.json|preprocessor_config\.json|metrics\.jsonl"
     r"|(evaluation/)?([\w-]+\.(png|svg)|results\.json|report\.(md|html))"
@@ -216,7 +217,8 @@ class _Upload:
 
     def _additions(self) -> list[CommitOperationAdd]:
         """Rebuilt for each attempt, so that the client notices a commit whose response was lost."""
-        return [CommitOperationAdd(name, self.folder / name) for name in self.names]
+        public = public_contents(self.folder, self.names)
+        return [CommitOperationAdd(name, public.get(name, self.folder / name)) for name in self.names]
 
 
 def _retried(

@@ -36,7 +36,8 @@ def long_tail_accuracy(
         ``macro_accuracy``, ``worst_class``, ``harmonic_mean``: mean, minimum and harmonic mean of the accuracies of all
         classes that have test images, in percent. The harmonic mean is 0 (its limit) if any class has accuracy 0.
         ``per_class``: ``{name: percent}`` in label order, None for a class without test images.
-        ``groups``: ``definition`` (the arguments used) and ``sizes`` (number of classes in each group).
+        ``groups``: ``definition`` (the arguments used), ``sizes`` (number of classes in each group) and ``measured``
+        (number of them that have test images).
 
     Raises:
         ValueError: no images, different lengths, or a label or prediction out of range.
@@ -69,6 +70,7 @@ def long_tail_accuracy(
     result["groups"] = {
         "definition": definition,
         "sizes": {group: len(classes) for group, classes in members.items()},
+        "measured": {group: int(tested[classes].sum()) for group, classes in members.items()},
     }
     return result
 

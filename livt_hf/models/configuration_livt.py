@@ -15,6 +15,7 @@ from transformers import BeitConfig, PreTrainedConfig, ViTMAEConfig
 from ..class_names import check_same_names, class_names, counts_in_order, set_class_names
 from ..losses import Loss, build_loss, check_loss_name
 from ..prior import DEFAULT_SHOT_GROUPS, ClassPrior
+from ..reporting.provenance import public_name
 
 # Width, layers and heads of the encoders of LiVT Table 5 (ViT-Ti and -S: DeiT; -B, -L, -H: ViT)
 VIT_SIZES = {
@@ -117,7 +118,7 @@ def store_class_counts(
     config.loss, config.tau, config.label_smoothing = check_loss_name(loss), tau, label_smoothing
     config.class_weights = None if class_weights is None else dict(class_weights)
     config.shot_groups = dict(shot_groups or DEFAULT_SHOT_GROUPS)
-    config.pretrained = pretrained
+    config.pretrained = None if pretrained is None else public_name(pretrained)  # configs are published
     config.class_balanced_batches = class_balanced_batches
 
 

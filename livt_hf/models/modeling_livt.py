@@ -31,6 +31,7 @@ from transformers.models.beit.modeling_beit import (
 from ..class_names import label_names
 from ..losses import Loss
 from ..prior import ClassPrior
+from ..reporting.provenance import public_name
 from .attention import FusedAttention, use_sdpa_or_bmm
 from .configuration_livt import LivtConfig, config_loss
 from .loading import load_model
@@ -93,7 +94,7 @@ class ViTForBalancedClassification(BeitForImageClassification):
                 size.
         """
         if isinstance(mae, str | Path):
-            config_overrides = {"pretrained": str(mae), **config_overrides}
+            config_overrides = {"pretrained": public_name(mae), **config_overrides}
             encoder, _ = load_model(ViTMAEModel, mae, "pretrained", quiet=True)  # leaves out the decoder
         else:
             encoder = mae.vit if isinstance(mae, ViTMAEForPreTraining) else mae

@@ -159,6 +159,14 @@ def escape_html(text: Any) -> str:
     return html.escape(INVISIBLE.sub(" ", str(text)).strip())
 
 
+def csv_cell(value: Any) -> Any:
+    """A value for a CSV file. Text that a spreadsheet would run as a formula gets a leading apostrophe.
+
+    As https://owasp.org/www-community/attacks/CSV_Injection advises; numbers stay as they are.
+    """
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
 def code_block(text: str) -> str:
     """A fenced code block with a fence longer than any in the text."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
@@ -170,6 +178,11 @@ def code_span(text: Any) -> str:
     """Text as a one-line code span, without backticks."""
     line = "".join(character if character.isprintable() and character != "`" else " " for character in str(text))
     return f"`{line}`"
+
+
+def counted(number: int, noun: str) -> str:
+    """ "1 image", "1,200 images", "2 classes"."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "es" if noun.endswith("s") else "s")
 
 
 def percent(value: float | None) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,16 @@ from ..config.options import options_that
 from ..files import read_json, read_metrics, read_run, write_text
 from ..losses import BALANCED_LOSSES, LOSS_TITLES
 from ..prior import ClassPrior
-from .blocks import Code, Markdown, Picture, Section, Table, code_span, percent, to_markdown
+from .blocks import Code, Markdown, Picture, Section, Table, code_span, counted, percent, to_markdown
 from .card_metadata import TAGS, autoencoder_metadata, classifier_metadata, example_images
 from .charts import plot_loss_curve
+from .coverage import coverage_sentences
 from .evaluation_report import CHARTS, GROUP_SENTENCE, accuracy_table, adjustments, data_name
 from .provenance import hardware_words, measurement_blocks, public_name, version_words
 
 LOSS_CURVE, RECONSTRUCTIONS = "loss_curve.png", "reconstructions.png"
 ENDS_SHOWN = 5  # largest and smallest classes in the card
+LONG_TAIL = 10  # imbalance factor from which a card speaks of very unequal sizes
 # Values are blocks, rendered as in a report: text is escaped unless it is `Markdown`.
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -64,7 +66,7 @@ def write_model_card(
     Args:
         model_dir: folder written by `save_pretrained`. The card includes the charts of `write_report` and the training
             record in run.json, if present; images in a subfolder ``examples`` become examples of the Hub's widget.
-        results: from `evaluate_model`.
+        results: from `evaluate_model`; of a model that was not evaluated, from `describe_unevaluated`.
         repo_id: "org/name" on the Hub, which the code examples then load from.
         dataset_id: Hub id of the dataset.
         license: license of the weights, as the Hub spells it.
@@ -84,9 +86,12 @@ def write_model_card(
         "pictures": [Picture(caption, file) for file, caption in CHARTS.items() if (folder / file).is_file()],
         "sections": [Section(heading, [Markdown(text)]) for heading, text in (sections or {}).items()],
         "run": _training_run(read_run(folder)),
+        "evaluate_command": Code(f"livt evaluate --model {shlex.quote(name)} --dataset DATASET"),
         "adjust_command": Code(_adjust_command(name, results, config)),
         "measurement": Section("", measurement_blocks(results)),
-        **_result_values(results),
+        "measured": "accuracy" in results,
+        "coverage": coverage_sentences(results.get("coverage")),
+        **(_result_values(results) if "accuracy" in results else {}),
         **_data_values(results),
         **_training_values(results, config),
     }
@@ -101,16 +106,16 @@ def _result_values(results: Mapping[str, Any]) -> dict[str, Any]:
     tested = [results["test_counts"][names[label]] for label in groups["few"] if results["test_counts"][names[label]]]
     fewest = min(tested, default=1)
     return {
-        "images": f"{results['images']:,}",
+        "images": counted(results["images"], "image"),
         "data": data_name(results),
         "accuracy_table": Markdown(accuracy_table(results)),
         "group_sentence": GROUP_SENTENCE,
         "bins": len(results["reliability"]),
         "top5": None if results["top5"] is None else percent(results["top5"]),
         **{name: percent(results[name]) for name in ("macro_accuracy", "harmonic_mean", "worst_class", "ece", "mce")},
-        "tail_classes": f"{len(tested):,}" if tested else None,
-        "tail_images": f"{sum(tested):,}",
-        "tail_fewest": f"{fewest:,}",
+        "tail_classes": counted(len(tested), "class") if tested else None,
+        "tail_images": counted(sum(tested), "test image"),
+        "tail_fewest": counted(fewest, "test image"),
         "tail_step": f"{100 / fewest:.3g}",
     }
 
@@ -123,16 +128,21 @@ def _data_values(results: Mapping[str, Any]) -> dict[str, Any]:
     if len(shown) > 2 * ENDS_SHOWN:
         shown = shown[:ENDS_SHOWN] + shown[-ENDS_SHOWN:]
         which = f"The {ENDS_SHOWN} largest and smallest classes"
-    rows = [(prior.names[k], f"{counts[k]:,}", percent(results["per_class"][prior.names[k]])) for k in shown]
+    names, accuracies = [prior.names[label] for label in shown], results.get("per_class")
+    columns = [names, [f"{counts[label]:,}" for label in shown]]
+    columns += [[percent(accuracies[name]) for name in names]] if accuracies else []
+    header = ("Class", "Training images", "Accuracy (%)")[: len(columns)]
     return {
         "dataset": public_name(results["dataset"]),
         "classes": f"{len(prior):,}",
         "training_images": f"{counts.sum():,}",
-        "largest": f"{counts.max():,}",
+        "largest": counted(int(counts.max()), "image"),
         "smallest": f"{counts.min():,}",
+        "smallest_images": counted(int(counts.min()), "image"),
         "imbalance_factor": f"{prior.imbalance_factor:,.4g}",
+        "is_long_tailed": prior.imbalance_factor >= LONG_TAIL,
         "which_classes": which,
-        "class_table": Table(("Class", "Training images", "Accuracy (%)"), rows, "lrr"),
+        "class_table": Table(header, list(zip(*columns, strict=True)), "lrr"[: len(columns)]),
     }
 
 
@@ -249,8 +259,8 @@ def write_autoencoder_card(
     run = read_run(folder)
     name = repo_id or folder.resolve().name
     lines = read_metrics(folder)
-    losses = [(f"{line['epoch']:g}", f"{line['loss']:.4f}") for line in lines if "loss" in line]
-    if losses:
+    sentence = loss_sentence(lines)
+    if sentence:
         plot_loss_curve(lines, folder / LOSS_CURVE)
     pictures = {LOSS_CURVE: "Training loss by epoch", RECONSTRUCTIONS: "Original, masked and reconstructed images"}
     found = {file: Picture(caption, file) for file, caption in pictures.items() if (folder / file).is_file()}
@@ -260,11 +270,10 @@ def write_autoencoder_card(
         "quoted_name": Markdown(json.dumps(name)),
         "config": config,
         "mask_ratio": f"{config['mask_ratio']:.0%}",
-        "images": f"{images:,}" if images else None,
+        "images": counted(images, "image") if images else None,
         "dataset": public_name(run["arguments"]["dataset"]) if run else None,
         "finetune_command": Code(finetune),
-        "first_loss": losses[0] if losses else None,
-        "last_loss": losses[-1] if losses else None,
+        "loss_sentence": sentence,
         "loss_curve": found.get(LOSS_CURVE),
         "reconstructions": found.get(RECONSTRUCTIONS),
         "run": _training_run(run),
@@ -275,6 +284,21 @@ def write_autoencoder_card(
 
 
 # Any model
+
+
+def loss_sentence(lines: Sequence[Mapping[str, float]]) -> str | None:
+    """The first and the last training loss of metrics.jsonl; None if it has none."""
+    losses = [line for line in lines if "loss" in line]
+    if not losses:
+        return None
+    ends = losses[:1] + losses[1:][-1:]
+    shown = (f"{line['loss']:.4f} at epoch {_rounded(line['epoch'])}" for line in ends)
+    return f"Training loss: {', '.join(shown)}."
+
+
+def _rounded(epoch: float) -> str:
+    """An epoch with two significant digits, or as a whole number from 10 on."""
+    return f"{epoch:.2g}" if epoch < 10 else f"{epoch:.0f}"
 
 
 def _training_run(run: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -36,7 +36,7 @@ def classifier_metadata(
     """Metadata of a classifier. Metrics that are None are omitted; the base model is given if it is on the Hub."""
     pretrained = results["pretrained"] or ""
     on_hub = re.fullmatch(r"\w[\w.-]*/[\w.-]+", pretrained) and not Path(pretrained).exists()
-    measured = {key: results[key] for key in METRIC_NAMES if results[key] is not None}
+    measured = {key: results[key] for key in METRIC_NAMES if results.get(key) is not None}
     return ModelCardData(
         model_name=model_name,
         license=license,
@@ -45,7 +45,7 @@ def classifier_metadata(
         pipeline_tag="image-classification",
         tags=TAGS + ["masked-image-modeling"] * bool(results["pretrained"]),
         datasets=[dataset_id] if dataset_id else None,
-        metrics=[METRIC_TYPES.get(key, key) for key in measured],
+        metrics=[METRIC_TYPES.get(key, key) for key in measured] or None,
         eval_results=[
             EvalResult(
                 task_type="image-classification",
@@ -57,7 +57,8 @@ def classifier_metadata(
                 metric_value=round(value, 2),
             )
             for key, value in measured.items()
-        ],
+        ]
+        or None,
         widget=widget,
     )
 

@@ -262,16 +262,20 @@ def plot_reconstructions(
 
 
 def plot_loss_curve(lines: Sequence[Mapping[str, float]], path: str | Path) -> None:
-    """Draw loss by epoch, and k-NN accuracy by epoch below it if there are probes.
+    """Write `loss_curve_figure` as a PNG file."""
+    save_png(loss_curve_figure(lines), path)
+
+
+def loss_curve_figure(lines: Sequence[Mapping[str, float]]) -> Figure:
+    """Loss by epoch, and k-NN accuracy by epoch below it if there are probes.
 
     Args:
         lines: entries of metrics.jsonl: ``epoch`` with ``loss`` or with ``probe_accuracy`` in percent.
-        path: PNG file to write.
     """
     losses = [(line["epoch"], line["loss"]) for line in lines if "loss" in line]
     probes = [(line["epoch"], line["probe_accuracy"]) for line in lines if "probe_accuracy" in line]
     figure = Figure(figsize=(7.2, 5.4 if probes else 3.4), layout="constrained")
-    curves = [(losses, "reconstruction loss", GROUP_COLORS["many"])]
+    curves = [(losses, "training loss", GROUP_COLORS["many"])]
     if probes:
         curves.append((probes, "k-NN accuracy (%)", GROUP_COLORS["few"]))
     rows = figure.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0]
@@ -282,7 +286,7 @@ def plot_loss_curve(lines: Sequence[Mapping[str, float]], path: str | Path) -> N
         axes.set_ylabel(name)
         clean_axes(axes)
     rows[-1].set_xlabel("epoch")
-    save_png(figure, path)
+    return figure
 
 
 def clean_axes(axes: Axes) -> None:

@@ -1,19 +1,15 @@
 """Report of an evaluation: results.json, report.md with its charts, and report.html, from one dict of results.
 
-The sections are built once and rendered twice. report.html is self-contained (no other files, no network) and follows
-the reader's light or dark theme. All text from data is escaped, and the content security policy of the page allows only
-its script (by hash), its style and embedded images.
+The sections are built once and rendered twice (`pages`). report.html is self-contained (no other files, no network) and
+follows the reader's light or dark theme. All text from data is escaped.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
@@ -23,11 +19,12 @@ from matplotlib.figure import Figure
 from ..files import write_text
 from ..metrics import describe_groups
 from ..prior import GROUP_NAMES, ClassPrior
-from .blocks import Picture, Section, Share, Strong, Table, data_uri, escape_html, percent, to_html, to_markdown
+from .blocks import Block, Picture, Section, Share, Strong, Table, counted, data_uri, escape_html, percent, to_markdown
 from .charts import as_svg, class_frequency_figure, plot_thumbnails, prediction_figure, reliability_figure, save_png
+from .coverage import coverage_sentences
+from .pages import Tile, html_page, markdown_page
 from .provenance import measurement_blocks, public_name
 
-TEMPLATE = Path(__file__).parent / "templates" / "report.html"
 CHARTS = {  # file -> caption; every report and card has them
     "class_frequency.png": "Training images and accuracy of each class, largest class first",
     "predictions.png": "Class distribution of predictions, test set and training set",
@@ -71,8 +68,9 @@ def write_report(results: Mapping[str, Any], output_dir: str | Path, images: Seq
         source = data_uri((folder / RECONSTRUCTIONS).read_bytes())
         elements[RECONSTRUCTIONS] = f'<img class="wide" alt="Masked reconstructions" src="{source}">'
     sections = report_sections(results, images, elements)
-    write_text(folder / "report.html", _html_page(results, sections))
-    write_text(folder / "report.md", _markdown_page(results, sections))
+    page = (_title(results), _subtitle(results))
+    write_text(folder / "report.html", html_page(*page, _tiles(results), sections))
+    write_text(folder / "report.md", markdown_page(*page, sections))
     write_text(folder / "results.json", text)
 
 
@@ -88,32 +86,23 @@ def chart_figures(results: Mapping[str, Any]) -> dict[str, Figure]:
 
 def report_markdown(results: Mapping[str, Any], images: Sequence[np.ndarray] = ()) -> str:
     """The text of report.md."""
-    return _markdown_page(results, report_sections(results, images, {}))
+    return markdown_page(_title(results), _subtitle(results), report_sections(results, images, {}))
 
 
-def _markdown_page(results: Mapping[str, Any], sections: Sequence[Section]) -> str:
-    title = to_markdown(f"Evaluation of {public_name(results['model'])}")
-    return f"# {title}\n\n{to_markdown(_subtitle(results), *sections)}\n"
+def _title(results: Mapping[str, Any]) -> str:
+    return f"Evaluation of {public_name(results['model'])}"
 
 
-def _html_page(results: Mapping[str, Any], sections: Sequence[Section]) -> str:
-    template = TEMPLATE.read_text(encoding="utf-8")
-    script = template[template.index("<script>") + len("<script>") : template.index("</script>")]
-    return Template(template).substitute(
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        title=escape_html(public_name(results["model"])),
-        subtitle=escape_html(_subtitle(results)),
-        tiles="".join(
-            f'<div class="tile {group}"><b>{percent(results[key])}</b><span>{name}</span></div>'
-            for key, name, group in (
-                ("accuracy", "accuracy (%)", "all"),
-                *((group, f"{group}-shot (%)", group) for group in GROUP_NAMES),
-                ("ece", "ECE (%)", "all"),
-                ("mce", "MCE (%)", "all"),
-            )
-        ),
-        sections=to_html(*sections),
-    )
+def _tiles(results: Mapping[str, Any]) -> list[Tile]:
+    return [
+        (percent(results[key]), name, group)
+        for key, name, group in (
+            ("accuracy", "accuracy (%)", "all"),
+            *((group, f"{group}-shot (%)", group) for group in GROUP_NAMES),
+            ("ece", "ECE (%)", "all"),
+            ("mce", "MCE (%)", "all"),
+        )
+    ]
 
 
 def report_sections(
@@ -128,7 +117,7 @@ def report_sections(
     charts = [Picture(caption, file, elements.get(file, "")) for file, caption in CHARTS.items()]
     frequency, predictions, reliability = charts
     sections = [
-        Section("", [_accuracy_table(results), GROUP_SENTENCE + _counts_sentence(results), _metric_table(results)]),
+        Section("", [*summary_blocks(results), _metric_table(results)]),
         Section("Accuracy along the long tail", [frequency]),
         Section("Confusion between groups", _group_confusion(results)),
         Section("Most confused classes", [_confused_pairs(results)]),
@@ -154,11 +143,25 @@ def accuracy_table(results: Mapping[str, Any]) -> str:
     return to_markdown(_accuracy_table(results))
 
 
+def summary_blocks(results: Mapping[str, Any]) -> list[Block]:
+    """Accuracy of the groups, what it is a mean of, and what the splits lack."""
+    sentence = GROUP_SENTENCE + _counts_sentence(results)
+    return [_accuracy_table(results), sentence, *coverage_sentences(results.get("coverage"))]
+
+
 def _accuracy_table(results: Mapping[str, Any]) -> Table:
-    words, sizes = describe_groups(results["groups"]["definition"]), results["groups"]["sizes"]
-    rows: list[tuple] = [("All images", Strong(percent(results["accuracy"])), f"{sum(sizes.values())}", "")]
-    rows += [(f"{name}-shot".capitalize(), percent(results[name]), sizes[name], words[name]) for name in GROUP_NAMES]
+    words, measured = describe_groups(results["groups"]["definition"]), _classes_measured(results)
+    rows: list[tuple] = [("All images", Strong(percent(results["accuracy"])), measured["all"], "")]
+    rows += [(f"{name}-shot".capitalize(), percent(results[name]), measured[name], words[name]) for name in GROUP_NAMES]
     return Table(("", "Accuracy (%)", "Classes", "Definition"), rows, "lrrl")
+
+
+def _classes_measured(results: Mapping[str, Any]) -> dict[str, str]:
+    """Number of classes of each group, and of "all": "4", or "3 of 4" if only 3 of them have test images."""
+    tested = np.array([value is not None for value in results["per_class"].values()])  # (C,)
+    members = ClassPrior(results["class_counts"]).groups(**results["groups"]["definition"])
+    numbers = {"all": tested} | {group: tested[labels] for group, labels in members.items()}
+    return {name: f"{len(of):,}" if of.all() else f"{int(of.sum()):,} of {len(of):,}" for name, of in numbers.items()}
 
 
 def _metric_table(results: Mapping[str, Any]) -> Table:
@@ -175,7 +178,7 @@ def _metric_table(results: Mapping[str, Any]) -> Table:
         (
             "Worst class (%)",
             percent(results["worst_class"]),
-            f"{zero:,} of {len(accuracies):,} classes have no correct prediction",
+            f"{zero:,} of {counted(len(accuracies), 'class')} without a correct prediction",
         ),
         (
             "PDC",
@@ -229,7 +232,7 @@ def data_name(results: Mapping[str, Any]) -> str:
 
 
 def _subtitle(results: Mapping[str, Any]) -> str:
-    return f"{results['images']:,} images of {data_name(results)}. {_training_sentence(results)}"
+    return f"{counted(results['images'], 'image')} of {data_name(results)}. {_training_sentence(results)}"
 
 
 def _training_sentence(results: Mapping[str, Any]) -> str:
@@ -260,7 +263,7 @@ def _counts_sentence(results: Mapping[str, Any]) -> str:
 def _prediction_sentence(results: Mapping[str, Any]) -> str:
     tested = [name for name, images in results["test_counts"].items() if images]
     never = sum(results["predicted_counts"][name] == 0 for name in tested)
-    return f"{never:,} of {len(tested):,} tested classes were never predicted."
+    return f"Never predicted: {never:,} of the {counted(len(tested), 'class')} with test images."
 
 
 def _mistakes_sentence(results: Mapping[str, Any]) -> str:

@@ -14,16 +14,31 @@ from typing import Any
 
 import torch
 
-from .blocks import Block, Code
+from .blocks import Block, Code, counted
 
 
 def command_line() -> str:
-    """The current command, the program without its folder."""
+    """The current command; the program and local paths without their folders."""
     program = Path(sys.argv[0]).name
     program = (
         "livt" if program in ("livt", "__main__.py") else f"python {program}" if program.endswith(".py") else program
     )
-    return " ".join([program, shlex.join(sys.argv[1:])]).strip()
+    return " ".join([program, shlex.join(map(_public_word, sys.argv[1:]))]).strip()
+
+
+def public_command(command: str) -> str:
+    """A command with local paths reduced to their last component."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # not a command of a shell
+        words = command.split()
+    return shlex.join(map(_public_word, words))
+
+
+def _public_word(word: str) -> str:
+    """A word of a command: an option, a value, ``--option=value``, or values separated by commas."""
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return option + equals + ",".join(map(public_name, value.split(",")))
 
 
 def versions() -> dict[str, str]:
@@ -62,7 +77,7 @@ def measurement_blocks(results: Mapping[str, Any]) -> list[Block]:
 def hardware_words(machine: Mapping[str, Any]) -> str:
     """The output of `hardware` in words."""
     device = "CPU" if machine["device"] == "cpu" else machine["device"]
-    return f"{device} ({machine['cpu']}, {machine['cores']} cores)"
+    return f"{device} ({machine['cpu']}, {counted(machine['cores'], 'core')})"
 
 
 def version_words(libraries: Mapping[str, str]) -> str:
@@ -71,6 +86,7 @@ def version_words(libraries: Mapping[str, str]) -> str:
 
 
 def public_name(name: Any) -> str:
-    """The name on one line; local paths are reduced to their last component."""
+    """The name on one line; paths that cannot be the id of a repository are reduced to their last component."""
     name = " ".join(str(name).split())
-    return Path(name).name if name.startswith((".", "/", "~")) else name
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 and "://" not in name
+    return Path(name).name or Path(name).resolve().name if is_path else name

@@ -22,6 +22,7 @@ from ..config.parsing import parse_arguments
 from ..data import load_long_tailed
 from ..evaluation.adjust import adjust
 from ..evaluation.evaluate import evaluate_checkpoint
+from ..evaluation.splits import has_evaluation_split
 from ..files import RUN_FILE, check_folder, read_json, read_metrics
 from ..losses import BALANCED_LOSSES, check_loss_name
 from ..models.loading import load_config
@@ -193,7 +194,7 @@ def _curve_split(args: FinetuneArguments) -> Any:
     if args.streaming:
         raise ValueError("streaming: losses are compared on a dataset that is loaded; leave it out")
     splits = load_long_tailed(args.dataset, **args.data_options(args.seed))
-    if not {"validation", "test"} & set(splits):
+    if not has_evaluation_split(splits):
         raise ValueError(f"dataset: {args.dataset!r} has neither a test nor a validation split to compare on; add one")
     return args.eval_split if args.eval_split in splits else "test"
 

@@ -19,14 +19,17 @@ from ..config.arguments import FinetuneArguments, FinetuneAugmentationArguments
 from ..data import EvalTransform, FinetuneTransform, ImageDataset, Mixup
 from ..data.long_tail import dataset_labels
 from ..data.transforms import image_processor
-from ..evaluation.evaluate import evaluate_model, mistaken_images
+from ..evaluation.evaluate import describe_unevaluated, evaluate_model, mistaken_images
+from ..evaluation.splits import has_evaluation_split, log_coverage, split_coverage, split_to_evaluate
 from ..files import RUN_FILE, read_json
 from ..models.compilation import check_compiler
 from ..models.loading import enable_gradient_checkpointing, load_classifier
 from ..optimization import Schedule
 from ..prior import ClassPrior
+from ..reporting.blocks import counted
 from ..reporting.card import write_model_card
 from ..reporting.evaluation_report import write_report
+from ..reporting.training_report import write_training_report
 from .best_epoch import best_record, remove_best
 from .classifier import build_classifier, pixel_statistics
 from .data import TrainingData, load_images, plan_schedule, training_data
@@ -69,11 +72,16 @@ def _finetune(args: FinetuneArguments, run: StageRun) -> dict[str, Any] | None:
     if args.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     trainer = build_trainer(args, model, data, schedule, mean, std, run)
-    run.results = ("results.json", "README.md") if {"test", "validation"} & set(splits) else ()
+    run.results = ("results.json", "README.md") if has_evaluation_split(splits) else ("README.md",)
     processor = image_processor(model.config.image_size, args.crop_ratio, mean, std)
     trained: PreTrainedModel | None = None
     if not run.is_trained(schedule.steps):
         checkpoint = run.find_checkpoint(schedule.steps)
+        if splits:
+            log_coverage(split_coverage(splits, counts))
+        if not has_evaluation_split(splits):
+            hint = "" if args.streaming else "; --val_fraction 0.1 holds out a tenth of the training images for it"
+            logger.info(f"{args.dataset} has neither a test nor a validation split: nothing is evaluated{hint}")
         run.start(describe(model, data.num_images), schedule, processor, trainer.accelerator, checkpoint)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         if trainer.stopped_by:
@@ -91,7 +99,7 @@ def _finetune(args: FinetuneArguments, run: StageRun) -> dict[str, Any] | None:
         with StopSignal(run.saved, at_once=True):
             write_results(args, run, splits, trained, processor)
     run.publish(trainer.accelerator)
-    return read_json(run.folder, "results.json") if run.results else None
+    return read_json(run.folder, "results.json") if "results.json" in run.results else None
 
 
 def augmentation(args: FinetuneAugmentationArguments, image_size: int, mean: Sequence[float]) -> FinetuneTransform:
@@ -217,7 +225,7 @@ def describe(model: PreTrainedModel, num_images: int) -> str:
     config: Any = model.config
     return (
         f"fine-tuning {model.num_parameters() / 1e6:.2f} M parameters with {config.loss} (tau {config.tau}) on "
-        f"{num_images} images of {config.num_labels} classes at {config.image_size} px"
+        f"{counted(num_images, 'image')} of {config.num_labels} classes at {config.image_size} px"
     )
 
 
@@ -239,27 +247,33 @@ def write_results(
 ) -> None:
     """Write what the run owes of results, report and card. Evaluated is the test split, else the validation split.
 
+    Without a split to evaluate on, report and card say so.
+
     Args:
         model: the trained model; None loads it.
     """
-    name, owed = "test" if "test" in splits else "validation", run.owed()
-    if model is not None and name not in splits:
-        hint = "" if args.streaming else "; --val_fraction makes one"
-        logger.info(f"{args.dataset} has neither a test nor a validation split: skipping evaluation{hint}")
-    if "results.json" in owed:
+    owed = run.owed()
+    description = {"model": str(run.folder), "dataset": args.dataset, "seed": args.seed}
+    if kept := read_json(run.folder, RUN_FILE).get("kept"):
+        description["kept"] = kept
+    if not {"results.json", "README.md"} & set(owed):
+        return
+    if "results.json" not in run.results:
+        model = model or load_classifier(run.folder)[0]
+        results = describe_unevaluated(model, description, splits)
+        write_training_report(run.folder, results)
+    elif "results.json" in owed:
         if model is None:
             model, processor = load_classifier(run.folder)
-        description = {"model": str(run.folder), "dataset": args.dataset, "split": name, "seed": args.seed}
-        if kept := read_json(run.folder, RUN_FILE).get("kept"):
-            description["kept"] = kept
+        name = split_to_evaluate(splits, args.dataset)
+        options = {"num_workers": args.num_workers, "description": {**description, "split": name}, "splits": splits}
         try:
-            results = evaluate_model(
-                model, splits[name], processor, num_workers=args.num_workers, description=description
-            )
+            results = evaluate_model(model, splits[name], processor, **options)
         except ValueError as error:
             raise ValueError(
                 f"{error}; the trained model is saved in {run.folder}; repeat the command to evaluate it"
             ) from error
         write_report(results, run.folder, mistaken_images(results, splits[name]))
-    if {"results.json", "README.md"} & set(owed):
-        write_model_card(run.folder, read_json(run.folder, "results.json"), repo_id=args.hub_model_id)
+    else:
+        results = read_json(run.folder, "results.json")
+    write_model_card(run.folder, results, repo_id=args.hub_model_id)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -24,14 +25,18 @@ from ..models.loading import enable_gradient_checkpointing, load_model
 from ..models.modeling_livt import interpolate_position_embeddings
 from ..models.modeling_livt_mae import LivtMAEForPreTraining
 from ..optimization import Schedule
+from ..reporting.blocks import counted
 from ..reporting.card import write_autoencoder_card
-from ..reporting.provenance import hardware
+from ..reporting.provenance import command_line, hardware, versions
+from ..reporting.training_report import write_training_report
 from .data import TrainingData, load_images, plan_schedule, training_data
 from .monitor import Monitor
 from .pretraining_loop import PretrainingLoop
 from .run import StageRun, check_precision
 
 logger = logging.getLogger(__name__)
+
+NO_ACCURACY = "A masked autoencoder has no accuracy: fine-tune it with labels, and evaluate the classifier."
 
 
 def pretrain(args: PretrainArguments) -> Path | None:
@@ -61,7 +66,10 @@ def _pretrain(args: PretrainArguments, run: StageRun, accelerator: Accelerator) 
         return None
     if run.is_main and "README.md" in run.owed():
         machine = hardware(accelerator.device)
+        named: dict[str, Any] = {"model": run.folder.resolve().name, "dataset": args.dataset, "command": command_line()}
+        described = {**named, "hardware": machine, "versions": versions()}
         with explain_failed_write(run.folder):
+            write_training_report(run.folder, described, NO_ACCURACY)
             write_autoencoder_card(run.folder, repo_id=args.hub_model_id, images=data.num_images, hardware=machine)
     run.publish(accelerator)
     return run.folder
@@ -78,9 +86,12 @@ def _train(
     """Train and save the model; False if a signal stopped it."""
     checkpoint = run.find_checkpoint(schedule.steps)
     loop = build_loop(args, run, accelerator, model, data, schedule, checkpoint)
-    what = f"pretraining {loop.unwrapped.num_parameters() / 1e6:.2f} M parameters on {data.num_images} images"
-    processor = image_processor(model.config.image_size, 0.875, args.mean, args.std)
-    run.start(f"{what} at {model.config.image_size} px", schedule, processor, accelerator, checkpoint)
+    size = model.config.image_size
+    what = (
+        f"pretraining {loop.unwrapped.num_parameters() / 1e6:.2f} M parameters on {counted(data.num_images, 'image')}"
+    )
+    processor = image_processor(size, 0.875, args.mean, args.std)
+    run.start(f"{what} at {size} px", schedule, processor, accelerator, checkpoint)
     data.batches.start_step, data.batches.stop_step = loop.step, schedule.steps
     stopped_by = loop.train(data.dataset.loader(data.batches, args.num_workers, accelerator.device.type == "cuda"))
     if stopped_by:
@@ -192,7 +203,8 @@ def build_autoencoder(args: AutoencoderArguments) -> LivtMAEForPreTraining:
         quiet=True,
     )
     if new:
-        logger.info(f"{args.pretrained}: {len(new)} weights of the decoder are missing and newly initialized")
+        weights = counted(len(new), "weight")
+        logger.info(f"{args.pretrained} lacks {weights} of the decoder, which are newly initialized")
     if args.patch_size != given.config.patch_size and args.patch_size != AutoencoderArguments.patch_size:
         raise ValueError(
             f"patch_size: {args.patch_size} differs from {given.config.patch_size} of {args.pretrained}; leave it out"

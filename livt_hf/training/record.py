@@ -70,7 +70,11 @@ class RunOptions:
         now = {**dataclasses.asdict(self.args), **given}
         free = {*options_that(type(self.args), changes="nothing"), *_WITHOUT_EFFECT}
         pairs = {name: (before.get(name, "default"), now.get(name, "default")) for name in {**now, **given_before}}
-        return [f"{name}: {old} -> {new}" for name, (old, new) in pairs.items() if name not in free and old != new]
+        return [
+            f"{name}: {old} -> {new}"
+            for name, (old, new) in pairs.items()
+            if name not in free and old != new and not _is_public(old, new)
+        ]
 
     def check_resume(self, record: Mapping[str, Any], step: int, steps: int) -> list[str]:
         """The `changes` of a run that resumes at ``step`` of ``steps`` from a checkpoint with this record.
@@ -130,6 +134,11 @@ def training_command(args: StageArguments, training_arguments: Mapping[str, Any]
         values = value if isinstance(value, list) else [value]
         words += [f"--{name}", *(public_name(f"{v:g}" if isinstance(v, float) else v) for v in values)]
     return shlex.join(words)
+
+
+def _is_public(old: Any, new: Any) -> bool:
+    """Whether ``old``, from a record that was uploaded, is the name of the local path ``new``."""
+    return isinstance(new, str) and old == public_name(new)
 
 
 def stage_of(arguments: Mapping[str, Any]) -> str:

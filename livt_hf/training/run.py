@@ -50,7 +50,9 @@ from ..files import (
 from ..hub.background import BackgroundPusher
 from ..hub.upload import check_repo_id
 from ..optimization import Schedule
+from ..reporting.blocks import counted
 from .checkpoint import STATE_FILE, archive_later_checkpoints, find_resume_checkpoint, remove_old_checkpoints
+from .cpu import log_cpu
 from .lock import lock_folder
 from .record import RunOptions, read_checkpoint_record, stage_of
 from .stopping import StoppableBatches, Stopped, StopSignal, explained_end
@@ -235,7 +237,7 @@ class StageRun(Run):
         self.trained = self.options.completed_steps() == steps
         if self.trained:
             left = f"missing: {', '.join(self.owed())}" if self.owed() else "nothing to do"
-            logger.info(f"{self.folder} contains this run, finished after {steps} steps; {left}")
+            logger.info(f"{self.folder} contains this run, finished after {counted(steps, 'step')}; {left}")
         return self.trained
 
     def owed(self) -> list[str]:
@@ -282,10 +284,12 @@ class StageRun(Run):
             processor: image processor to save with the model.
         """
         logger.info(
-            f"{what}: {schedule.steps} steps of {schedule.global_batch_size} images "
+            f"{what}: {counted(schedule.steps, 'step')} of {counted(schedule.global_batch_size, 'image')} "
             f"({schedule.steps / schedule.steps_per_epoch:.4g} epochs), peak learning rate {schedule.peak_lr:.3g}; "
             f"{describe_world(accelerator)}" + (f"; resumed from {checkpoint}" if checkpoint else "")
         )
+        if accelerator.device.type == "cpu":
+            log_cpu(accelerator.mixed_precision)
         self.record = self.options.record(schedule.steps)
         self.processor = processor
         if self.args.push_to_hub and self.is_main:

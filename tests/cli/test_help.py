@@ -11,7 +11,7 @@ from helpers.paths import ROOT
 from livt_hf.cli import COMMANDS, command, main
 from livt_hf.cli.dataset import InspectArguments, PrepareArguments
 from livt_hf.config.arguments import FinetuneArguments, PretrainArguments
-from livt_hf.config.parsing import replaced_names
+from livt_hf.config.hints import replaced_names
 
 STAGES = {"pretrain": PretrainArguments, "finetune": FinetuneArguments}
 

@@ -116,8 +116,9 @@ def test_bad_folders_are_named(capsys, tmp_path, data, stage):
     (partly / "train" / "cat").mkdir()
     assert error(partly) == f"{partly}/train: class folders without images: cat; add images or remove the folders"
     (partly / "train" / "cat").rmdir()
-    (partly / "test" / "dog").mkdir()
-    assert error(partly).startswith(f"{partly}/test: 1 class folders are not among the training classes: dog;")
+    shutil.rmtree(partly / "test")
+    (partly / "test" / "dog").mkdir(parents=True)
+    assert error(partly).startswith(f"{partly}/test: none of its 1 class folders is among the training classes: dog;")
     assert not output.exists()
 
 

@@ -11,8 +11,9 @@ from helpers.paths import FIXTURES
 from livt_hf import losses
 from livt_hf.config import parsing
 from livt_hf.config.arguments import BALANCED_LOSSES, FinetuneArguments, LossName, PretrainArguments
+from livt_hf.config.hints import replaced_names
 from livt_hf.config.options import choices, options_that
-from livt_hf.config.parsing import RECIPES, parse_arguments, recipe_path, replaced_names
+from livt_hf.config.parsing import RECIPES, parse_arguments, recipe_path
 from livt_hf.training.record import RunOptions
 
 STAGES = {"pretrain": PretrainArguments, "finetune": FinetuneArguments}
@@ -320,8 +321,7 @@ def test_unknown_options_are_named_with_the_nearest(stage, argv, message):
 )
 def test_an_option_that_this_package_manages_points_to_ours(option, ours):
     error = refused(option, "1")
-    assert error.startswith(f"--{option[2:].replace('-', '_')}: this is set by {ours}")
-    assert error.endswith("; use that")
+    assert error.startswith(f"--{option[2:].replace('-', '_')} is not an option here: use {ours}")
 
 
 def test_other_training_arguments_are_passed_through_with_their_types():
@@ -347,7 +347,37 @@ def test_names_that_are_replaced_are_not_ours():
     ("option", "ours"), [("--lr", "--base_lr"), ("--dropout", "--drop_path"), ("--workers", "--num_workers")]
 )
 def test_names_of_other_libraries_are_answered(option, ours):
-    assert refused(option, "1").startswith(f"{option}: this is set by {ours}")
+    assert refused(option, "1").startswith(f"{option} is not an option here: use {ours}")
+
+
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [
+        ("--lr", "use --base_lr (it is scaled with the batch)"),
+        ("--early_stopping_patience", "use --early_stopping N, the evaluations to wait for a better result"),
+        ("--load_best_model_at_end", "use --keep_best accuracy (or many, medium, few, macro); by default the last"),
+        ("--lora-r", "LoRA is not supported; --stage classifier trains the last layer of a trained classifier alone"),
+        ("--freeze_backbone", "use --stage classifier, which trains the last layer of a trained classifier alone"),
+        ("--weighted_ce", "use --class_weights balanced with --loss ce, or a balanced loss such as --loss bal_bce"),
+        ("--val_split", "use --val_fraction 0.1, which holds out images of the training split"),
+        ("--imgsz", "use --image_size"),
+    ],
+)
+def test_wished_options_are_answered(option, hint):
+    name = option.replace("-", "_").replace("__", "--")
+    assert refused(option, "1").startswith(f"{name} is not an option here: {hint}")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_recipes_can_be_listed(stage, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse_arguments(STAGES[stage], ["--recipe", "help"])
+    assert stopped.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == sorted(file.stem for file in (RECIPES / stage).glob("*.yaml"))
+    digits = next(line for line in lines if line.startswith("digits "))
+    assert digits.endswith("px. scikit-learn's digits (8x8 pixels) made long-tailed.")
+    assert all(line.endswith(".") for line in lines)
 
 
 def test_one_thing_has_one_option_and_the_name_of_the_other_stage_is_understood():

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 
 import numpy as np
 import PIL.Image
@@ -10,8 +11,9 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils.logging import disable_progress_bar
 
-from helpers.conversion import NAMES
+from helpers.conversion import NAMES, check_usage
 from livt_hf.cli import main
+from livt_hf.config.arguments import FinetuneArguments
 from livt_hf.conversion.onnx_format import ONNX_PACKAGES, export_onnx
 from livt_hf.data import load_long_tailed
 
@@ -25,7 +27,8 @@ disable_progress_bar()
 def test_onnx_gives_the_same_logits_for_any_batch_of_real_images(tmp_path, capsys, classifiers):
     onnxruntime = pytest.importorskip("onnxruntime")
     folder, model = tmp_path / "onnx", classifiers["global_pool"]
-    assert main(["export", "--format", "onnx", "--model", str(model), "--output_dir", str(folder)]) == 0
+    options = ["--dataset", "digits", "--output_dir", str(folder)]
+    assert main(["export", "--format", "onnx", "--model", str(model), *options]) == 0
     assert "64 images of digits: logits differ by at most" in capsys.readouterr().out
     check = json.loads((folder / "check.json").read_text())
     assert (check["images"], check["dataset"], check["split"], check["top1_agreement"]) == (64, "digits", "test", 100.0)
@@ -50,6 +53,7 @@ def test_onnx_gives_the_same_logits_for_any_batch_of_real_images(tmp_path, capsy
     assert json.loads(metadata["preprocessing"]) == {
         "convert": "RGB",
         "resize_shortest_edge": 36,
+        "resize": None,
         "interpolation": "bicubic",
         "center_crop": {"height": 32, "width": 32},
         "rescale": pytest.approx(1 / 255),
@@ -67,6 +71,38 @@ def _open(content):
 
 
 @needs_onnx
+def test_the_code_of_the_card_classifies_a_photo(tmp_path, monkeypatch, capsys, classifiers):
+    folder = tmp_path / "onnx"
+    check = export_onnx(classifiers["global_pool"], folder, num_images=8)
+    assert (check["dataset"], check["split"]) == ("random noise", None)
+    assert "has no record of its training images: it is compared on random noise" in capsys.readouterr().out
+    monkeypatch.chdir(folder)
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    PIL.Image.fromarray(pixels).resize((70, 91), PIL.Image.Resampling.BICUBIC).save("photo.jpg", quality=95)
+    check_usage(folder / "README.md", classifiers["global_pool"], capsys)
+
+
+def record_of(folder, classifier, **arguments):
+    """A copy of a classifier with a record of its training."""
+    shutil.copytree(classifier, folder)
+    args = vars(FinetuneArguments()) | arguments
+    (folder / "run.json").write_text(json.dumps({"arguments": args, "steps": 1}))
+    return folder
+
+
+@needs_onnx
+def test_by_default_it_is_compared_on_the_images_of_the_training(tmp_path, data, classifiers, capsys):
+    model = record_of(tmp_path / "model", classifiers["cls_token"], dataset=str(data))
+    assert main(["export", "--format", "onnx", "--model", str(model), "--output_dir", str(tmp_path / "a")]) == 0
+    check = json.loads((tmp_path / "a" / "check.json").read_text())
+    assert (check["dataset"], check["split"], check["images"]) == (data.name, "test", 2)
+    assert f"2 images of {data.name}: logits" in capsys.readouterr().out
+    model = record_of(tmp_path / "moved", classifiers["cls_token"], dataset=str(tmp_path / "gone"))
+    assert export_onnx(model, tmp_path / "b", num_images=8)["dataset"] == "random noise"
+    assert "the training images cannot be loaded (dataset: " in capsys.readouterr().out
+
+
+@needs_onnx
 def test_weights_too_large_for_one_onnx_file_are_saved_beside_it(tmp_path, monkeypatch, classifiers):
     monkeypatch.setattr("livt_hf.conversion.onnx_format.ONE_FILE_LIMIT", 0)
     check = export_onnx(classifiers["cls_token"], tmp_path / "onnx", num_images=8)
@@ -78,7 +114,7 @@ def test_weights_too_large_for_one_onnx_file_are_saved_beside_it(tmp_path, monke
     ("options", "message"),
     [
         (["--num_images", "2"], "num_images: 2; at least 8 are needed"),
-        (["--split", "dev"], "split: digits has no split 'dev'; choose one of train, validation, test"),
+        (["--dataset", "digits", "--split", "dev"], "split: digits has no split 'dev'; choose one of train, "),
         (["--dataset", "nowhere"], "dataset: 'nowhere' is "),
     ],
 )

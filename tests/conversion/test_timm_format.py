@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, BeitConfig, BeitForImageClassification
 from transformers.utils.logging import disable_progress_bar
 
-from helpers.conversion import NAMES, POOLINGS
+from helpers.conversion import NAMES, POOLINGS, check_usage
 from livt_hf import LivtConfig, ViTForBalancedClassification
 from livt_hf.cli import main
 from livt_hf.conversion.timm_format import convert_timm, crop_ratio, export_timm
@@ -49,9 +49,16 @@ def test_timm_gives_the_same_logits_with_its_own_preprocessing(tmp_path, outputs
     torch.testing.assert_close(preparation(photo), expected, rtol=0, atol=2 / 255 / 0.192 + 1e-4)
 
 
+def test_the_code_of_the_card_classifies_a_photo(tmp_path, photo, classifiers, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    photo.save("photo.jpg", quality=95)
+    export_timm(classifiers["global_pool"], "timm")
+    check_usage(tmp_path / "timm" / "README.md", classifiers["global_pool"], capsys)
+
+
 def test_config_json_has_what_timm_needs(tmp_path, classifiers):
     export_timm(classifiers["global_pool"], tmp_path / "timm")
-    assert sorted(file.name for file in (tmp_path / "timm").iterdir()) == ["config.json", "model.safetensors"]
+    assert {file.name for file in (tmp_path / "timm").iterdir()} == {"README.md", "config.json", "model.safetensors"}
     config = json.loads((tmp_path / "timm" / "config.json").read_text())
     assert config["model_args"] == {
         "img_size": 32,

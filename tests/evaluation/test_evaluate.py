@@ -20,6 +20,7 @@ from livt_hf.metrics import calibration_error
 from livt_hf.models.configuration_livt import LivtMAEConfig
 
 COUNTS = {"cat": 50, "dog": 10, "emu": 3}
+ONE_EACH = {"many": 1, "medium": 1, "few": 1}
 TINY = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
 
 
@@ -97,10 +98,10 @@ def test_results_have_the_schema(folder, split, tmp_path):
     assert " ".join(results) == (
         "model parameters dataset loss tau pretrained adjustment seed command split class_counts_from images accuracy "
         "many medium few ece mce top5 macro_accuracy worst_class harmonic_mean pdc groups group_confusion "
-        "confused_pairs hardest_images per_class class_counts test_counts predicted_counts reliability versions "
-        "hardware"
+        "confused_pairs hardest_images per_class class_counts test_counts predicted_counts reliability coverage "
+        "versions hardware"
     )
-    assert results["groups"] == {"definition": GROUPS, "sizes": {"many": 1, "medium": 1, "few": 1}}
+    assert results["groups"] == {"definition": GROUPS, "sizes": ONE_EACH, "measured": ONE_EACH}
     assert list(results["per_class"]) == list(results["class_counts"]) == list(COUNTS)
     assert (results["loss"], results["tau"], results["images"]) == ("bal_bce", 1.0, 7)
     assert results["many"] == results["per_class"]["cat"]
@@ -113,6 +114,34 @@ def test_results_have_the_schema(folder, split, tmp_path):
             assert picture.width > 600
         assert (tmp_path / name).stat().st_size < 60_000
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_without_a_test_split_the_validation_split_is_evaluated(folder, split, tmp_path, capsys):
+    images = DatasetDict(train=split, validation=split.select([0, 1, 1]))
+    results = evaluate_checkpoint(folder, images, output_dir=tmp_path)
+    assert (results["split"], results["images"]) == ("validation", 3)
+    assert capsys.readouterr().out == (
+        "a DatasetDict has no test split: the validation split is used\n"
+        "Classes without validation images: 1 of 3 (emu). Means over classes do not include them.\n"
+    )
+    with pytest.raises(ValueError, match="^split: a DatasetDict has no split 'test'; choose one of train, validation"):
+        evaluate_checkpoint(folder, images, split="test", output_dir=tmp_path)
+    with pytest.raises(ValueError, match="neither a test nor a validation split; add one, or choose one of train with"):
+        evaluate_checkpoint(folder, DatasetDict(train=split), output_dir=tmp_path)
+    assert evaluate_checkpoint(folder, DatasetDict(train=split), split="train", output_dir=tmp_path)["images"] == 7
+
+
+def test_means_and_groups_count_the_classes_that_were_measured(folder, split, tmp_path):
+    images = DatasetDict(train=split, test=split.filter(lambda row: row["label"] != 2), validation=split)
+    results = evaluate_checkpoint(folder, images, output_dir=tmp_path)
+    assert results["few"] is None
+    assert results["groups"]["measured"] == {"many": 1, "medium": 1, "few": 0}
+    assert results["macro_accuracy"] == (results["per_class"]["cat"] + results["per_class"]["dog"]) / 2
+    assert results["coverage"]["without_images"] == {"test": ["emu"]}
+    report = (tmp_path / "report.md").read_text()
+    assert "| Few-shot | – | 0 of 1 | fewer than 5 training images |" in report
+    assert "| 2 of 3 |  |" in report
+    assert report.count("Classes without test images: 1 of 3 (emu).") == 1
 
 
 def test_metrics_of_four_predictions():

@@ -22,6 +22,7 @@ from livt_hf.evaluation.predict import (
     print_predictions,
     write_predictions,
 )
+from livt_hf.reporting.blocks import csv_cell
 
 NAMES = ["cat", "dog", "emu", "fox", "gnu", "hen", "bad\x1b[31m\nname"]
 
@@ -186,10 +187,44 @@ def test_the_command_writes_a_file_and_counts_unreadable_images(folder, images, 
     (tmp_path / "a.jpg").write_bytes(Path(images[0]).read_bytes())
     command = ["predict", "--model", str(folder), "--device", "cpu", str(tmp_path / "*.jpg")]
     assert main([*command, "--output", str(tmp_path / "out.csv")]) == 0
-    assert capsys.readouterr().out == f"1 of 1 images predicted: {tmp_path / 'out.csv'}\n"
+    assert capsys.readouterr().out == f"1 of 1 image predicted: {tmp_path / 'out.csv'}\n"
     (tmp_path / "b.jpg").write_text("no image")
     assert main([*command, "--output", str(tmp_path / "out.csv")]) == 1
     assert capsys.readouterr().out == f"1 of 2 images predicted: {tmp_path / 'out.csv'}\n"
     for name, message in (("out.txt", "must end in .jsonl or .csv"), ("no/out.csv", "cannot be written: No such file")):
         assert main([*command, "--output", str(tmp_path / name)]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_spreadsheet_runs_no_name_of_a_class_or_file(tmp_path):
+    predictions = [{"label": "=1+1", "score": 0.75}, {"label": "-x", "score": 1e-07}]
+    results = [
+        {"image": "@x.jpg", "predictions": predictions, "probabilities": {"-x": 1e-07, "=1+1": 0.75, "\tt": -1.0}},
+        {"image": "+y.jpg", "error": "@y: no such file"},
+        {"image": "a=b.jpg", "predictions": predictions, "probabilities": {"-x": 1.0, "=1+1": 0.0, "\tt": 0.0}},
+    ]
+    write_predictions(results, tmp_path / "out.csv")
+    with (tmp_path / "out.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows == [
+        ["image", "error", "label_1", "score_1", "label_2", "score_2", "'-x", "'=1+1", "'\tt"],
+        ["'@x.jpg", "", "'=1+1", "0.75", "'-x", "1e-07", "1e-07", "0.75", "-1.0"],
+        ["'+y.jpg", "'@y: no such file", "", "", "", "", "", "", ""],
+        ["a=b.jpg", "", "'=1+1", "0.75", "'-x", "1e-07", "1.0", "0.0", "0.0"],
+    ]
+    assert [csv_cell(value) for value in ("\rx", "x-", "", None, -1)] == ["'\rx", "x-", "", None, -1]
+
+
+def test_the_probability_of_every_class_is_a_column(folder, images, tmp_path, capsys):
+    command = ["predict", "--model", str(folder), "--top_k", "1", "--probabilities", "all", images[0], images[1]]
+    assert main([*command, "--output", str(tmp_path / "out.csv")]) == 0
+    with (tmp_path / "out.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    expected = list(predict_images(folder, images[:2], top_k=7))
+    for row, result in zip(rows, expected, strict=True):
+        scores = {entry["label"]: entry["score"] for entry in result["predictions"]}
+        assert {name: float(row[name]) for name in NAMES} == pytest.approx(scores)
+        assert row["label_1"] == result["predictions"][0]["label"]
+    assert list(rows[0]) == ["image", "error", "label_1", "score_1", *NAMES]
+    assert main(command) == 2
+    assert "probabilities: those of all classes go to a file; name it with --output" in capsys.readouterr().err

@@ -1,12 +1,14 @@
 """Official checkpoints, original and modified, and their conversion."""
 
 import argparse
+import re
 
 import torch
 
 from helpers.paths import FIXTURES
 from livt_hf import LivtConfig
 from livt_hf.conversion.official import convert_checkpoint, read_checkpoint
+from livt_hf.evaluation.predict import predict_images
 
 FINETUNED = FIXTURES / "livt_finetune_global_pool.pth"
 PRETRAINED = FIXTURES / "livt_pretrain.pth"
@@ -28,3 +30,15 @@ def changed(tmp_path, source=FINETUNED, args=None, drop=(), **tensors):
 def convert_classifier(path, output_dir, **options):
     convert_checkpoint(path, output_dir, "livt-finetune", **HEADS, **options)
     return LivtConfig.from_pretrained(output_dir)
+
+
+def check_usage(card, model, capsys):
+    """Run the Python code of a card, which classifies photo.jpg: its five classes must be those of the model."""
+    (code,) = re.findall(r"```python\n(.*?)```", card.read_text(encoding="utf-8"), re.DOTALL)
+    capsys.readouterr()
+    exec(code, {})
+    printed = [line.split("% ", 1) for line in capsys.readouterr().out.splitlines()]
+    (expected,) = predict_images(model, ["photo.jpg"])
+    assert [name for _, name in printed] == [prediction["label"] for prediction in expected["predictions"]]
+    for (share, _), prediction in zip(printed, expected["predictions"], strict=True):
+        assert abs(float(share) - 100 * prediction["score"]) < 1.0  # PIL and torch round differently in a resize

@@ -48,6 +48,12 @@ def naughty_results():
         "test_counts": dict(zip(NAUGHTY, (0, 1, 2, 1), strict=True)),
         "predicted_counts": dict(zip(NAUGHTY, (1, 0, 2, 1), strict=True)),
         "reliability": [{"low": 0.0, "high": 100.0, "count": 4, "accuracy": 50.0, "confidence": 62.34}],
+        "coverage": {
+            "classes": 4,
+            "without_images": {"validation": list(NAUGHTY)[1:3], "test": ["a|b"]},
+            "single_training_image": [],
+            "left_out": {"test": {"<b>yak</b>": 1, "gnu": 1200}},
+        },
         "command": "livt evaluate --model ```",
         "versions": {"livt_hf": "0.1.0"},
         "hardware": {"device": "cpu", "cpu": "Chip", "cores": 2},

@@ -38,13 +38,14 @@ def test_group_accuracy_is_the_mean_over_classes_with_test_images():
     assert result["groups"] == {
         "definition": {"many": 100, "few": 20, "by": "count"},
         "sizes": {"many": 3, "medium": 1, "few": 0},
+        "measured": {"many": 2, "medium": 1, "few": 0},
     }
 
 
 def test_a_group_whose_classes_have_no_test_images_is_none():
     result = long_tail_accuracy([0], [0], {"a": 500, "b": 5})
     assert (result["many"], result["few"]) == (100.0, None)
-    assert result["groups"]["sizes"]["few"] == 1
+    assert (result["groups"]["sizes"]["few"], result["groups"]["measured"]["few"]) == (1, 0)
 
 
 def test_groups_by_rank():

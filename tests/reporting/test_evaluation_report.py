@@ -77,11 +77,12 @@ def test_whole_files(written):
 def test_the_tables_have_the_results(page):
     names = [" ".join(name.split()) for name in NAUGHTY]
     expected = [
+        ["Many-shot", "–", "0 of 1", "more than 20 training images"],
         ["Medium-shot", "25.0", "2", "5 to 20 training images"],
         ["medium-shot", "33.3", "66.7", "0.0", "3"],
         ["many-shot", "–", "–", "–", "0"],
         ["Harmonic mean (%)", "0.0", "over tested classes; 0 if any of them is"],
-        ["Worst class (%)", "0.0", "1 of 3 classes have no correct prediction"],
+        ["Worst class (%)", "0.0", "1 of 3 classes without a correct prediction"],
         ["Top-5 accuracy (%)", "–", "reported for more than five classes"],
         [names[1], "a|b", "1", "100.0"],
         ["forward 50", "61.2", "70.0"],
@@ -149,8 +150,8 @@ def test_report_tables():
     lines = report.splitlines()
     start = lines.index("|  | Accuracy (%) | Classes | Definition |")
     assert lines[start + 2 : start + 6] == [
-        "| All images | **50.0** | 4 |  |",
-        "| Many-shot | – | 1 | more than 20 training images |",
+        "| All images | **50.0** | 3 of 4 |  |",
+        "| Many-shot | – | 0 of 1 | more than 20 training images |",
         "| Medium-shot | 25.0 | 2 | 5 to 20 training images |",
         "| Few-shot | 100.0 | 1 | fewer than 5 training images |",
     ]

@@ -59,6 +59,12 @@ def results():
         "worst_class": 35.0,
         "harmonic_mean": 63.9,
         "test_counts": dict.fromkeys(COUNTS, 40) | {"[link](http://x)": 0},
+        "coverage": {
+            "classes": 11,
+            "without_images": {"test": ["[link](http://x)"]},
+            "single_training_image": ["new\nline"],
+            "left_out": {},
+        },
         "reliability": [{}] * 15,
         "command": "livt evaluate --model out/livt-digits --dataset digits",
         "versions": {"livt_hf": "0.1.0", "torch": "2.15.0"},
@@ -85,6 +91,22 @@ def test_whole_card(folder, results):
     path = write_model_card(folder, results, repo_id="org/livt-digits", sections={"Other | losses": "A *table*."})
     assert path == folder / "README.md"
     assert path.read_text(encoding="utf-8") == FIXTURE.read_text(encoding="utf-8")
+
+
+def test_whole_card_without_an_evaluation(folder, results):
+    kept = "model parameters dataset loss tau pretrained seed class_counts command versions hardware"
+    unevaluated = {name: results[name] for name in kept.split()}
+    unevaluated["coverage"] = {**results["coverage"], "without_images": {}}
+    text = write_model_card(folder, unevaluated).read_text(encoding="utf-8")
+    assert text == (FIXTURES / "unevaluated_card.md").read_text(encoding="utf-8")
+    assert ModelCard(text).data.eval_results is None
+
+
+@pytest.mark.parametrize(("largest", "words"), [(20, "11 classes of very unequal size: a"), (19, "11 classes: a")])
+def test_classes_are_called_unequal_where_they_are(folder, results, largest, words):
+    counts = dict.fromkeys(COUNTS, 2) | {"last": largest}
+    text = write_model_card(folder, results | {"class_counts": counts}).read_text()
+    assert f"An image classifier for {words} vision transformer" in text
 
 
 def test_whole_plain_card(folder):

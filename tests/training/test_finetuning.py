@@ -39,6 +39,7 @@ from livt_hf.data import (
     training_loader,
 )
 from livt_hf.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from livt_hf.hub.upload import check_model_folder
 from livt_hf.models.configuration_livt import LivtMAEConfig
 from livt_hf.optimization import Schedule, adamw, learning_rate, parameter_groups
 from livt_hf.training.finetuning import finetune, trainer_arguments
@@ -75,7 +76,7 @@ def test_the_output_folder_is_a_model_that_plain_transformers_loads(finished, ma
     assert type(model).__name__ == "BeitForImageClassification"
     assert model.config.id2label == {label: str(label) for label in range(10)}
     assert model.config.class_counts == class_counts(load_long_tailed("digits")["train"])
-    assert model.config.pretrained == str(mae_dir)
+    assert model.config.pretrained == mae_dir.name
     processor = AutoImageProcessor.from_pretrained(finished)
     assert processor.size.shortest_edge == 8
     names = {path.name for path in finished.iterdir()}
@@ -207,6 +208,12 @@ def test_without_a_validation_or_test_split_it_trains_and_skips_evaluation(tmp_p
     assert said in capsys.readouterr().out
     model = ViTForBalancedClassification.from_pretrained(tmp_path / "out")
     assert model.config.ordered_class_counts() == {"dark": 6, "light": 6}
+    card, page = (tmp_path / "out" / "README.md").read_text(), (tmp_path / "out" / "report.html").read_text()
+    assert "This model has not been evaluated" in card
+    assert "| dark | 6 |\n| light | 6 |" in card
+    assert "This model has not been evaluated" in page
+    assert not (tmp_path / "out" / "results.json").exists()
+    assert check_model_folder(tmp_path / "out")
 
 
 def test_the_average_of_the_weights_survives_a_resume_and_is_what_is_saved(tmp_path, mae_dir, monkeypatch):

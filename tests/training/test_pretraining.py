@@ -83,7 +83,7 @@ def test_it_takes_the_steps_of_a_plain_adamw_loop(finished):
 def test_the_output_folder_contains_a_native_model_and_its_processor(finished):
     names = {path.name for path in finished.iterdir()}
     expected = {"config.json", "model.safetensors", "preprocessor_config.json", "metrics.jsonl", "run.json"}
-    expected |= {"loss_curve.png", "reconstructions.png", "README.md"}
+    expected |= {"loss_curve.png", "reconstructions.png", "README.md", "report.md", "report.html"}
     assert expected | {"checkpoint-8", "checkpoint-16"} == names
     assert json.loads((finished / "run.json").read_text())["steps"] == 24
 
@@ -250,7 +250,7 @@ def test_it_continues_from_a_published_autoencoder_at_another_image_size(finishe
 def test_a_file_without_a_decoder_gets_a_new_one(finished, tmp_path, capsys):
     ViTMAEModel.from_pretrained(finished).save_pretrained(tmp_path / "encoder")
     model = build_autoencoder(pretrain_arguments(tmp_path / "out", pretrained=str(tmp_path / "encoder")))
-    assert "weights of the decoder are missing and newly initialized" in capsys.readouterr().out
+    assert "weights of the decoder, which are newly initialized" in capsys.readouterr().out
     assert model.decoder.decoder_pos_embed.abs().sum() > 0
 
 

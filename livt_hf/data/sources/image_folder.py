@@ -16,7 +16,7 @@ from datasets import Dataset, DatasetDict
 
 from ...class_names import abbreviate
 from ..long_tail import class_counts
-from ..table import SPLIT_NAMES, image_column, image_dataset, no_training_split, split_of
+from ..table import SPLIT_NAMES, image_column, image_dataset, leave_out, no_training_split, split_of
 from .metadata import find_metadata, load_metadata
 from .tables import TABLE_SUFFIXES, no_labels
 from .walk import count, describe_content, files_in, has_images, image_paths, is_image, subfolders
@@ -59,13 +59,17 @@ def load_image_folder(
     splits = DatasetDict({"train": _load_split(split_folders["train"], names, class_names)})
     for split in ("validation", "test"):
         if split in split_folders:
-            unknown = sorted(set(class_folders(split_folders[split])) - set(names))
-            if unknown:
+            found = class_folders(split_folders[split])
+            unknown = sorted(set(found) - set(names))
+            if unknown and len(unknown) == len(found):
                 raise ValueError(
-                    f"{split_folders[split]}: {len(unknown)} class folders are not among the training classes: "
+                    f"{split_folders[split]}: none of its {len(unknown)} class folders is among the training classes: "
                     f"{abbreviate(unknown)}; rename or remove them"
                 )
             splits[split] = _load_split(split_folders[split], names, class_names)
+            images = {name: len(image_paths(split_folders[split] / name)) for name in unknown}
+            if left := {name: count for name, count in images.items() if count}:
+                splits[split] = leave_out(splits[split], left, split_folders[split])
     if empty := [name for name, count in class_counts(splits["train"]).items() if count == 0]:
         raise ValueError(
             f"{split_folders['train']}: class folders without images: {abbreviate(empty)}; add images or remove the "

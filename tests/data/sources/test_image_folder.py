@@ -1,5 +1,7 @@
 """Image folders: splits, class names, links, and errors that name the folder."""
 
+from pathlib import Path
+
 import PIL.Image
 import pytest
 
@@ -8,6 +10,7 @@ from livt_hf.data import (
     decode_image,
     load_long_tailed,
 )
+from livt_hf.data.table import left_out
 
 
 def write_image(path, color=(200, 30, 90), size=(6, 5)):
@@ -55,8 +58,25 @@ def test_bad_image_folders_are_named(tmp_path):
         load_long_tailed(tmp_path)
     write_image(tmp_path / "train" / "b" / "1.png")
     write_image(tmp_path / "test" / "c" / "1.png")
-    with pytest.raises(ValueError, match="/test: 1 class folders are not among the training classes: c;"):
+    with pytest.raises(ValueError, match="/test: none of its 1 class folders is among the training classes: c;"):
         load_long_tailed(tmp_path)
+
+
+def test_images_of_classes_without_training_images_are_left_out_and_counted(tmp_path, capsys):
+    for name in ("a", "b"):
+        write_image(tmp_path / "train" / name / "1.png")
+    for path in ("b/1.png", "c/1.png", "c/deeper/2.png", "d/1.png"):
+        write_image(tmp_path / "test" / path)
+    (tmp_path / "test" / "empty").mkdir()
+    splits = load_long_tailed(tmp_path)
+    assert [(Path(row["image"]["path"]).parent.name, row["label"]) for row in splits["test"]] == [("b", 1)]
+    assert splits["test"].features == splits["train"].features
+    assert capsys.readouterr().err == (
+        f"{tmp_path}/test: 3 images left out, because no training image has their class: c (2), d (1); rename the "
+        "class if it is misspelled\n"
+    )
+    assert left_out(splits["test"].select([0])) == {"c": 2, "d": 1}
+    assert left_out(splits["train"]) == {}
 
 
 def test_a_folder_without_training_split_is_an_error(tmp_path):

@@ -22,7 +22,7 @@ Returns:
     accuracy, many, medium, few: percent, None for a group without tested classes.
     macro_accuracy, worst_class, harmonic_mean: over the tested classes, percent.
     per_class: {class name: percent}.
-    groups: the definition used and the number of classes in each group.
+    groups: the definition used, and the number of classes in each group (sizes) and of those tested (measured).
 """
 
 _CITATION = """
