@@ -131,7 +131,6 @@ class ClassifierArguments(ModelArguments):
         "Class weights of the loss (ce, bce, bal_ce, bal_bce): balanced (inverse class frequency), or a JSON file "
         "{class: weight}.",
         in_card=True,
-        replaces={"class_weight": "", "weighted_ce": " balanced with --loss ce", "loss_weights": ""},
     )
     stage: Literal["all", "classifier"] = option(
         "all",
@@ -244,18 +243,12 @@ class FinetuneArguments(ClassifierArguments, FinetuneOptimizerArguments, Finetun
         "Keep the epoch that is best on the validation split, by this accuracy (default: the last epoch, as the paper "
         "reports).",
         in_card=True,
-        replaces={
-            "load_best_model_at_end": "",
-            "metric_for_best_model": "",
-            "greater_is_better": "",
-        },
     )
     early_stopping: int | None = option(
         None,
         "With --keep_best: stop after this number of evaluations without improvement.",
         AT_LEAST_1,
         in_card=True,
-        replaces={"early_stopping_patience": "", "patience": ""},
     )
 
     def __post_init__(self) -> None:

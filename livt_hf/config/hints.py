@@ -29,7 +29,7 @@ FINETUNING = {
         "use --early_stopping N, the evaluations to wait for a better result",
     ),
     **dict.fromkeys(
-        ("class_weight", "weighted_ce", "weighted_loss", "pos_weight"),
+        ("class_weight", "weighted_ce", "weighted_loss", "loss_weights", "pos_weight"),
         "use --class_weights balanced with --loss ce, or a balanced loss such as --loss bal_bce",
     ),
     **dict.fromkeys(

@@ -89,7 +89,7 @@ def similar_name(name: str, kind: str, more: Iterable[str] = ()) -> str:
         return ""
     # Of folders, the last component counts: the rest of a path is often the same, and long.
     folders = {folder.name: str(folder) for folder in _folders(name, kind)}
-    near = difflib.get_close_matches(Path(name).name, folders, n=1)
+    near = difflib.get_close_matches(Path(name).name, folders, n=1, cutoff=0.75)
     return did_you_mean(name, ids) or (f" did you mean {folders[near[0]]!r}?" if near else "")
 
 

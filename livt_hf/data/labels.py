@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,24 +21,36 @@ from ..class_names import abbreviate
 Stored = tuple[pa.ChunkedArray, object]  # the labels of a split, and their feature
 
 
-def number_labels(stored: Mapping[str, Stored], column: str, where: object) -> tuple[list[str], dict[str, np.ndarray]]:
-    """Class names, and the labels (N,) int64 of each split, the training split first.
+class SplitLabels(NamedTuple):
+    """The labels of a split.
+
+    Attributes:
+        numbers: (N,) int64; -1 for images of a class that the training split lacks.
+        unknown: ``{class name: images}`` of those classes.
+    """
+
+    numbers: np.ndarray
+    unknown: dict[str, int]
+
+
+def number_labels(stored: Mapping[str, Stored], column: str, where: object) -> tuple[list[str], dict[str, SplitLabels]]:
+    """Class names, and the labels of each split, the training split first.
 
     A validation or test split without any label (missing, or -1 as on the Hub) is left out with a warning.
 
     Raises:
-        ValueError: labels that are no single values, none at all, or some that are not among the training classes.
+        ValueError: labels that are no single values, or missing, or of which none is among the training classes.
     """
     train = plain_labels(stored["train"][0], column, where)
     feature = stored["train"][1]
     if not len(train) or _has_no_label(train):
         raise ValueError(f"label_column: {column!r} of {where} has no labels in the training split; name another one")
     names = class_names(feature, train)
-    numbers = {"train": label_numbers(train, feature, names, feature, "train", where)}
+    numbers = {"train": SplitLabels(label_numbers(train, feature, names, feature, "train", where), {})}
     for split in (split for split in stored if split != "train"):
         labels = plain_labels(stored[split][0], column, where)
         if not is_unlabeled(labels, split, where):
-            numbers[split] = label_numbers(labels, stored[split][1], names, feature, split, where)
+            numbers[split] = evaluation_labels(labels, stored[split][1], names, feature, split, where)
     return names, numbers
 
 
@@ -113,6 +126,27 @@ def label_numbers(
             f"({known}; {len(wrong)} such rows); correct or remove them"
         )
     return numbers.astype(np.int64, copy=False)
+
+
+def evaluation_labels(
+    labels: pa.ChunkedArray, feature: object, names: list[str], training_feature: object, split: str, where: object
+) -> SplitLabels:
+    """As `label_numbers`, but images of classes that training lacks are marked, unless all are.
+
+    Not of classes that only have numbers: an unknown number may mean that the split counts them from another one.
+    """
+    if isinstance(feature, ClassLabel) and feature.names != getattr(training_feature, "names", None):
+        labels, feature = _named(labels, feature), None
+    if not pa.types.is_integer(labels.type):
+        text = labels.cast(pa.string())
+        known = pc.is_in(text, pa.array(names, pa.string()))
+        unknown = pc.and_not(pc.is_valid(text), known)
+        if pc.any(known).as_py() and pc.any(unknown).as_py():
+            numbers, rest = np.full(len(labels), -1, dtype=np.int64), labels.filter(pc.invert(unknown))
+            numbers[~np.asarray(unknown)] = label_numbers(rest, feature, names, training_feature, split, where)
+            images = pc.value_counts(text.filter(unknown)).to_pylist()
+            return SplitLabels(numbers, dict(sorted((entry["values"], entry["counts"]) for entry in images)))
+    return SplitLabels(label_numbers(labels, feature, names, training_feature, split, where), {})
 
 
 def _named(labels: pa.ChunkedArray, feature: ClassLabel) -> pa.ChunkedArray:

@@ -12,10 +12,10 @@ from pathlib import Path
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, Image, IterableDataset
 
-from .labels import Stored, is_unlabeled, label_numbers, plain_labels
+from .labels import SplitLabels, Stored, evaluation_labels, is_unlabeled, plain_labels
 from .sources import parquet
 from .streaming import ImageStream, open_splits, parquet_splits
-from .table import IMAGE_TYPE, image_dataset
+from .table import IMAGE_TYPE, image_dataset, without_unknown
 
 SPLITS = ("validation", "test")
 
@@ -26,18 +26,19 @@ def evaluation_splits(source: str | Path, stream: ImageStream) -> DatasetDict:
     """The labeled validation and test split of the dataset of a stream, with the classes of the stream.
 
     Raises:
-        ValueError: a split that cannot be read, or with labels that are not among the training classes.
+        ValueError: a split that cannot be read, or with labels that are missing or none of the training classes.
     """
     folder, found = Path(source).expanduser(), {}
     if folder.is_dir():
         files = parquet_splits(folder)
         for split in (split for split in SPLITS if split in files):
             stored = parquet.read_labels(files[split], stream.label_column)
-            numbers = _numbers(stored, stream, split, source)
-            if numbers is not None:
-                columns = stream.image_column, numbers, list(stream.class_counts), stream.label_column
+            labels = _labels(stored, stream, split, source)
+            if labels is not None:
+                columns = stream.image_column, labels, list(stream.class_counts), stream.label_column
                 found[split] = parquet.images_in_files(files[split], *columns)
-                logger.info(f"{source}: {split} split of {len(numbers):,} images, read from its files for evaluation")
+                number = len(found[split])
+                logger.info(f"{source}: {split} split of {number:,} images, read from its files for evaluation")
         return DatasetDict(found)
     opened = open_splits(source)
     for split in (split for split in SPLITS if split in opened):
@@ -47,11 +48,11 @@ def evaluation_splits(source: str | Path, stream: ImageStream) -> DatasetDict:
     return DatasetDict(found)
 
 
-def _numbers(stored: Stored, stream: ImageStream, split: str, source: object):
+def _labels(stored: Stored, stream: ImageStream, split: str, source: object) -> SplitLabels | None:
     labels = plain_labels(stored[0], stream.label_column, source)
     if is_unlabeled(labels, split, source):
         return None
-    return label_numbers(labels, stored[1], list(stream.class_counts), stream.label_feature, split, source)
+    return evaluation_labels(labels, stored[1], list(stream.class_counts), stream.label_feature, split, source)
 
 
 def _in_memory(images: IterableDataset, stream: ImageStream, split: str, source: object) -> Dataset | None:
@@ -71,11 +72,12 @@ def _in_memory(images: IterableDataset, stream: ImageStream, split: str, source:
                 "evaluate with `livt evaluate`, which downloads it"
             )
             return None
-    numbers = _numbers((pa.chunked_array([pa.array(labels)]), feature), stream, split, source)
-    if numbers is None:
+    known = _labels((pa.chunked_array([pa.array(labels)]), feature), stream, split, source)
+    if known is None:
         return None
-    logger.info(
-        f"{source}: {split} split of {len(numbers):,} images ({size / 2**20:.1f} MiB) kept in memory for evaluation"
-    )
     identity = (str(source), split, len(labels), size)
-    return image_dataset(pa.array(encoded, IMAGE_TYPE), numbers, list(stream.class_counts), identity)
+    rows = image_dataset(pa.array(encoded, IMAGE_TYPE), known.numbers, list(stream.class_counts), identity)
+    logger.info(
+        f"{source}: {split} split of {len(labels):,} images ({size / 2**20:.1f} MiB) kept in memory for evaluation"
+    )
+    return without_unknown(rows, known.unknown, f"{source}: {split} split")

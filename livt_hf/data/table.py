@@ -46,6 +46,14 @@ def image_dataset(images: pa.ChunkedArray | pa.Array, labels, names: Sequence[st
     return Dataset(table, info=DatasetInfo(features=features), fingerprint=Hasher.hash((identity, list(names))))
 
 
+def without_unknown(dataset: Dataset, unknown: Mapping[str, int], where: object) -> Dataset:
+    """A split without the images whose label is -1 because their class is one of ``unknown`` (see `leave_out`)."""
+    if not unknown:
+        return dataset
+    labels = dataset.data.column("label").to_numpy()
+    return leave_out(dataset.select(np.flatnonzero(labels >= 0)), unknown, where)
+
+
 def leave_out(dataset: Dataset, unknown: Mapping[str, int], where: object) -> Dataset:
     """A validation or test split without its images of classes that the training split lacks, with a warning.
 

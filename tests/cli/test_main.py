@@ -117,7 +117,7 @@ def test_bad_folders_are_named(capsys, tmp_path, data, stage):
     assert error(partly) == f"{partly}/train: class folders without images: cat; add images or remove the folders"
     (partly / "train" / "cat").rmdir()
     shutil.rmtree(partly / "test")
-    (partly / "test" / "dog").mkdir(parents=True)
+    shutil.copytree(data / "test" / "ant", partly / "test" / "dog")
     assert error(partly).startswith(f"{partly}/test: none of its 1 class folders is among the training classes: dog;")
     assert not output.exists()
 

@@ -5,10 +5,8 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
 from helpers.images import ROWS, png, write_parquet
-from livt_hf.data import (
-    class_counts,
-    load_long_tailed,
-)
+from livt_hf.data import class_counts, load_long_tailed
+from livt_hf.data.table import left_out
 
 
 def test_parquet_columns_without_metadata_are_named_by_the_user(tmp_path):
@@ -79,11 +77,31 @@ def test_a_split_that_numbers_its_classes_differently_is_matched_by_name(tmp_pat
     splits = load_long_tailed(save(tmp_path / "fewer", train=train, test=labeled(["dog", "lynx"], [0, 1])))
     assert splits["test"].features["label"].names == ["cat", "dog", "lynx"]
     assert splits["test"]["label"] == [1, 2]
-    with pytest.raises(ValueError, match="label 'emu' of test row 1 is not one of the 3 classes"):
-        load_long_tailed(save(tmp_path / "other", train=train, test=labeled(["dog", "emu"], [0, 1])))
+    with pytest.raises(ValueError, match="label 'emu' of test row 0 is not one of the 3 classes"):
+        load_long_tailed(save(tmp_path / "other", train=train, test=labeled(["dog", "emu"], [1, 1])))
     folder = save(tmp_path / "hidden", train=train, test=labeled(["cat", "dog", "lynx"], [-1, -1]))
     with pytest.warns(UserWarning, match="the test split has no labels and is ignored"):
         assert list(load_long_tailed(folder)) == ["train"]
+
+
+@pytest.mark.parametrize("kind", ["strings", "class labels", "saved to disk"])
+def test_images_of_classes_that_training_lacks_are_left_out_of_other_splits(tmp_path, caplog, kind):
+    labels = {"train": ["cat", "dog", "cat"], "test": ["emu", "dog", "emu", "fox", "cat"]}
+    for split, words in labels.items():
+        rows = Dataset.from_dict({"img": [ROWS[number % len(ROWS)] for number in range(len(words))], "label": words})
+        if kind != "strings":
+            rows = rows.class_encode_column("label")
+        labels[split] = rows.cast_column("img", Image(decode=False))
+        labels[split].to_parquet(tmp_path / f"{split}-0.parquet")
+    if kind == "saved to disk":
+        DatasetDict(labels).save_to_disk(tmp_path / "saved")
+    splits = load_long_tailed(tmp_path / "saved" if kind == "saved to disk" else tmp_path)
+    names = splits["test"].features["label"].names
+    assert [names[label] for label in splits["test"]["label"]] == ["dog", "cat"]
+    assert [splits["test"][row]["image"]["bytes"] for row in (0, 1)] == [ROWS[1]["bytes"], ROWS[4 % len(ROWS)]["bytes"]]
+    assert left_out(splits["test"]) == {"emu": 2, "fox": 1}
+    (message,) = [line for line in caplog.messages if "left out" in line]
+    assert "3 images left out, because no training image has their class: emu (2), fox (1)" in message
 
 
 def saved(tmp_path, **splits):

@@ -17,7 +17,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Image
 from ...config.hub_ids import similar_name, why_unavailable
 from ..columns import MAX_BYTES_SCANNED, choose_columns, log_label_choice, other_labels
 from ..labels import number_labels
-from ..table import SPLIT_NAMES, no_training_split, split_of
+from ..table import SPLIT_NAMES, no_training_split, split_of, without_unknown
 from .walk import files_in
 
 AnyRows = TypeVar("AnyRows")
@@ -100,10 +100,14 @@ def as_image_splits(
     names, numbers = number_labels(stored, chosen, where)
     if label_column is None:
         read = functools.partial(_small_column, splits["train"])
-        log_label_choice(chosen, len(names), other_labels(features, chosen, len(numbers["train"]), read))
+        log_label_choice(chosen, len(names), other_labels(features, chosen, len(numbers["train"].numbers), read))
     return DatasetDict(
         {
-            split: _image_and_label(splits[split], image_column, chosen, names, labels)
+            split: without_unknown(
+                _image_and_label(splits[split], image_column, chosen, names, labels.numbers),
+                labels.unknown,
+                f"{where}: {split} split",
+            )
             for split, labels in numbers.items()
         }
     )

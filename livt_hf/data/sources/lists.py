@@ -18,7 +18,7 @@ import numpy as np
 from datasets import DatasetDict
 
 from ...class_names import abbreviate
-from ..table import SPLIT_NAMES, image_dataset
+from ..table import SPLIT_NAMES, image_dataset, leave_out
 from ..table import image_column as path_column
 from .tables import Entries, find_delimiter, read_table, read_text
 from .walk import count, describe_content, image_paths, is_image
@@ -90,6 +90,13 @@ def labeled_splits(
             warnings.warn(f"{entries.file}: the {split} split has no labels and is ignored", stacklevel=2)
             continue
         unknown = sorted(set(entries.labels) - set(label_of))
+        left: dict[str, int] = {}
+        # As in `evaluation_labels`, an unknown number is an error, unless one table numbers all splits.
+        if split != "train" and not (numbered and name_after_folders and not entries.splits):
+            known = [row for row, label in enumerate(entries.labels) if label in label_of]
+            if known:
+                left, unknown = {label: entries.labels.count(label) for label in unknown}, []
+                entries = entries.select(known)
         if unknown:
             line = entries.labels.index(unknown[0]) + 1
             raise ValueError(
@@ -103,6 +110,8 @@ def labeled_splits(
         paths = [path if os.path.isabs(path) else prefix + path for path in entries.paths]
         identity = (str(entries.file), entries.file.stat().st_mtime_ns, str(root), *([split] if entries.splits else []))
         splits[split] = image_dataset(path_column(paths=paths), numbers, class_names, identity)
+        if left:
+            splits[split] = leave_out(splits[split], left, f"{entries.file}: {split} split")
     return DatasetDict(splits)
 
 

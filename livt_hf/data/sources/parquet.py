@@ -14,14 +14,13 @@ import re
 import warnings
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, Features
 
 from ..columns import MAX_BYTES_SCANNED, choose_columns, log_label_choice, other_labels
-from ..labels import number_labels
-from ..table import SPLIT_NAMES, image_dataset, image_structs, no_training_split, split_of
+from ..labels import SplitLabels, number_labels
+from ..table import SPLIT_NAMES, image_dataset, image_structs, no_training_split, split_of, without_unknown
 from ..table import image_column as path_column
 from .walk import files_in, has_images, is_image, subfolders
 
@@ -85,7 +84,7 @@ def load_parquet_folder(
     names, numbers = number_labels(stored, chosen, where.parent)
     if label_column is None:
         read = functools.partial(_read_small, splits["train"])
-        log_label_choice(chosen, len(names), other_labels(features, chosen, len(numbers["train"]), read))
+        log_label_choice(chosen, len(names), other_labels(features, chosen, len(numbers["train"].numbers), read))
     return DatasetDict(
         {
             split: images_in_files(splits[split], image_column, labels, names, chosen)
@@ -95,13 +94,13 @@ def load_parquet_folder(
 
 
 def images_in_files(
-    files: list[Path], image_column: str, labels: np.ndarray, names: list[str], label_column: str
+    files: list[Path], image_column: str, labels: SplitLabels, names: list[str], label_column: str
 ) -> Dataset:
-    """The images of a split's files with their labels (N,), in memory or, if they are large, as references."""
+    """The images of a split's files with their labels, in memory or, if they are large, as references."""
     in_files = sum(_column_bytes(_open(file), image_column) for file in files) > MAX_BYTES_IN_MEMORY
     images = _references(files, image_column) if in_files else image_structs(_read(files, image_column))
     identity = [(str(file), file.stat().st_mtime_ns, file.stat().st_size, label_column) for file in files]
-    return image_dataset(images, labels, names, identity)
+    return without_unknown(image_dataset(images, labels.numbers, names, identity), labels.unknown, files[0])
 
 
 def features_of(file: Path) -> Features:
