@@ -16,7 +16,7 @@ from ..data.streamed_evaluation import evaluation_splits
 from ..data.streaming import StreamedSamples, open_stream
 from ..models.configuration_livt import ordered_class_counts
 from ..optimization import Schedule
-from .run import StageRun
+from .stage_run import StageRun
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from .best_epoch import best_record, remove_best
 from .classifier import build_classifier, pixel_statistics
 from .data import TrainingData, load_images, plan_schedule, training_data
 from .recipe_trainer import RecipeTrainer
-from .run import StageRun, check_precision
+from .stage_run import StageRun, check_precision
 from .stopping import StopSignal
 
 logger = logging.getLogger(__name__)

@@ -32,7 +32,7 @@ from ..reporting.training_report import write_training_report
 from .data import TrainingData, load_images, plan_schedule, training_data
 from .monitor import Monitor
 from .pretraining_loop import PretrainingLoop
-from .run import StageRun, check_precision
+from .stage_run import StageRun, check_precision
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,8 @@ from livt_hf.training.checkpoint import (
     list_checkpoints,
     remove_old_checkpoints,
 )
-from livt_hf.training.run import MetricsLog, Run, StopSignal
+from livt_hf.training.run import MetricsLog, Run
+from livt_hf.training.stopping import StopSignal
 
 
 def checkpoint(path):

@@ -31,7 +31,7 @@ from livt_hf.models.modeling_livt import interpolate_position_embeddings
 from livt_hf.optimization import learning_rate
 from livt_hf.training.finetuning import finetune
 from livt_hf.training.pretraining import build_autoencoder, pretrain
-from livt_hf.training.run import StopSignal
+from livt_hf.training.stopping import StopSignal
 
 
 @pytest.fixture(scope="module")
