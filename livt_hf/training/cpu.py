@@ -30,5 +30,5 @@ def cpu_hint(mixed_precision: str, cores: int, cpu_info: Path) -> str:
     sentence = f"no GPU is used: training runs on {counted(cores, 'CPU core')}"
     flags = set(cpu_info.read_text(encoding="utf-8").split()) if cpu_info.is_file() else set()
     if mixed_precision == "no" and NATIVE_BF16 & flags:
-        sentence += "; the CPU has native bfloat16: --mixed_precision bf16 is faster"
+        sentence += "; the CPU has native bfloat16: --mixed_precision bf16 is usually faster"
     return sentence
