@@ -349,8 +349,8 @@ def build_loss(
     num_classes = len(prior)
     if not 0.0 <= label_smoothing < 1.0:
         raise ValueError(f"label_smoothing: must be in [0, 1), got {label_smoothing}")
-    if not np.isfinite(tau):
-        raise ValueError(f"tau: must be a finite number, got {tau}")
+    if not isinstance(tau, int | float) or not np.isfinite(tau):
+        raise ValueError(f"tau: must be a finite number, got {tau!r}")
     known = loss_options(name)
     for option, value in options.items():
         if option not in known:

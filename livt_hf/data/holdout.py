@@ -42,7 +42,7 @@ def hold_out(
     if not fractions:
         return splits
     if sum(fractions.values()) >= 1:
-        raise ValueError("val_fraction: it and --test_fraction together leave no training images; lower them")
+        raise ValueError("val_fraction: together with --test_fraction, it leaves no training images; lower one of them")
     train = splits["train"]
     rows = held_out_rows(dataset_labels(train), train.features["label"].names, fractions)
     taken = {split: train.select(indices) for split, indices in rows.items()}

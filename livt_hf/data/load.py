@@ -27,7 +27,7 @@ from .sources.hub import HUB_ID, find_arrow, is_arrow_folder, load_arrow_files, 
 from .sources.image_folder import load_image_folder
 from .sources.lists import load_lists
 from .sources.parquet import find_parquet, find_unnamed_parquet, load_parquet_folder
-from .sources.tables import TABLE_SUFFIXES
+from .sources.tables import SPREADSHEETS, TABLE_SUFFIXES
 
 
 def load_long_tailed(
@@ -139,7 +139,7 @@ def _load_own(request: _Request) -> DatasetDict:
         return load_parquet_folder({"train": [folder]}, request.image_column, request.label_column)
     if folder.is_dir():
         return load_folder(folder, request.image_column, request.label_column)
-    if HUB_ID.fullmatch(name) and not name.startswith("."):
+    if HUB_ID.fullmatch(name) and not name.startswith(".") and not folder.is_file():
         return load_hub(name, request.image_column, request.label_column)
     raise _unknown_source(name)
 
@@ -243,6 +243,8 @@ def _check_no_data_dir(request: _Request) -> None:
 
 
 def _unknown_source(name: str) -> ValueError:
+    if Path(name).suffix.lower() in SPREADSHEETS:
+        return ValueError(f"dataset: {name!r} is a spreadsheet; save it as CSV and name that file")
     if Path(name).expanduser().exists():
         return ValueError(f"dataset: {name!r} is a file; name the folder of the images, or a table (.csv, .tsv)")
     near = similar_name(name, "dataset", BENCHMARKS)

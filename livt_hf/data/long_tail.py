@@ -112,6 +112,11 @@ def class_counts(dataset: Dataset | DatasetDict, label_column: str | None = None
     """
     if isinstance(dataset, DatasetDict):
         dataset = dataset["train"]
+    if not isinstance(dataset, Dataset):
+        raise ValueError(
+            f"dataset: {type(dataset).__name__} is not a datasets.Dataset; count the labels of another one with "
+            "collections.Counter"
+        )
     features = dataset.features
     if label_column is None and "label" in features:
         label_column = "label"

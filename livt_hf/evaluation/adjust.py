@@ -31,7 +31,7 @@ from ..reporting.blocks import counted
 from .evaluate import counts_by_model_name
 from .predictions import split_logits
 from .prior_shift import assumed_log_prior, read_prior, target_prior
-from .splits import open_dataset
+from .splits import held_out_as_trained, open_dataset
 
 TEMPERATURES = (0.01, 100.0)  # range of the fit
 ORIGINAL_LAYER = "classifier_before_adjustment.safetensors"
@@ -74,6 +74,7 @@ def adjust(
     config: Any = classifier.config
     if getattr(config, "adjustment", None):
         raise ValueError(f"model: {str(model)!r} is adjusted already; adjust the original, or --undo this one first")
+    data_options = held_out_as_trained(model, dataset, data_options)
     splits = None if dataset is None else open_dataset(dataset, **data_options)[0]
     layer_name, layer = classifier_layer(classifier, image_processor)
     original = {"weight": layer.weight.detach().clone(), "bias": layer.bias.detach().clone()}

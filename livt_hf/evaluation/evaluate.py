@@ -40,7 +40,7 @@ from ..reporting.provenance import command_line, hardware, public_name, versions
 from .examples import evenly_spaced, first_image_of_each_class, processed_images
 from .predictions import ProcessorTransform, check_loader_options, choose_device, mean_and_std, predict_split
 from .prior_shift import assumed_log_prior, long_tailed_priors, prior_accuracies
-from .splits import log_coverage, open_dataset, split_coverage, split_to_evaluate
+from .splits import held_out_as_trained, log_coverage, open_dataset, split_coverage, split_to_evaluate
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def evaluate_checkpoint(
     check_folder(output_dir)
     device = choose_device(device)
     classifier, image_processor = load_classifier(model)
-    splits, name = open_dataset(dataset, split, **data_options)
+    splits, name = open_dataset(dataset, split, **held_out_as_trained(model, dataset, data_options))
     split = split or split_to_evaluate(splits, name)
     counts_from = None
     if getattr(classifier.config, "class_counts", None) is None:

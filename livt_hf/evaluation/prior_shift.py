@@ -26,8 +26,9 @@ def assumed_log_prior(config: Any, prior: ClassPrior) -> np.ndarray:
     """Logarithm of the class prior that a model's logits assume, float64 (C,), up to a constant.
 
     Args:
-        config: of the model: its ``loss`` and ``tau`` (without a loss, an unbalanced one is assumed), ``adjustment``,
-            and ``class_balanced_batches`` (cRT, LWS: every class was sampled equally often; a uniform prior).
+        config: of the model: its ``loss``, ``tau`` and ``class_weights`` (without a loss, an unbalanced one is
+            assumed; a softmax cross-entropy with weights w has its minimum at the prior w pi), ``adjustment``, and
+            ``class_balanced_batches`` (cRT, LWS: every class was sampled equally often; a uniform prior).
         prior: of its training images.
 
     Raises:
@@ -43,7 +44,11 @@ def assumed_log_prior(config: Any, prior: ClassPrior) -> np.ndarray:
     if getattr(config, "class_balanced_batches", False):  # --stage classifier, without a balanced loss
         return np.zeros(len(prior))
     balanced = getattr(config, "loss", None) in BALANCED_LOSSES
-    return (1.0 - config.tau if balanced else 1.0) * prior.log_prior
+    assumed = (1.0 - config.tau if balanced else 1.0) * prior.log_prior
+    weights = getattr(config, "class_weights", None)
+    if weights and config.loss in ("ce", "bal_ce"):  # those of the BCE losses scale both sides of a class's loss
+        assumed = assumed + np.log([weights[name] for name in prior.names])
+    return assumed
 
 
 def target_prior(description: str | Mapping[str, float], prior: ClassPrior) -> np.ndarray:

@@ -17,6 +17,7 @@ from datasets import Dataset, DatasetDict
 from .. import data
 from ..data.long_tail import dataset_labels
 from ..data.table import left_out
+from ..files import read_run
 from ..reporting.coverage import coverage_sentences
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,33 @@ def open_dataset(
         hint = f", or give the --{option} that the model was trained with" if option and len(splits) == 1 else ""
         raise ValueError(f"split: {name} has no split {split!r}; choose one of {', '.join(splits)}{hint}")
     return splits, name
+
+
+def held_out_as_trained(model: str | Path, dataset: object, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `load_long_tailed` with the ``val_fraction`` and ``test_fraction`` of a model's training run.
+
+    Without them, or with others, images that the model was trained on would be evaluated; the log says so.
+
+    Args:
+        model: folder of the model; nothing is known of others.
+        dataset: the source; fractions are those of training if it is the same.
+    """
+    options, record = dict(options), read_run(Path(model)) if Path(model).is_dir() else None
+    trained = (record or {}).get("arguments", {})
+    if not trained or Path(str(trained.get("dataset"))).absolute() != Path(str(dataset)).absolute():
+        return options
+    for name in ("val_fraction", "test_fraction"):
+        before, now = trained.get(name), options.get(name)
+        if before is not None and now is None:
+            options[name] = before
+            logger.info(f"{name}: {before:g}, as in training")
+        elif before != now:
+            trained_with = "none" if before is None else f"{before:g}"
+            logger.warning(
+                f"{name}: {model} was trained with {trained_with}: with {now:g}, it may be evaluated on images that it "
+                "was trained on"
+            )
+    return options
 
 
 def has_evaluation_split(splits: DatasetDict) -> bool:

@@ -169,6 +169,7 @@ def _training_values(results: Mapping[str, Any], config: Mapping[str, Any]) -> d
         "loss": LOSS_TITLES.get(results["loss"], results["loss"]),
         "tau": f"{results['tau']:g}",
         "kept": _kept(results),
+        "weighted": bool(config.get("class_weights")),
         "adjusted": bool(config.get("adjustment")),
         "adjustments": ", ".join(adjustments(config.get("adjustment"))) or "none in effect",
         "assumed_prior": assumed,
@@ -185,6 +186,7 @@ def _kept(results: Mapping[str, Any]) -> dict[str, str] | None:
     return {
         "epoch": f"{kept['epoch']:g}",
         "accuracy": f"{names.get(kept['metric'], kept['metric'] + '-shot accuracy')} {percent(kept['value'])}",
+        "stopped_at": kept.get("stopped_at"),
     }
 
 
@@ -201,8 +203,8 @@ def _assumed_prior(results: Mapping[str, Any], config: Mapping[str, Any]) -> tup
     """The class prior that the logits assume: an adjustment's target prior, else proportional to pi ** (1 - tau).
 
     Returns:
-        "unknown", "given", "train", "uniform", "partly train" or "inverse"; for "given", also its most and least
-        probable class, in words.
+        "unknown", "weighted", "given", "train", "uniform", "partly train" or "inverse"; for "given", also its most
+        and least probable class, in words.
     """
     adjustment = config.get("adjustment") or {}
     target = adjustment.get("target_prior")
@@ -215,11 +217,16 @@ def _assumed_prior(results: Mapping[str, Any], config: Mapping[str, Any]) -> tup
         return "train", []
     if target == "uniform" or _assumes_uniform(results, config):
         return "uniform", []
+    if config.get("class_weights") and results["loss"] in ("ce", "bal_ce"):
+        return "weighted", []
     return ("partly train" if not _is_balanced(results) or results["tau"] < 1.0 else "inverse"), []
 
 
 def _assumes_uniform(results: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     """Whether training made the logits assume a uniform prior."""
+    if config.get("class_weights") and results["loss"] in ("ce", "bal_ce"):
+        weighted = [results["class_counts"][name] * weight for name, weight in config["class_weights"].items()]
+        return results["loss"] == "ce" and max(weighted) <= 1.001 * min(weighted)
     return _is_balanced(results) and results["tau"] == 1.0 or bool(config.get("class_balanced_batches"))
 
 
@@ -322,7 +329,8 @@ def hyperparameters(run: Mapping[str, Any]) -> Table:
         for name in options_that(stage, in_card=True)
         if arguments.get(name) is not None and not (name == "epochs" and arguments.get("max_steps"))
     ]
-    return Table(("Option", "Value"), [*rows, ("steps", f"{run['steps']:,}")], "lr")
+    steps = (run.get("kept") or {}).get("stopped_at") or run["steps"]
+    return Table(("Option", "Value"), [*rows, ("steps", f"{steps:,}")], "lr")
 
 
 def _word(value: Any) -> str:

@@ -45,6 +45,11 @@ class BestEpoch(TrainerCallback):
             for step, folder in _saved(self.folder):
                 if step > state.global_step:  # of a part of the run that is repeated
                     shutil.rmtree(folder, ignore_errors=True)
+            if state.global_step >= state.eval_steps and not _saved(self.folder):
+                logger.warning(
+                    f"keep_best: weights of epochs before step {state.global_step} are not saved any more: the best "
+                    "epoch is chosen from the rest"
+                )
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         value, step = metrics[f"eval_{METRICS.get(self.metric, self.metric)}"], state.global_step

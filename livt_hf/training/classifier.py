@@ -91,9 +91,9 @@ def class_weights(given: str | None, counts: dict[str, int]) -> dict[str, float]
         return dict(zip(counts, balanced_weights(counts).tolist(), strict=True))
     try:
         weights = dict(json.loads(Path(given).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError):
         raise ValueError(
-            f"class_weights: {given!r} is neither 'balanced' nor a JSON file {{class: weight}} ({error})"
+            f"class_weights: {given!r} is neither 'balanced' nor a readable JSON file {{class: weight}}"
         ) from None
     check_same_names(list(counts), weights, "the training images", f"class_weights {given!r}")
     wrong = {

@@ -90,6 +90,8 @@ def _finetune(args: FinetuneArguments, run: StageRun) -> dict[str, Any] | None:
         trained = trainer.final_model()
         if run.is_main:
             if args.keep_best and (kept := best_record(run.folder)):
+                if trainer.state.global_step < schedule.steps:
+                    kept["stopped_at"] = trainer.state.global_step  # by --early_stopping
                 run.record["kept"] = kept
                 value = f"{kept['metric']} {kept['value']:.1f} % on the validation split"
                 logger.info(f"keeping the weights of epoch {kept['epoch']:g}: {value}")

@@ -94,7 +94,8 @@ class StageRun(Run):
         self.trained = self.options.completed_steps() == steps
         if self.trained:
             left = f"missing: {', '.join(self.owed())}" if self.owed() else "nothing to do"
-            logger.info(f"{self.folder} contains this run, finished after {counted(steps, 'step')}; {left}")
+            done = (read_run(self.folder) or {}).get("kept", {}).get("stopped_at", steps)  # by --early_stopping
+            logger.info(f"{self.folder} contains this run, finished after {counted(done, 'step')}; {left}")
         return self.trained
 
     def owed(self) -> list[str]:

@@ -116,10 +116,10 @@ class BalancedTrainer(Trainer):
         if counts is None and getattr(config, "class_counts", None) is not None:
             counts = ordered_class_counts(config)
         if counts is None:
-            raise ValueError(
-                f"class_counts: the training set ({type(self.train_dataset).__name__}) has no label column to count; "
-                "pass class_counts={name: number of training images}"
-            )
+            found = "there is no training set to count"
+            if self.train_dataset is not None:
+                found = f"the training set ({type(self.train_dataset).__name__}) has no label column to count"
+            raise ValueError(f"class_counts: {found}; pass class_counts={{name: number of training images}}")
         return dict(counts) if names is None else counts_in_order(counts, names)
 
     def _check_best_metric(self) -> None:

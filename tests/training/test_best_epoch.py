@@ -1,6 +1,7 @@
 """``--keep_best`` and ``--early_stopping``: which weights become the result, also of interrupted runs."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -73,6 +74,13 @@ def test_without_the_option_the_last_epoch_is_the_result(whole, tmp_path):
     assert "kept" not in json.loads((tmp_path / "last" / "results.json").read_text())
 
 
+def test_a_resume_without_the_weights_of_earlier_epochs_says_so(whole, tmp_path, caplog):
+    shutil.copytree(whole / "checkpoint-36", tmp_path / "checkpoint-36")
+    finetune(finetune_arguments(tmp_path, **UNSTEADY), QUIET)
+    assert "keep_best: weights of epochs before step 36 are not saved any more" in caplog.text
+    assert kept_in(tmp_path)["step"] == max((40, 50, 60), key=scores(whole).get)
+
+
 class Killed(Exception):
     pass
 
@@ -121,12 +129,19 @@ def test_averaged_and_scaled_weights_are_kept_as_they_were_evaluated(whole, tmp_
     assert measured["macro_accuracy"] == pytest.approx(kept["value"])
 
 
-def test_early_stopping(tmp_path):
+def test_early_stopping(tmp_path, caplog):
+    caplog.set_level("INFO", "livt_hf")
     options = {**UNSTEADY, "base_lr": 1e-30, "min_lr": 1e-30, "keep_best": "accuracy", "early_stopping": 2}
     finetune(finetune_arguments(tmp_path, **options), QUIET)
     assert list(scores(tmp_path)) == [10, 20, 30]
-    assert json.loads((tmp_path / "results.json").read_text())["kept"]["epoch"] == 1.0
-    finetune(finetune_arguments(tmp_path, **options), QUIET)  # nothing to do
+    kept = json.loads((tmp_path / "results.json").read_text())["kept"]
+    assert (kept["epoch"], kept["stopped_at"]) == (1.0, 30)
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "; training was stopped early, at step 30." in card
+    assert "| steps | 30 |" in card
+    caplog.clear()
+    finetune(finetune_arguments(tmp_path, **options), QUIET)
+    assert "finished after 30 steps; nothing to do" in caplog.text
     assert list(scores(tmp_path)) == [10, 20, 30]
 
 

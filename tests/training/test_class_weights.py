@@ -62,7 +62,7 @@ def test_weights_that_do_not_fit_are_one_line(tmp_path, capsys):
     def error(**options):
         return the_error(capsys, run_stage("finetune", "digits", tmp_path / "out", loss="ce", **options))
 
-    assert f"class_weights: {str(tmp_path / 'nothing')!r} is neither 'balanced' nor a JSON file" in error(
+    assert f"class_weights: {str(tmp_path / 'nothing')!r} is neither 'balanced' nor a readable JSON file" in error(
         class_weights=tmp_path / "nothing"
     )
     file.write_text('{"0": 1.0, "cat": 2}')
@@ -70,7 +70,7 @@ def test_weights_that_do_not_fit_are_one_line(tmp_path, capsys):
     file.write_text(json.dumps({str(number): -number for number in range(10)}))
     assert "gives class '0' the weight 0; write a number above 0" in error(class_weights=file)
     file.write_text("[1, 2]")
-    assert "is neither 'balanced' nor a JSON file" in error(class_weights=file)
+    assert "is neither 'balanced' nor a readable JSON file" in error(class_weights=file)
     message = the_error(
         capsys, run_stage("finetune", "digits", tmp_path / "out", loss="lade", class_weights="balanced")
     )

@@ -204,7 +204,7 @@ def test_without_a_validation_or_test_split_it_trains_and_skips_evaluation(tmp_p
         tmp_path / "out", dataset=str(tmp_path / "images"), pretrained=str(mae_dir), batch_size=4, max_steps=2
     )
     assert finetune(args, QUIET) is None
-    said = "neither a test nor a validation split: skipping evaluation; --val_fraction makes one"
+    said = "neither a test nor a validation split: nothing is evaluated; --val_fraction 0.1 holds out"
     assert said in capsys.readouterr().out
     model = ViTForBalancedClassification.from_pretrained(tmp_path / "out")
     assert model.config.ordered_class_counts() == {"dark": 6, "light": 6}

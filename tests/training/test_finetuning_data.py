@@ -46,7 +46,7 @@ def test_a_stream_is_not_divided(tmp_path):
             finetune(args, QUIET)
 
 
-def test_images_held_out_are_evaluated_by_the_run_and_later(tmp_path):
+def test_images_held_out_are_evaluated_by_the_run_and_later(tmp_path, caplog):
     for index, (image, label) in enumerate(digits_images(40)):
         (tmp_path / "photos" / str(label)).mkdir(parents=True, exist_ok=True)
         image.save(tmp_path / "photos" / str(label) / f"{index}.png")
@@ -58,10 +58,17 @@ def test_images_held_out_are_evaluated_by_the_run_and_later(tmp_path):
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["arguments"]["test_fraction"] == 0.2
     assert "--val_fraction 0.2 --test_fraction 0.2" in record["command"]
-    again = evaluate_checkpoint(tmp_path / "out", tmp_path / "photos", output_dir=tmp_path / "report", **options)
-    assert again["predicted_counts"] == results["predicted_counts"]
-    with pytest.raises(ValueError, match="has no split 'test'; choose one of train, or give the --test_fraction"):
-        evaluate_checkpoint(tmp_path / "out", tmp_path / "photos", output_dir=tmp_path / "report")
+    for given in (options, {"val_fraction": 0.2}, {}):  # those of the run are taken
+        caplog.clear()
+        again = evaluate_checkpoint(tmp_path / "out", tmp_path / "photos", output_dir=tmp_path / "report", **given)
+        assert again["predicted_counts"] == results["predicted_counts"]
+        assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    options = {"output_dir": tmp_path / "report", "test_fraction": 0.4}
+    evaluate_checkpoint(tmp_path / "out", tmp_path / "photos", **options)
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith(
+        f"test_fraction: {tmp_path / 'out'} was trained with 0.2: with 0.4, it may be evaluated on"
+    )
 
 
 def test_an_image_that_ends_the_evaluation_costs_no_training(tmp_path):

@@ -19,7 +19,7 @@ from ..long_tail import class_counts
 from ..table import SPLIT_NAMES, image_column, image_dataset, leave_out, no_training_split, split_of
 from .metadata import find_metadata, load_metadata
 from .tables import TABLE_SUFFIXES, no_labels
-from .walk import count, describe_content, files_in, has_images, image_paths, is_image, subfolders
+from .walk import count, describe_content, files_in, has_images, image_paths, is_image, subfolders, unread_photos
 
 logger = logging.getLogger(__name__)
 
@@ -71,11 +71,13 @@ def load_image_folder(
             if left := {name: count for name, count in images.items() if count}:
                 splits[split] = leave_out(splits[split], left, split_folders[split])
     if empty := [name for name, count in class_counts(splits["train"]).items() if count == 0]:
+        _warn_of_unread_photos(folder)
         raise ValueError(
             f"{split_folders['train']}: class folders without images: {abbreviate(empty)}; add images or remove the "
             "folders"
         )
     _warn_of_images_left_out(folder, split_folders)
+    _warn_of_unread_photos(folder)
     return splits
 
 
@@ -133,6 +135,13 @@ def no_classes(folder: Path, train: Path) -> ValueError:
             f"({expected}), or add a metadata.csv with the columns file_name and label{hint}"
         )
     return ValueError(f"{folder}: no images found ({found}); expected {expected}{hint}")
+
+
+def _warn_of_unread_photos(folder: Path) -> None:
+    """Photos in formats that are not decoded here, such as an iPhone's HEIC."""
+    if unread := unread_photos(folder):
+        kinds = ", ".join(f"{number:,} {extension}" for extension, number in unread.items())
+        logger.warning(f"{folder}: left out, photos in formats that are not read: {kinds}; convert them to JPEG or PNG")
 
 
 def _warn_of_images_left_out(folder: Path, split_folders: dict[str, Path]) -> None:

@@ -89,7 +89,7 @@ def read_table(
         raise no_labels(file)
     paths = ["" if path is None else str(path).strip() for path in table.column(image).to_pylist()]
     labels = _as_strings(table.column(label), label, file)
-    splits = _splits(table)
+    splits = _splits(table, file)
     entries = Entries(file, [_with_slashes(path) for path in paths], labels, splits)
     kept = [row for row, (path, text) in enumerate(zip(paths, labels, strict=True)) if path and text not in MISSING]
     if len(kept) < len(paths):
@@ -136,15 +136,20 @@ def read_text(file: Path) -> str:
     else:
         encoding = "utf-8-sig"
     try:
-        return data.decode(encoding)
+        return _with_newlines(data.decode(encoding))
     except UnicodeDecodeError as error:
         if encoding != "utf-8-sig" or b"\0" in data:
             raise ValueError(f"{file}: not a readable text file ({error})") from error
     logger.info(f"{file}: not UTF-8, read as cp1252")
     try:
-        return data.decode("cp1252")
+        return _with_newlines(data.decode("cp1252"))
     except UnicodeDecodeError:
-        return data.decode("latin-1")
+        return _with_newlines(data.decode("latin-1"))
+
+
+def _with_newlines(text: str) -> str:
+    """Lines as Unix ends them; Excel for the Macintosh ends them with a carriage return alone."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _text_table(file: Path, text: str, wanted: list[str]) -> pa.Table:
@@ -271,13 +276,27 @@ def _with_slashes(path: str) -> str:
     return path.replace("\\", "/").removeprefix("./")
 
 
-def _splits(table: pa.Table) -> list[str]:
-    """The split of each row if a column tells it of all rows."""
+def _splits(table: pa.Table, file: Path) -> list[str]:
+    """The split of each row if a column tells it.
+
+    Raises:
+        ValueError: the column names splits, but also something else, whose rows would be of no split.
+    """
     column = usual_column(table.column_names, SPLIT_HEADINGS)
     if column is None or not pa.types.is_string(table.column(column).type):
         return []
-    found = [split_of((name or "").strip()) for name in table.column(column).to_pylist()]
-    return [split for split in found if split] if all(found) else []
+    named = [(name or "").strip() for name in table.column(column).to_pylist()]
+    found = [split_of(name) for name in named]
+    others = sorted({name or "(empty)" for name, split in zip(named, found, strict=True) if split is None})
+    if others and any(found):
+        rows = count(sum(split is None for split in found), "row")
+        raise ValueError(
+            f"{file}: {rows} of its column {column!r} {'name' if rows[:2] != '1 ' else 'names'} no split "
+            f"({abbreviate(others, 5)}); write train, validation or test there, or remove the rows"
+        )
+    if others:
+        logger.info(f"{file}: its column {column!r} names no splits ({abbreviate(others, 5)}) and is not used")
+    return [split for split in found if split]
 
 
 def _name_other_labels(table: pa.Table, image: str, label: str) -> None:

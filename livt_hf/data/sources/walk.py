@@ -17,6 +17,10 @@ IMAGE_EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".jp2", ".avif", ".tga")
     + (".ppm", ".pgm", ".pbm", ".pnm")
 )
+# Photos that people have, in formats that are not decoded here
+UNREAD_EXTENSIONS = frozenset(
+    (".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".psd", ".svg")
+)
 # Resource forks of macOS, thumbnails of Synology, trash and repaired files of Windows and Linux.
 SYSTEM_FOLDERS = frozenset(("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"))
 
@@ -24,6 +28,12 @@ SYSTEM_FOLDERS = frozenset(("__macosx", "@eadir", "$recycle.bin", "system volume
 def image_paths(folder: str | Path) -> list[str]:
     """Sorted paths of all images in ``folder`` and its subfolders. Includes dangling links, which fail when read."""
     return [path for path in file_paths(folder) if is_image(path)]
+
+
+def unread_photos(folder: str | Path) -> dict[str, int]:
+    """Number of files below ``folder`` by extension, of those in `UNREAD_EXTENSIONS`."""
+    extensions = (os.path.splitext(path)[1].lower() for path in file_paths(folder))
+    return dict(sorted(Counter(extension for extension in extensions if extension in UNREAD_EXTENSIONS).items()))
 
 
 def has_images(folder: str | Path) -> bool:

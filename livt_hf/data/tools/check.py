@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from datasets import DatasetDict
 
+from ...reporting.blocks import counted
 from ..decoding import decode_image, encoded_image
 from ..table import Rows
 from .parallel import Chunk, map_chunks, split_into_chunks
@@ -41,7 +42,7 @@ class CheckResult:
         for split, count in self.images.items():
             bad = self.bad_images[split]
             repeated = self.repeated[split]
-            lines.append(f"{split}: {count:,} images, {len(bad)} cannot be read, {repeated} are duplicates")
+            lines.append(f"{split}: {count:,} images, {len(bad)} cannot be read, {counted(repeated, 'duplicate')}")
             if len(self.sizes[split]):
                 low, middle, high = np.percentile(self.sizes[split], (0, 50, 100), axis=0).astype(int)
                 for side, index in (("height", 0), ("width", 1)):

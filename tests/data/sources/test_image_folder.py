@@ -152,3 +152,14 @@ def test_two_folders_that_are_the_same_split_are_named(tmp_path):
     write_images(tmp_path, "train/a/1.png", "val/a/1.png", "dev/a/1.png")
     with pytest.raises(ValueError, match="dev/ and val/ are both a validation split; join them"):
         load_long_tailed(tmp_path)
+
+
+def test_photos_that_are_not_decoded_are_counted(tmp_path, caplog):
+    write_images(tmp_path, "a/1.png", "b/1.png")
+    for name in ("a/2.HEIC", "a/3.heic", "b/2.dng", "b/notes.txt"):
+        (tmp_path / name).write_bytes(b"photo")
+    assert counts_of(tmp_path) == {"train": {"a": 1, "b": 1}}
+    (message,) = caplog.messages
+    assert message.endswith(
+        "left out, photos in formats that are not read: 1 .dng, 2 .heic; convert them to JPEG or PNG"
+    )

@@ -178,3 +178,34 @@ def test_a_row_with_too_many_cells_is_named(root):
         ValueError, match=r"row 32 is 'a/2.jpg,dog,wild', more than 2 columns; quote cells that contain ','"
     ):
         read_table(root / "labels.csv")
+
+
+def test_a_value_of_the_split_column_that_is_no_split_is_named(tmp_path, caplog):
+    """Otherwise its rows, and with them the test images, would be training images."""
+    caplog.set_level("INFO", "livt_hf")
+    for name in "abcd":
+        (tmp_path / f"{name}.png").write_bytes(png())
+    rows = ["path,label,split", "a.png,cat,train", "b.png,dog,train", "c.png,cat,test"]
+    for value, named in (("holdout", "holdout"), ("", r"\(empty\)")):
+        (tmp_path / "photos.csv").write_text("\n".join([*rows, f"d.png,dog,{value}"]))
+        with pytest.raises(ValueError, match=f"1 row of its column 'split' names no split .*{named}.*; write train"):
+            load_long_tailed(tmp_path / "photos.csv")
+    (tmp_path / "folds.csv").write_text("path,label,set\na.png,cat,A\nb.png,dog,B\n")
+    assert class_counts(load_long_tailed(tmp_path / "folds.csv")) == {"cat": 1, "dog": 1}
+    assert "its column 'set' names no splits (A, B) and is not used" in caplog.text
+
+
+def test_lines_that_end_with_a_carriage_return(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.png").write_bytes(png())
+    (tmp_path / "mac.csv").write_bytes(b"path,label\ra.png,cat\rb.png,dog\r")
+    assert class_counts(load_long_tailed(tmp_path / "mac.csv")) == {"cat": 1, "dog": 1}
+
+
+def test_a_spreadsheet_is_to_be_saved_as_csv(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "x.xlsx").write_bytes(b"PK")
+    for name in ("data/x.xlsx", "x.xlsx"):
+        with pytest.raises(ValueError, match="is a spreadsheet; save it as CSV"):
+            load_long_tailed(name)
