@@ -74,6 +74,7 @@ def test_without_the_option_the_last_epoch_is_the_result(whole, tmp_path):
     assert "kept" not in json.loads((tmp_path / "last" / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_resume_without_the_weights_of_earlier_epochs_says_so(whole, tmp_path, caplog):
     shutil.copytree(whole / "checkpoint-36", tmp_path / "checkpoint-36")
     finetune(finetune_arguments(tmp_path, **UNSTEADY), QUIET)
@@ -85,7 +86,7 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("step", [22, 43])
+@pytest.mark.parametrize("step", [pytest.param(22, marks=pytest.mark.slow), 43])
 def test_an_interrupted_run_keeps_the_same_epoch(whole, tmp_path, monkeypatch, step):
     """Killed between checkpoints (every 12 steps) and evaluations (every 10)."""
     optimizer_step, steps = torch.optim.AdamW.step, []
@@ -108,6 +109,7 @@ def test_an_interrupted_run_keeps_the_same_epoch(whole, tmp_path, monkeypatch, s
     assert log_lines(tmp_path) == log_lines(whole)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_keeps_the_same_epoch(whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         stop_at(45, patch)

@@ -87,6 +87,7 @@ def test_fine_tuning_that_compiles_concerns_one_run_only(tmp_path):
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == programs
 
 
+@pytest.mark.slow
 def test_the_first_compiled_step_comes_while_workers_wait(tmp_path):
     """The whole command with torch's own compiler, from an empty cache; a first step that never comes ends here."""
     options = {**PRETRAIN, "max_steps": 3, "logging_steps": 3, "num_workers": 1, "output_dir": tmp_path / "run"}

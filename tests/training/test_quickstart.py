@@ -50,6 +50,7 @@ def test_it_writes_report_results_pictures_and_a_hub_ready_model(tmp_path, short
     assert "contains a finished quickstart" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_interrupted_quickstart_resumes(tmp_path, short_recipes, capsys):
     output = tmp_path / "out"
     first = quickstart(output)
