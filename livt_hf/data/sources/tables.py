@@ -99,7 +99,29 @@ def read_table(
         )
     if label_column is None:
         _name_other_labels(table, image, label)
-    return entries.select(kept)
+    labeled = entries.select(kept)
+    _check_repeated(labeled)
+    return labeled
+
+
+def _check_repeated(entries: Entries) -> None:
+    """Warn of images that are listed more than once.
+
+    Raises:
+        ValueError: with different labels.
+    """
+    if len(set(entries.paths)) == len(entries.paths):
+        return
+    labels_of: dict[str, dict[str, None]] = {}
+    for path, label in zip(entries.paths, entries.labels, strict=True):
+        labels_of.setdefault(path, {})[label] = None
+    if several := [f"{path} ({', '.join(labels)})" for path, labels in labels_of.items() if len(labels) > 1]:
+        raise ValueError(
+            f"{entries.file}: {count(len(several), 'image')} with several labels, which are not supported: "
+            f"{abbreviate(several, 3)}; keep one row for each image"
+        )
+    repeated = count(len(entries.paths) - len(labels_of), "row")
+    logger.warning(f"{entries.file}: {repeated} for an image that is listed before; duplicates count as images")
 
 
 def no_labels(file: Path) -> ValueError:

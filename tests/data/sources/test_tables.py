@@ -209,3 +209,15 @@ def test_a_spreadsheet_is_to_be_saved_as_csv(tmp_path, monkeypatch):
     for name in ("data/x.xlsx", "x.xlsx"):
         with pytest.raises(ValueError, match="is a spreadsheet; save it as CSV"):
             load_long_tailed(name)
+
+
+def test_images_that_are_listed_twice(tmp_path, caplog):
+    for name in "ab":
+        (tmp_path / f"{name}.png").write_bytes(png())
+    (tmp_path / "twice.csv").write_text("path,label\na.png,cat\nb.png,dog\na.png,cat\n")
+    assert class_counts(load_long_tailed(tmp_path / "twice.csv")) == {"cat": 2, "dog": 1}
+    (message,) = caplog.messages
+    assert "1 row for an image that is listed before" in message
+    (tmp_path / "two.csv").write_text("path,label\na.png,cat\nb.png,dog\na.png,dog\n")
+    with pytest.raises(ValueError, match=r"1 image with several labels, .*: a.png \(cat, dog\); keep one row"):
+        load_long_tailed(tmp_path / "two.csv")
