@@ -46,8 +46,9 @@ def test_other_label_columns_are_named(tmp_path, caplog, kind):
 
 
 def test_other_label_columns_of_a_table_are_named(tmp_path, caplog):
-    (tmp_path / "1.jpg").touch()
-    lines = [f"1.jpg,{'ab'[n % 2]},{'xyz'[n % 3]},{n % 2},note {n}" for n in range(6)]
+    for number in range(6):
+        (tmp_path / f"{number}.jpg").touch()
+    lines = [f"{n}.jpg,{'ab'[n % 2]},{'xyz'[n % 3]},{n % 2},note {n}" for n in range(6)]
     file = tmp_path / "labels.csv"
     file.write_text("\n".join(["path,label,species,size,note", *lines]))
     load_long_tailed(file)

@@ -65,7 +65,7 @@ def test_no_other_option_changes_the_division(photos):
     [
         (
             {"val_fraction": 0.6, "test_fraction": 0.5},
-            "^val_fraction: it and --test_fraction together leave no",
+            "^val_fraction: together with --test_fraction, it leaves no",
         ),
         ({"val_fraction": 1.5}, "^val_fraction: 1.5 is out of range; it must be above 0 and below 1"),
         ({"test_fraction": 0.0}, "^test_fraction: 0.0 is out of range"),

@@ -129,7 +129,7 @@ def test_tuning_runs_are_listed_by_their_differences_from_the_baseline(compariso
         (tmp_path / name).mkdir()
         options = "" if mask_ratio == 0.75 else f" --mask_ratio {mask_ratio}"
         command = f"livt pretrain --dataset tune --output_dir {name}{options}"
-        record = {"arguments": {"mask_ratio": mask_ratio}, "command": command}
+        record = {"steps": 1, "arguments": {"mask_ratio": mask_ratio}, "command": command}
         (tmp_path / name / "run.json").write_text(json.dumps(record))
     for name, (start, options, accuracy) in runs.items():
         (tmp_path / name).mkdir()
@@ -137,7 +137,7 @@ def test_tuning_runs_are_listed_by_their_differences_from_the_baseline(compariso
         command = f"livt finetune --dataset tune --output_dir {name}"
         command += "".join(f" --{option} {value:g}" for option, value in values.items() if option != "pretrained")
         command = command.replace(" --label_smoothing 0.1", "")  # its default
-        (tmp_path / name / "run.json").write_text(json.dumps({"arguments": values, "command": command}))
+        (tmp_path / name / "run.json").write_text(json.dumps({"steps": 1, "arguments": values, "command": command}))
         (tmp_path / name / "results.json").write_text(json.dumps({**figures, "accuracy": accuracy}))
         evidence.add(comparisons / "held-out", tmp_path / name)
     (comparisons / "notes.md").write_text("Tried:\n\n<!-- held-out -->\n")

@@ -93,7 +93,8 @@ def test_a_step_without_end_is_ended(tmp_path, monkeypatch, stage, signals):
 
     log = tmp_path / "log"
     child = forked(run, log)
-    assert os.read(ready, 1) == b"1"
+    os.close(write)  # the child's end of it then is the only one: no hang if it dies
+    assert os.read(ready, 1) == b"1", log.read_text()
     workers = children_of(child)
     assert workers
     for number in range(signals):

@@ -21,7 +21,7 @@ def test_check_finds_bad_images_and_images_in_two_splits(photos, tmp_path, num_w
     assert found.shared == [("train", f"{folder}/train/small/0.png", "test", f"{folder}/test/small/0.png")]
     assert found.sizes["train"].tolist() == [[60, 90], *[[60, 80]] * 3, *[[20, 16]] * 3]
     text = str(found)
-    assert "train: 8 images, 1 cannot be read, 1 are duplicates" in text
+    assert "train: 8 images, 1 cannot be read, 1 duplicate" in text
     assert "1 images of test are also in train, which inflates the accuracy" in text
 
 
