@@ -18,8 +18,8 @@ torch.set_num_threads(1)
 show_messages()  # as the command does, for tests that call a stage directly
 # torch waits 5 seconds for the workers of a loader that is left in the middle, before it ends them.
 torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.2
-# The first backward pass of a process decides whether forked copies of it can have any (`helpers.processes`): they cannot
-# if it comes after a test has used another device, such as "meta".
+# The first backward pass of a process decides whether forked copies of it can have any (`helpers.processes`): not if it
+# comes after a test has used another device, such as "meta".
 if not torch.cuda.is_available():
     torch.ones(1, requires_grad=True).sum().backward()
 
