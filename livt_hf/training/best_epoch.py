@@ -19,7 +19,7 @@ from .classifier_retraining import load_scales, save_scales
 
 logger = logging.getLogger(__name__)
 
-METRICS = {"macro": "macro_accuracy"}  # options whose metric has another name
+_METRICS = {"macro": "macro_accuracy"}  # options whose metric has another name
 _FOLDER = re.compile(r"\.best-(\d+)")
 _RECORD = "best.json"
 
@@ -50,23 +50,37 @@ class BestEpoch(TrainerCallback):
                     f"keep_best: weights of epochs before step {state.global_step} are not saved any more: the best "
                     "epoch is chosen from the rest"
                 )
+        if self._decide([self._is_exhausted(state)])[0]:  # stopped early before, and killed before it was finished
+            control.should_training_stop = True
+        return control
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        value, step = metrics[f"eval_{METRICS.get(self.metric, self.metric)}"], state.global_step
-        decision = [False, False]
-        if self.trainer.run.is_main:
-            best = best_record(self.folder)
-            if best is None or value > best["value"]:
-                decision = [True, False]
-            elif self.patience is not None:
-                decision = [False, step - best["step"] >= self.patience * state.eval_steps]
-        is_best, stops = broadcast_object_list(decision) if args.world_size > 1 else decision
+        value, step = metrics[f"eval_{_METRICS.get(self.metric, self.metric)}"], state.global_step
+        best = self._best(step)
+        is_best = best is None or value > best["value"]
+        is_best, stops = self._decide([is_best, not is_best and self._is_exhausted(state)])
         if is_best:
             self._save(step, {"metric": self.metric, "epoch": state.epoch, "step": step, "value": value})
         if stops:
             logger.info(f"early stopping at step {step}: {self.patience} evaluations without improvement")
             control.should_training_stop = True
         return control
+
+    def _is_exhausted(self, state: Any) -> bool:
+        """Whether the best weights are ``patience`` evaluations old."""
+        best = self._best(state.global_step)
+        if best is None or self.patience is None:
+            return False
+        return state.global_step - best["step"] >= self.patience * state.eval_steps
+
+    def _best(self, step: int) -> dict[str, Any] | None:
+        """The record of the best weights up to a step, in the main process."""
+        saved = [folder for at, folder in _saved(self.folder) if at <= step]
+        return _read(saved[-1]) if saved and self.trainer.run.is_main else None
+
+    def _decide(self, decision: list[bool]) -> list[bool]:
+        """What the main process has decided, in all of them."""
+        return broadcast_object_list(decision) if self.trainer.args.world_size > 1 else decision
 
     def _save(self, step: int, record: Mapping[str, Any]) -> None:
         trainer, staging = self.trainer, self.folder / ".best.tmp"
@@ -92,22 +106,25 @@ class BestEpoch(TrainerCallback):
 def best_record(folder: Path) -> dict[str, Any] | None:
     """Metric, epoch, step and value of the newest saved weights, which are the best; None if there are none."""
     saved = _saved(folder)
-    return json.loads((saved[-1][1] / _RECORD).read_text(encoding="utf-8")) if saved else None
+    return _read(saved[-1][1]) if saved else None
 
 
-def load_best(model: Any, folder: Path) -> dict[str, Any] | None:
-    """Load the best weights of a run into its (unsharded) model and return their record; None if there are none."""
+def load_best(model: Any, folder: Path) -> None:
+    """Load the best weights of a run, if there are any, into its (unsharded) model."""
     saved = _saved(folder)
     if saved:
         load_weights(model, saved[-1][1])
         load_scales(model, saved[-1][1])
-    return best_record(folder)
 
 
 def remove_best(folder: Path) -> None:
     """Delete the saved weights of a run, once they are its result."""
     for _, saved in _saved(folder):
         shutil.rmtree(saved, ignore_errors=True)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / _RECORD).read_text(encoding="utf-8"))
 
 
 def _saved(folder: Path) -> list[tuple[int, Path]]:

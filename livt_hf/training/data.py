@@ -129,6 +129,8 @@ class EpochLoader:
             pin_memory = args.device.type == "cuda"
             loader = self.dataset.loader(batches, args.dataloader_num_workers, pin_memory)
             self.micro_batches = on_device(loader, args.device)
+        if self.trainer.control.should_training_stop:  # decided before the first step
+            return
         done = state.global_step * args.gradient_accumulation_steps % len(self)
         for _ in range(len(self) - done):
             batch = next(self.micro_batches, None)

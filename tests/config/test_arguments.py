@@ -11,7 +11,6 @@ from helpers.paths import FIXTURES
 from livt_hf import losses
 from livt_hf.config import parsing
 from livt_hf.config.arguments import BALANCED_LOSSES, FinetuneArguments, LossName, PretrainArguments
-from livt_hf.config.hints import replaced_names
 from livt_hf.config.options import choices, options_that
 from livt_hf.config.parsing import RECIPES, parse_arguments, recipe_path
 from livt_hf.training.record import RunOptions
@@ -336,36 +335,6 @@ def test_other_training_arguments_are_passed_through_with_their_types():
 
 def test_pretraining_takes_no_training_arguments():
     assert refused("--max_grad_norm", "1", stage=PretrainArguments).startswith("--max_grad_norm: unknown option")
-
-
-def test_names_that_are_replaced_are_not_ours():
-    own = {entry.name for entry in dataclasses.fields(FinetuneArguments)}
-    assert not set(replaced_names(FinetuneArguments)) & own
-
-
-@pytest.mark.parametrize(
-    ("option", "ours"), [("--lr", "--base_lr"), ("--dropout", "--drop_path"), ("--workers", "--num_workers")]
-)
-def test_names_of_other_libraries_are_answered(option, ours):
-    assert refused(option, "1").startswith(f"{option} is not an option here: use {ours}")
-
-
-@pytest.mark.parametrize(
-    ("option", "hint"),
-    [
-        ("--lr", "use --base_lr (it is scaled with the batch)"),
-        ("--early_stopping_patience", "use --early_stopping N, the evaluations to wait for a better result"),
-        ("--load_best_model_at_end", "use --keep_best accuracy (or many, medium, few, macro); by default the last"),
-        ("--lora-r", "LoRA is not supported; --stage classifier trains the last layer of a trained classifier alone"),
-        ("--freeze_backbone", "use --stage classifier, which trains the last layer of a trained classifier alone"),
-        ("--weighted_ce", "use --class_weights balanced with --loss ce, or a balanced loss such as --loss bal_bce"),
-        ("--val_split", "use --val_fraction 0.1, which holds out images of the training split"),
-        ("--imgsz", "use --image_size"),
-    ],
-)
-def test_wished_options_are_answered(option, hint):
-    name = option.replace("-", "_").replace("__", "--")
-    assert refused(option, "1").startswith(f"{name} is not an option here: {hint}")
 
 
 @pytest.mark.parametrize("stage", STAGES)

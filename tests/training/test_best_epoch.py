@@ -12,6 +12,7 @@ from helpers.training import QUIET, finetune_arguments, log_lines, same_weights,
 from livt_hf.cli import main
 from livt_hf.evaluation.evaluate import evaluate_checkpoint
 from livt_hf.training.finetuning import finetune
+from livt_hf.training.stage_run import StageRun
 
 STEPS_PER_EPOCH = 10  # of digits, at batch size 32
 # A high rate, without augmentation and mixup: accuracy goes up and down.
@@ -145,6 +146,24 @@ def test_early_stopping(tmp_path, caplog):
     finetune(finetune_arguments(tmp_path, **options), QUIET)
     assert "finished after 30 steps; nothing to do" in caplog.text
     assert list(scores(tmp_path)) == [10, 20, 30]
+
+
+def test_a_run_that_stopped_early_and_was_killed_before_it_was_saved_trains_no_further(tmp_path, monkeypatch):
+    options = {**UNSTEADY, "base_lr": 1e-30, "min_lr": 1e-30, "keep_best": "accuracy", "early_stopping": 2}
+    args = finetune_arguments(tmp_path, **{**options, "save_every": 10})
+
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StageRun, "save", killed)
+        with pytest.raises(Killed):
+            finetune(args, QUIET)
+    assert (tmp_path / "checkpoint-30").is_dir()
+    before = log_lines(tmp_path)
+    finetune(args, QUIET)
+    assert log_lines(tmp_path) == before
+    assert (kept_in(tmp_path)["step"], kept_in(tmp_path)["stopped_at"]) == (10, 30)
 
 
 def test_what_cannot_choose_an_epoch_is_refused_before_training(tmp_path, capsys):

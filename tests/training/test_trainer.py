@@ -8,8 +8,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Image
 from safetensors.torch import load_file
-from torch.utils.data import Subset, TensorDataset
-from torchvision import datasets as vision
+from torch.utils.data import TensorDataset
 from torchvision.transforms import v2
 from transformers import (
     AutoImageProcessor,
@@ -352,36 +351,6 @@ def test_own_metrics_and_label_smoothing(tmp_path):
     expected = build_loss("bal_bce", COUNTS, label_smoothing=0.2)(logits, images.labels).item()
     assert metrics["eval_loss"] == pytest.approx(expected, rel=1e-5)
     assert trainer.model.config.label_smoothing == 0.2
-
-
-def test_class_counts_of_every_kind_of_dataset(tmp_path, digits):
-    counts, train = class_counts(digits["train"]), digits["train"]
-    placeholders = {f"LABEL_{number}": counts[name] for number, name in enumerate(NAMES)}
-    plain = train.remove_columns("image")
-    as_names = plain.to_dict()["label"]
-    as_names = Dataset.from_dict({"fine": [NAMES[label] for label in as_names]}).rename_column("fine", "label")
-    as_numbers = Dataset.from_dict({"labels": plain["label"]})
-    (tmp_path / "images").mkdir()
-    for name, count in (("b", 2), ("a", 1)):
-        (tmp_path / "images" / name).mkdir()
-        for number in range(count):
-            train[0]["image"].save(tmp_path / "images" / name / f"{number}.png")
-    folder = vision.ImageFolder(tmp_path / "images")
-
-    def counted(dataset, model):
-        return BalancedTrainer(model, arguments(tmp_path), train_dataset=dataset).class_counts
-
-    assert counted(train, named_model()) == counts
-    assert counted(train, tiny("vit")) == counts  # placeholders are replaced
-    assert counted(train.rename_column("label", "species"), named_model()) == counts
-    assert counted(train.shuffle(seed=1), named_model()) == counts
-    selected = [*range(0, len(train), 2), len(train) - 1]
-    assert sum(counted(train.select(selected), named_model()).values()) == len(selected) < sum(counts.values())
-    assert counted(as_names, named_model()) == counts
-    assert counted(as_numbers, named_model()) == counts
-    assert list(counted(as_numbers, tiny("vit"))) == list(placeholders)
-    assert counted(folder, tiny("vit", 2)) == {"a": 1, "b": 2}
-    assert counted(Subset(folder, [1, 0]), tiny("vit", 2)) == {"a": 1, "b": 1}
 
 
 def test_counts_that_cannot_match_the_model_are_refused(tmp_path, digits):

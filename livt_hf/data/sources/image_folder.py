@@ -15,11 +15,12 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict
 
 from ...class_names import abbreviate
+from ...reporting.blocks import counted
 from ..long_tail import class_counts
 from ..table import SPLIT_NAMES, image_column, image_dataset, leave_out, no_training_split, split_of
 from .metadata import find_metadata, load_metadata
 from .tables import TABLE_SUFFIXES, no_labels
-from .walk import count, describe_content, files_in, has_images, image_paths, is_image, subfolders, unread_photos
+from .walk import describe_content, files_in, has_images, image_paths, is_image, subfolders, unread_photos
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +149,7 @@ def _warn_of_images_left_out(folder: Path, split_folders: dict[str, Path]) -> No
     """Images beside the splits, and beside the class folders of a split."""
     for place in split_folders.values():
         if loose := sum(is_image(file) for file in files_in(place)):
-            logger.warning(f"{place}: left out, {count(loose, 'image')} outside the class folders")
+            logger.warning(f"{place}: left out, {counted(loose, 'image')} outside the class folders")
     if split_folders["train"] == folder:
         classes = subfolders(folder)
         if len(classes) == 1 and any(has_images(place) for place in subfolders(classes[0])):
@@ -160,4 +161,4 @@ def _warn_of_images_left_out(folder: Path, split_folders: dict[str, Path]) -> No
     for place in subfolders(folder):
         if place not in split_folders.values() and (images := image_paths(place)):
             reason = "no class folders" if split_of(place.name) else "not a split"
-            logger.warning(f"{place}: left out, {reason}: {count(len(images), 'image')}")
+            logger.warning(f"{place}: left out, {reason}: {counted(len(images), 'image')}")

@@ -18,10 +18,11 @@ import numpy as np
 from datasets import DatasetDict
 
 from ...class_names import abbreviate
+from ...reporting.blocks import counted
 from ..table import SPLIT_NAMES, image_dataset, leave_out
 from ..table import image_column as path_column
 from .tables import Entries, find_delimiter, read_table, read_text
-from .walk import count, describe_content, image_paths, is_image
+from .walk import describe_content, image_paths, is_image
 
 WHOLE = re.compile(r"-?\d{1,18}(\.0*)?", re.ASCII)  # as pandas writes integers, also beside missing ones
 
@@ -206,7 +207,7 @@ def located(entries: Entries, root: Path) -> Entries:
         )
     if missing:
         logger.warning(
-            f"{entries.file}: {count(len(missing), 'row')} without an image below {root}, left out: "
+            f"{entries.file}: {counted(len(missing), 'row')} without an image below {root}, left out: "
             f"{abbreviate(missing, 5)}"
         )
     return entries.select(kept)

@@ -1,4 +1,4 @@
-"""Image folders whose labels stand in a metadata file, as the Hub's ``imagefolder`` has them.
+"""Image folders whose labels are in a metadata file, in the layout of the Hub's ``imagefolder``.
 
 ``metadata.csv``, ``.jsonl`` or ``.parquet`` with the columns ``file_name`` (or ``*_file_name``) and a label: one in
 each split, or one at the top for all. There, the first folder of a path is the split (``train/im0.jpg``), unless it is
@@ -15,10 +15,11 @@ from pathlib import Path
 from datasets import DatasetDict
 
 from ...class_names import abbreviate
+from ...reporting.blocks import counted
 from ..table import SPLIT_NAMES, no_training_split, split_of
 from .lists import divide, labeled_splits
 from .tables import Entries, read_table
-from .walk import count, describe_content, image_paths, subfolders
+from .walk import describe_content, image_paths, subfolders
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
@@ -83,7 +84,7 @@ def _splits_of_one(entries: Entries) -> dict[str, Entries]:
     if len(inside) < len(first):
         others = sorted({place or "." for place in first if place not in split_folders})
         logger.warning(
-            f"{entries.file}: {count(len(first) - len(inside), 'row')} in no split, left out: {abbreviate(others, 5)}"
+            f"{entries.file}: {counted(len(first) - len(inside), 'row')} in no split, left out: {abbreviate(others, 5)}"
         )
     return divide(entries.select(inside))
 
@@ -116,8 +117,10 @@ def _match_with_files(folder: Path, read: dict[str, Entries]) -> None:
             )
         if absent:
             named = abbreviate(absent, 5)
-            logger.warning(f"{entries.file}: {count(len(absent), 'row')} without an image file, left out: {named}")
+            logger.warning(f"{entries.file}: {counted(len(absent), 'row')} without an image file, left out: {named}")
             read[split] = entries.select(kept)
     if unnamed:
         named = abbreviate(sorted(unnamed), 5)
-        logger.warning(f"{folder}: {count(len(unnamed), 'image')} without an entry in the metadata, left out: {named}")
+        logger.warning(
+            f"{folder}: {counted(len(unnamed), 'image')} without an entry in the metadata, left out: {named}"
+        )

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from datasets import Value
 
 from ...class_names import abbreviate
+from ...reporting.blocks import counted
 from ..columns import (
     IMAGE_HEADINGS,
     LABEL_HEADINGS,
@@ -33,7 +34,7 @@ from ..columns import (
 )
 from ..labels import check_single_labels, plain_labels
 from ..table import split_of
-from .walk import count, is_image
+from .walk import is_image
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl")
 SPREADSHEETS = (".xls", ".xlsx", ".ods")
@@ -95,7 +96,7 @@ def read_table(
     if len(kept) < len(paths):
         left_out = [paths[row] or f"row {row + 1}" for row in sorted(set(range(len(paths))) - set(kept))]
         logger.warning(
-            f"{file}: {count(len(left_out), 'row')} without an image or a label, left out: {abbreviate(left_out, 5)}"
+            f"{file}: {counted(len(left_out), 'row')} without an image or a label, left out: {abbreviate(left_out, 5)}"
         )
     if label_column is None:
         _name_other_labels(table, image, label)
@@ -117,10 +118,10 @@ def _check_repeated(entries: Entries) -> None:
         labels_of.setdefault(path, {})[label] = None
     if several := [f"{path} ({', '.join(labels)})" for path, labels in labels_of.items() if len(labels) > 1]:
         raise ValueError(
-            f"{entries.file}: {count(len(several), 'image')} with several labels, which are not supported: "
+            f"{entries.file}: {counted(len(several), 'image')} with several labels, which are not supported: "
             f"{abbreviate(several, 3)}; keep one row for each image"
         )
-    repeated = count(len(entries.paths) - len(labels_of), "row")
+    repeated = counted(len(entries.paths) - len(labels_of), "row")
     logger.warning(f"{entries.file}: {repeated} for an image that is listed before; duplicates count as images")
 
 
@@ -311,7 +312,7 @@ def _splits(table: pa.Table, file: Path) -> list[str]:
     found = [split_of(name) for name in named]
     others = sorted({name or "(empty)" for name, split in zip(named, found, strict=True) if split is None})
     if others and any(found):
-        rows = count(sum(split is None for split in found), "row")
+        rows = counted(sum(split is None for split in found), "row")
         raise ValueError(
             f"{file}: {rows} of its column {column!r} {'name' if rows[:2] != '1 ' else 'names'} no split "
             f"({abbreviate(others, 5)}); write train, validation or test there, or remove the rows"

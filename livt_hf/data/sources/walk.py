@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...class_names import abbreviate
+from ...reporting.blocks import counted
 
 IMAGE_EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".jp2", ".avif", ".tga")
@@ -76,16 +77,11 @@ def describe_content(folder: Path) -> str:
     if images:
         places = Counter(os.path.relpath(os.path.dirname(path), folder) for path in images)
         named = [str(folder) if place == "." else f"{place}/" for place in places]
-        return f"{count(len(images), 'image')} in {abbreviate(named, 5)}"
+        return f"{counted(len(images), 'image')} in {abbreviate(named, 5)}"
     if paths:
         kinds = sorted({os.path.splitext(path)[1].lower() or "without extension" for path in paths})
-        return f"{count(len(paths), 'other file')}: {abbreviate(kinds, 5)}"
+        return f"{counted(len(paths), 'other file')}: {abbreviate(kinds, 5)}"
     return "no files" if folder.is_dir() else "no such folder"
-
-
-def count(number: int, noun: str) -> str:
-    """ "1 image", "2,000 images"."""
-    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _is_loop(entry: os.DirEntry) -> bool:
