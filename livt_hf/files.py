@@ -99,6 +99,11 @@ def write_bytes(path: Path, data: bytes) -> None:
     """As `write_text`, for bytes."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_bytes(data)
+    publish_file(temporary, path)
+
+
+def publish_file(temporary: Path, path: Path) -> None:
+    """Flush a complete file to disk and rename it to ``path`` (same file system), replacing it."""
     _flush(temporary)
     temporary.replace(path)
 

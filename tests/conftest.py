@@ -1,11 +1,15 @@
 """What tests share: no network, one thread a process, so that parallel tests do not fight, no GPU but for tests marked
-`gpu`, and a small dataset."""
+`gpu`, a Hugging Face cache of their own, and a small dataset."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="livt_hf_tests_")
 
 import pytest
 import torch
@@ -15,6 +19,7 @@ from livt_hf.cli.console import show_messages
 pytest_plugins = ["helpers.gpu"]
 pytest.register_assert_rewrite("helpers")
 torch.set_num_threads(1)
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 show_messages()  # as the command does, for tests that call a stage directly
 # torch waits 5 seconds for the workers of a loader that is left in the middle, before it ends them.
 torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.2

@@ -20,6 +20,7 @@ from transformers import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoImageProcessor,
+    AutoModel,
     AutoModelForImageClassification,
     PreTrainedConfig,
     PreTrainedModel,
@@ -65,7 +66,7 @@ def load_model(
     """Load a model and check that the checkpoint has all its weights.
 
     Args:
-        model_class: a class of models or `AutoModelForImageClassification`.
+        model_class: a class of models, `AutoModelForImageClassification` or `AutoModel`.
         checkpoint: folder or Hub id.
         option: option or argument that names the checkpoint, for the error message.
         config: used in place of the saved one.
@@ -80,7 +81,9 @@ def load_model(
         ValueError: there is no such checkpoint, it is of another kind, damaged or incomplete.
     """
     is_autoencoder = isinstance(model_class, type) and issubclass(model_class, ViTMAEPreTrainedModel)
-    kind = "a masked autoencoder" if is_autoencoder else "an image classifier"
+    kind = (
+        "a masked autoencoder" if is_autoencoder else "a model" if model_class is AutoModel else "an image classifier"
+    )
     with _errors_in_one_line(option, checkpoint, kind):
         model_config = AutoConfig.from_pretrained(checkpoint) if config is None else config
         if not _fits(model_class, model_config):
@@ -108,13 +111,20 @@ def load_autoencoder(mae: str | Path) -> tuple[Any, Any]:
 
 def _load_with_processor(model_class: Any, checkpoint: str | Path, option: str, kind: str) -> tuple[Any, Any]:
     model, _ = load_model(model_class, checkpoint, option)
+    return model, load_image_processor(checkpoint, option, kind)
+
+
+def load_image_processor(checkpoint: str | Path, option: str = "model", kind: str = "a model") -> Any:
+    """Load an image processor; ValueError in which the checkpoint is ``kind``, a key of ``_ADVICE``."""
     with _errors_in_one_line(option, checkpoint, kind):
-        return model, AutoImageProcessor.from_pretrained(checkpoint)
+        return AutoImageProcessor.from_pretrained(checkpoint)
 
 
 def _fits(model_class: Any, config: PreTrainedConfig) -> bool:
     if model_class is AutoModelForImageClassification:
         return type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    if model_class is AutoModel:
+        return True
     return config.model_type == model_class.config_class.model_type
 
 
