@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -121,10 +121,28 @@ def names_without_weight_decay(model: nn.Module) -> set[str]:
 
 def adamw(groups: list[dict[str, Any]], peak_lr: float, betas: Sequence[float]) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`, each at ``peak_lr * lr_scale``; fused if all devices support it."""
+    return torch.optim.AdamW(_scaled(groups, peak_lr), lr=peak_lr, betas=(betas[0], betas[1]), fused=_fusible(groups))
+
+
+def sgd(groups: list[dict[str, Any]], peak_lr: float, momentum: float) -> torch.optim.SGD:
+    """SGD with momentum, otherwise as `adamw`; weight decay is L2 regularization, added to the gradient."""
+    return torch.optim.SGD(_scaled(groups, peak_lr), lr=peak_lr, momentum=momentum, fused=_fusible(groups))
+
+
+def _scaled(groups: list[dict[str, Any]], peak_lr: float) -> list[dict[str, Any]]:
     for group in groups:
         group["lr"] = peak_lr * group["lr_scale"]
-    fused = all(parameter.device.type in ("cpu", "cuda") for group in groups for parameter in group["params"])
-    return torch.optim.AdamW(groups, lr=peak_lr, betas=(betas[0], betas[1]), fused=fused)
+    return groups
+
+
+def _fusible(groups: list[dict[str, Any]]) -> bool:
+    return all(parameter.device.type in ("cpu", "cuda") for group in groups for parameter in group["params"])
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """What training changes: trainable parameters, and the buffers that a checkpoint holds, by name."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
 
 
 def learning_rate(epoch: float, peak_lr: float, min_lr: float, warmup_epochs: float, epochs: float) -> float:
@@ -209,7 +227,7 @@ class Schedule:
 
 
 class WeightAverage:
-    """Exponential moving average (EMA) of a model's weights and buffers. Every process keeps an equal copy.
+    """Exponential moving average (EMA) of a model's trained weights and buffers. Every process keeps an equal copy.
 
     Args:
         decay: weight of the old average in an update, in [0, 1).
@@ -219,13 +237,13 @@ class WeightAverage:
         if not 0.0 <= decay < 1.0:
             raise ValueError(f"ema: {decay} is out of range; it must be at least 0 and below 1")
         self.decay = decay
-        self.weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        self.weights = {name: tensor.detach().clone() for name, tensor in trained_state(model).items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Average in the current weights; tensors of integers are copied."""
         averages, weights = [], []
-        for name, tensor in model.state_dict().items():
+        for name, tensor in trained_state(model).items():
             average = self.weights[name]
             if average.is_floating_point():
                 averages.append(average)
@@ -237,12 +255,12 @@ class WeightAverage:
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:
         """Context in which the model has the averaged weights; its own are restored afterwards, bit for bit."""
-        own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-        model.load_state_dict(self.weights)
+        own = {name: tensor.detach().clone() for name, tensor in trained_state(model).items()}
+        model.load_state_dict(self.weights, strict=False)
         try:
             yield
         finally:
-            model.load_state_dict(own)
+            model.load_state_dict(own, strict=False)
 
     def save(self, folder: Path) -> None:
         """Write the average to `EMA_FILE` in a folder."""

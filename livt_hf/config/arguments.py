@@ -18,7 +18,7 @@ from .groups import (
     OptimizerArguments,
     RunArguments,
 )
-from .options import AT_LEAST_1, BELOW_1, FINITE, FRACTION, NOT_NEGATIVE, Options, option, redefine
+from .options import AT_LEAST_1, BELOW_1, FINITE, FRACTION, NOT_NEGATIVE, POSITIVE, Options, option, redefine
 
 # The names of `livt_hf.losses`, compared by a test: importing them would load torch.
 LossName = Literal["ce", "bce", "bal_ce", "bal_bce", "cb_ce", "cb_bce", "focal", "ldam", "las", "lade"]
@@ -183,14 +183,60 @@ class ClassifierArguments(ModelArguments):
 
 
 @dataclass
+class AdapterArguments(Options):
+    """Light fine-tuning: which part of the backbone is trained."""
+
+    TITLE: ClassVar[str] = "Light fine-tuning"
+
+    adapter: Literal["none", "lora", "bias", "layernorm"] = option(
+        "none",
+        "Train only the classifier and, of the backbone, low-rank updates (LoRA), biases (BitFit) or normalization "
+        "layers; none trains all weights.",
+        changes="model",
+        in_card=True,
+        replaces=dict.fromkeys(("lora", "use_lora", "peft", "use_peft", "peft_config"), " lora"),
+    )
+    adapter_rank: int = option(
+        8,
+        "Rank of LoRA.",
+        AT_LEAST_1,
+        changes="model",
+        in_card=True,
+        replaces=dict.fromkeys(("lora_r", "lora_rank"), ""),
+    )
+    adapter_alpha: float = option(
+        16.0,
+        "Scale of LoRA: its updates are multiplied by alpha / rank.",
+        POSITIVE,
+        changes="model",
+        in_card=True,
+        replaces={"lora_alpha": ""},
+    )
+    adapter_dropout: float = option(
+        0.0, "Dropout before LoRA's updates.", BELOW_1, in_card=True, replaces={"lora_dropout": ""}
+    )
+    adapter_targets: list[str] = option(
+        [],
+        "Layers that get LoRA, by the ends of their names (default: all linear layers of the blocks).",
+        changes="model",
+        in_card=True,
+        replaces=dict.fromkeys(("target_modules", "lora_target_modules"), ""),
+    )
+
+
+@dataclass
 class FinetuneOptimizerArguments(OptimizerArguments):
-    """Optimization of fine-tuning: other defaults, layer-wise decay and a moving average of the weights."""
+    """Optimization of fine-tuning: other defaults, SGD, layer-wise decay and a moving average of the weights."""
 
     base_lr: float = redefine(OptimizerArguments, "base_lr", 1e-3)
     epochs: float = redefine(OptimizerArguments, "epochs", 100)
     warmup_epochs: float = redefine(OptimizerArguments, "warmup_epochs", 10)
     min_lr: float = redefine(OptimizerArguments, "min_lr", 1e-6)
     betas: list[float] = redefine(OptimizerArguments, "betas", [0.9, 0.99])
+    optimizer: Literal["adamw", "sgd"] = option(
+        "adamw", "AdamW, or SGD with momentum.", changes="model", in_card=True, replaces={"optim": ""}
+    )
+    momentum: float = option(0.9, "Momentum of SGD.", BELOW_1, in_card=True)
     layer_decay: float = option(0.75, "Layer-wise learning-rate decay.", FRACTION, changes="model", in_card=True)
     ema: float | None = option(
         None,
@@ -221,7 +267,9 @@ class FinetuneAugmentationArguments(AugmentationArguments):
 
 
 @dataclass
-class FinetuneArguments(ClassifierArguments, FinetuneOptimizerArguments, FinetuneAugmentationArguments, StageArguments):
+class FinetuneArguments(
+    AdapterArguments, ClassifierArguments, FinetuneOptimizerArguments, FinetuneAugmentationArguments, StageArguments
+):
     """Balanced fine-tuning. Defaults: the paper's ImageNet-LT recipe.
 
     Differs from `transformers.TrainingArguments` in: no gradient clipping (1.0 there), half-cosine schedule per step
@@ -257,6 +305,8 @@ class FinetuneArguments(ClassifierArguments, FinetuneOptimizerArguments, Finetun
             raise ValueError("early_stopping: by which accuracy? name it with --keep_best, for instance few")
         if self.keep_best is not None and self.eval_split == "test":
             raise ValueError("keep_best: it would choose the epoch on the test split; use --eval_split validation")
+        if self.adapter != "none":
+            self._check_adapter()
         if self.mixes and self.batch_size % 2:
             raise ValueError(
                 f"batch_size: {self.batch_size} is odd, and mixup mixes neighbors; use an even one, or --mixup 0 "
@@ -266,3 +316,11 @@ class FinetuneArguments(ClassifierArguments, FinetuneOptimizerArguments, Finetun
             raise ValueError("loss: lade needs hard labels; train it with --mixup 0 --cutmix 0")
         if self.drw_epoch is not None and self.drw_epoch >= self.epochs:
             raise ValueError(f"drw_epoch: {self.drw_epoch} of {self.epochs} epochs would never come; lower it")
+
+    def _check_adapter(self) -> None:
+        if self.pretrained == "none":
+            raise ValueError(f"adapter: {self.adapter} adapts a pretrained model; name it with --pretrained")
+        if self.stage != "all":
+            raise ValueError(f"adapter: --stage {self.stage} trains the classifier alone; use one without the other")
+        if self.adapter != "lora" and self.adapter_targets:
+            raise ValueError(f"adapter_targets: they belong to --adapter lora, not {self.adapter}; leave them out")

@@ -205,8 +205,8 @@ class OptimizerArguments(Options):
             "adam_beta1": "",
             "adam_beta2": "",
             "adam_epsilon": " (the rest of AdamW is torch's, as in the official code)",
-            "optim": " (the optimizer is AdamW)",
-            "optim_args": " (the optimizer is AdamW)",
+            "optim": " (the optimizer of pretraining is AdamW)",
+            "optim_args": " (the rest of the optimizer is torch's)",
         },
     )
     weight_decay: float = option(

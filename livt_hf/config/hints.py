@@ -33,12 +33,11 @@ FINETUNING = {
         "use --class_weights balanced with --loss ce, or a balanced loss such as --loss bal_bce",
     ),
     **dict.fromkeys(
-        ("freeze", "freeze_backbone", "freeze_encoder", "linear_probe", "linear_probing"),
-        "use --stage classifier, which trains the last layer of a trained classifier alone",
+        ("freeze", "freeze_backbone", "freeze_encoder"),
+        "use --adapter lora, or --stage probe, which trains a classifier on frozen features",
     ),
     **dict.fromkeys(
-        ("lora", "lora_r", "lora_rank", "lora_alpha", "lora_dropout", "use_lora", "peft", "use_peft"),
-        "LoRA is not supported; --stage classifier trains the last layer of a trained classifier alone",
+        ("linear_probe", "linear_probing"), "use --stage probe, which trains a classifier on frozen features"
     ),
 }
 

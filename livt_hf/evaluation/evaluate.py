@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from .. import data
 from ..class_names import check_same_names, class_names
-from ..files import check_folder
+from ..files import check_folder, read_run
 from ..metrics import (
     calibration_error,
     confused_pairs,
@@ -92,7 +92,13 @@ def evaluate_checkpoint(
         batch_size=batch_size,
         num_workers=num_workers,
         device=device,
-        description={"model": str(model), "dataset": name, "split": split, "class_counts_from": counts_from},
+        description={
+            "model": str(model),
+            "dataset": name,
+            "split": split,
+            "class_counts_from": counts_from,
+            **_trained_part(model),
+        },
         test_prior=test_prior,
         splits=splits,
     )
@@ -104,6 +110,14 @@ def evaluate_checkpoint(
         results["reconstructions"] = draw_reconstructions(mae, splits[split], results["class_counts"], chart)
     write_report(results, output_dir, mistaken_images(results, splits[split]))
     return results
+
+
+def _trained_part(model: str | Path) -> dict[str, Any]:
+    """What its run has trained of a model, from run.json."""
+    record = read_run(Path(model)) or {}
+    adapter = record.get("arguments", {}).get("adapter", "none")
+    parts = {"trained_parameters": record.get("trained_parameters"), "adapter": None if adapter == "none" else adapter}
+    return parts if record else {}
 
 
 def _take_class_counts(config: Any, splits: DatasetDict, model: str, dataset: str) -> str:
@@ -202,6 +216,8 @@ def describe(model: PreTrainedModel, description: Mapping[str, Any]) -> dict[str
     described = {
         "model": None,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "trained_parameters": None,
+        "adapter": None,
         "dataset": None,
         "loss": getattr(config, "loss", None),
         "tau": getattr(config, "tau", None),

@@ -72,13 +72,19 @@ class BackgroundPusher:
         shutil.rmtree(self._snapshots, ignore_errors=True)  # left by a killed run
 
     def push(self, checkpoint: str | Path, message: str) -> None:
-        """Queue the upload of a checkpoint's model, if the strategy includes it. Returns at once; errors are logged."""
+        """Queue the upload of a checkpoint's model, if the strategy includes it. Returns at once; errors are logged.
+
+        A checkpoint of light fine-tuning has no whole model; only the strategies for whole checkpoints upload it.
+        """
         if self.strategy == "end" or self._ending.is_set():
             return
         try:
             snapshot = self._snapshot(Path(checkpoint), message)
         except Exception as error:
             self._report_error(f"{checkpoint} could not be uploaded: {first_line(error)}")
+            return
+        if not snapshot.names:
+            shutil.rmtree(snapshot.folder, ignore_errors=True)
             return
         with self._condition:
             replaced, self._queued = self._queued, snapshot
@@ -144,13 +150,9 @@ class BackgroundPusher:
         self._snapshots.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=self._snapshots))
         try:
-            for file in checkpoint.iterdir():
-                if file.name == "config.json" or WEIGHT_FILE.fullmatch(file.name):
-                    _link(file, folder / file.name)
-            self.processor.save_pretrained(folder)
-            text = f"A model in training: {escape_markdown(message)}. The final model and its card will replace it."
-            write_text(folder / "README.md", plain_card(folder, self.repo_id, text))
-            names = check_model_folder(folder)
+            names: list[str] = []
+            if any(WEIGHT_FILE.fullmatch(file.name) for file in checkpoint.iterdir()):
+                names = self._link_model(checkpoint, folder, message)
             if self.strategy in ("checkpoint", "all_checkpoints"):
                 reason = incompleteness(checkpoint)
                 if reason:
@@ -161,6 +163,16 @@ class BackgroundPusher:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
+
+    def _link_model(self, checkpoint: Path, folder: Path, message: str) -> list[str]:
+        """Link the model of a checkpoint, with its image processor and a card; return the names of the files."""
+        for file in checkpoint.iterdir():
+            if file.name == "config.json" or WEIGHT_FILE.fullmatch(file.name):
+                _link(file, folder / file.name)
+        self.processor.save_pretrained(folder)
+        text = f"A model in training: {escape_markdown(message)}. The final model and its card will replace it."
+        write_text(folder / "README.md", plain_card(folder, self.repo_id, text))
+        return check_model_folder(folder)
 
     def _report_error(self, line: str) -> None:
         self.errors.append(line)

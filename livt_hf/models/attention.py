@@ -89,7 +89,11 @@ class FusedAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Tokens (B, T, D), and attention weights if available."""
         projections = [self.q_proj, self.k_proj, self.v_proj]
-        query, key, value = project_heads(hidden_states, projections, self.num_attention_heads)
+        if all(type(projection) is nn.Linear for projection in projections):
+            query, key, value = project_heads(hidden_states, projections, self.num_attention_heads)
+        else:  # a layer with a forward of its own, as LoRA's
+            heads = (self.num_attention_heads, -1)
+            query, key, value = (p(hidden_states).unflatten(-1, heads).transpose(1, 2) for p in projections)
         return self.attend(query, key, value, attention_mask, **kwargs)
 
     def attend(

@@ -39,6 +39,9 @@ _TEMPLATES = jinja2.Environment(
     keep_trailing_newline=True,
 )
 
+# --adapter -> what was trained beside the classifier
+ADAPTERS = {"lora": "with LoRA, merged", "bias": "biases", "layernorm": "normalization layers"}
+
 
 def render_card(metadata: ModelCardData, template: str, values: Mapping[str, Any]) -> str:
     """The text of a README.md: metadata, then a file of templates/ filled with values."""
@@ -159,6 +162,7 @@ def _training_values(results: Mapping[str, Any], config: Mapping[str, Any]) -> d
             "a vision transformer" if is_vit else f"a {code_span(config['architectures'][0])} {timm_name}".strip()
         ),
         "parameters": f"{results['parameters']:,}",
+        "trained": _trained(results),
         "image_size": config["image_size"],
         "patch_size": config.get("patch_size"),
         "layers": config.get("num_hidden_layers"),
@@ -327,10 +331,27 @@ def hyperparameters(run: Mapping[str, Any]) -> Table:
     rows = [
         (Markdown(f"`{name}`"), _word(arguments[name]))
         for name in options_that(stage, in_card=True)
-        if arguments.get(name) is not None and not (name == "epochs" and arguments.get("max_steps"))
+        if arguments.get(name) is not None and _applies(name, arguments)
     ]
     steps = (run.get("kept") or {}).get("stopped_at") or run["steps"]
     return Table(("Option", "Value"), [*rows, ("steps", f"{steps:,}")], "lr")
+
+
+def _trained(results: Mapping[str, Any]) -> str | None:
+    """How many parameters light fine-tuning has trained, and which, in words."""
+    kind = ADAPTERS.get(results.get("adapter") or "none")
+    return f"{results['trained_parameters']:,} of them trained here ({kind})" if kind else None
+
+
+def _applies(name: str, arguments: Mapping[str, Any]) -> bool:
+    """Whether an option has an effect beside the others."""
+    if name == "epochs":
+        return not arguments.get("max_steps")
+    if name in ("betas", "momentum"):
+        return (name == "momentum") == (arguments.get("optimizer") == "sgd")
+    if name == "adapter_targets":
+        return bool(arguments[name])
+    return not name.startswith("adapter_") or arguments.get("adapter") == "lora"
 
 
 def _word(value: Any) -> str:

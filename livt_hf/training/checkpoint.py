@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -26,9 +27,11 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..files import METRICS_FILE, incompleteness
+from ..optimization import trained_state
 
 logger = logging.getLogger(__name__)
 
+TRAINED_FILE = "trained.safetensors"  # in a checkpoint of light fine-tuning, instead of the whole model
 STATE_FILE = "state.json"  # in a checkpoint of pretraining: run record, step and sum of losses
 FULL_STATE_DICT = StateDictOptions(full_state_dict=True, cpu_offload=True)  # unsharded tensors
 _CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
@@ -100,8 +103,20 @@ def remove_old_checkpoints(output_dir: Path, keep: int) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def save_trained(model: nn.Module, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+    """Write what training changes (`trained_state`) to `TRAINED_FILE`.
+
+    Args:
+        weights: those of a model sharded by FSDP.
+    """
+    names, weights = trained_state(model), weights or model.state_dict()
+    save_file({name: weights[name].cpu().contiguous() for name in names}, folder / TRAINED_FILE)
+
+
 def load_weights(model: transformers.PreTrainedModel, checkpoint: Path, sharded: bool = False) -> None:
     """Load all weights, through `from_pretrained`, since tensor names in the file differ from those in the model.
+
+    A checkpoint of light fine-tuning has only those that are trained; the others are the model's.
 
     Args:
         sharded: the model is sharded by FSDP; all processes must call this, and the main one's file is used.
@@ -109,15 +124,21 @@ def load_weights(model: transformers.PreTrainedModel, checkpoint: Path, sharded:
     Raises:
         ValueError: the weights do not fit the model.
     """
-    saved = type(model).from_pretrained(checkpoint).state_dict()
-    # Not part of the native model; `load_scales` restores them.
-    saved |= {name: tensor for name, tensor in model.state_dict().items() if name.endswith(".scales")}
+    partial = (checkpoint / TRAINED_FILE).is_file()
+    if partial:
+        saved = load_file(checkpoint / TRAINED_FILE)
+    else:
+        saved = type(model).from_pretrained(checkpoint).state_dict()
+        # Not part of the native model; `load_scales` restores them.
+        saved |= {name: tensor for name, tensor in model.state_dict().items() if name.endswith(".scales")}
     try:
+        if partial and saved.keys() != trained_state(model).keys():
+            raise RuntimeError("other weights are trained")
         if sharded:
-            options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+            options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=not partial)
             set_model_state_dict(model, saved, options=options)
         else:
-            model.load_state_dict(saved)
+            model.load_state_dict(saved, strict=not partial)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ValueError(

@@ -15,13 +15,14 @@ import torch
 from datasets import DatasetDict
 from transformers import PreTrainedModel, TrainingArguments
 
-from ..config.arguments import FinetuneArguments, FinetuneAugmentationArguments
+from ..config.arguments import AdapterArguments, FinetuneArguments, FinetuneAugmentationArguments
 from ..data import EvalTransform, FinetuneTransform, ImageDataset, Mixup
 from ..data.long_tail import dataset_labels
 from ..data.transforms import image_processor
 from ..evaluation.evaluate import describe_unevaluated, evaluate_model, mistaken_images
 from ..evaluation.splits import has_evaluation_split, log_coverage, split_coverage, split_to_evaluate
 from ..files import RUN_FILE, read_json
+from ..models.adapters import Adapter, add_adapter
 from ..models.compilation import check_compiler
 from ..models.loading import enable_gradient_checkpointing, load_classifier
 from ..optimization import Schedule
@@ -69,8 +70,10 @@ def _finetune(args: FinetuneArguments, run: StageRun) -> dict[str, Any] | None:
     transform = augmentation(args, model.config.image_size, mean)
     data = training_data(images, transform, run, args.batch_size, args.gradient_accumulation_steps)
     schedule = plan_schedule(args, data.batches)
+    add_adapter(model, adapter_of(args))
     if args.gradient_checkpointing:
         enable_gradient_checkpointing(model)
+    trained_parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     trainer = build_trainer(args, model, data, schedule, mean, std, run)
     run.results = ("results.json", "README.md") if has_evaluation_split(splits) else ("README.md",)
     processor = image_processor(model.config.image_size, args.crop_ratio, mean, std)
@@ -83,6 +86,7 @@ def _finetune(args: FinetuneArguments, run: StageRun) -> dict[str, Any] | None:
             hint = "" if args.streaming else "; --val_fraction 0.1 holds out a tenth of the training images for it"
             logger.info(f"{args.dataset} has neither a test nor a validation split: nothing is evaluated{hint}")
         run.start(describe(model, data.num_images), schedule, processor, trainer.accelerator, checkpoint)
+        run.record["trained_parameters"] = trained_parameters
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         if trainer.stopped_by:
             run.stopped(trainer.stopped_by, trainer.state.global_step)
@@ -102,6 +106,12 @@ def _finetune(args: FinetuneArguments, run: StageRun) -> dict[str, Any] | None:
             write_results(args, run, splits, trained, processor)
     run.publish(trainer.accelerator)
     return read_json(run.folder, "results.json") if "results.json" in run.results else None
+
+
+def adapter_of(args: AdapterArguments) -> Adapter:
+    """The adapter that the options describe."""
+    targets = tuple(args.adapter_targets)
+    return Adapter(args.adapter, args.adapter_rank, args.adapter_alpha, args.adapter_dropout, targets)
 
 
 def augmentation(args: FinetuneAugmentationArguments, image_size: int, mean: Sequence[float]) -> FinetuneTransform:
@@ -166,6 +176,8 @@ def build_trainer(
         mean=mean,
         std=std,
         layer_decay=args.layer_decay,
+        momentum=args.momentum if args.optimizer == "sgd" else None,
+        adapter=adapter_of(args),
         min_lr=args.min_lr,
         warmup_epochs=schedule.warmup_epochs,
         ema=args.ema,
@@ -225,8 +237,9 @@ def trainer_arguments(
 def describe(model: PreTrainedModel, num_images: int) -> str:
     """Model, loss and data in words, for the log."""
     config: Any = model.config
+    trained, total = model.num_parameters(only_trainable=True), model.num_parameters()
     return (
-        f"fine-tuning {model.num_parameters() / 1e6:.2f} M parameters with {config.loss} (tau {config.tau}) on "
+        f"fine-tuning {trained / 1e6:.2f} M of {total / 1e6:.2f} M parameters with {config.loss} (tau {config.tau}) on "
         f"{counted(num_images, 'image')} of {config.num_labels} classes at {config.image_size} px"
     )
 
@@ -256,8 +269,9 @@ def write_results(
     """
     owed = run.owed()
     description = {"model": str(run.folder), "dataset": args.dataset, "seed": args.seed}
-    if kept := read_json(run.folder, RUN_FILE).get("kept"):
-        description["kept"] = kept
+    record = read_json(run.folder, RUN_FILE)
+    description |= {name: record[name] for name in ("kept", "trained_parameters") if name in record}
+    description["adapter"] = None if args.adapter == "none" else args.adapter
     if not {"results.json", "README.md"} & set(owed):
         return
     if "results.json" not in run.results:

@@ -18,9 +18,10 @@ from ..data.streaming import StreamedSamples
 from ..evaluation.predictions import predict_split
 from ..losses import Loss, deferred_weights
 from ..metrics import calibration_error, long_tail_accuracy
+from ..models.adapters import Adapter
 from ..models.compilation import compile_if_asked
 from ..models.configuration_livt import config_loss, ordered_class_counts
-from ..optimization import WeightAverage, adamw, parameter_groups, warmup_cosine
+from ..optimization import WeightAverage, adamw, parameter_groups, sgd, warmup_cosine
 from .best_epoch import BestEpoch
 from .data import EpochLoader, check_labels
 from .loss_check import LossCheck
@@ -43,7 +44,9 @@ class RecipeTrainer(ResumableTrainer):
         eval_dataset: `ImageDataset` with an `EvalTransform`.
         mean, std: normalization of pixels in 0..1, per channel.
         layer_decay: see `parameter_groups`.
+        momentum: of SGD; None: AdamW, with the betas of ``args``.
         min_lr, warmup_epochs: see `learning_rate`.
+        adapter: that of the model, if `add_adapter` has added one.
         mixup: MixUp and CutMix; None keeps hard labels.
         ema: decay of the moving average of the weights (`WeightAverage`), which is then evaluated and saved.
         drw_epoch: epoch from which ldam re-weights the classes (`deferred_weights`); None: never.
@@ -70,6 +73,8 @@ class RecipeTrainer(ResumableTrainer):
         mean: Sequence[float],
         std: Sequence[float],
         layer_decay: float = 1.0,
+        momentum: float | None = None,
+        adapter: Adapter | None = None,
         min_lr: float = 0.0,
         warmup_epochs: float = 0.0,
         mixup: Mixup | None = None,
@@ -94,6 +99,7 @@ class RecipeTrainer(ResumableTrainer):
         self.augment = compile_if_asked(self.accelerator, self.model, augment)
         self.mean, self.std, self.mixup = mean, std, mixup
         self.layer_decay, self.min_lr, self.warmup_epochs = layer_decay, min_lr, warmup_epochs
+        self.momentum, self.adapter = momentum, adapter or Adapter()
         self.drw_epoch, self.classifier_only = drw_epoch, classifier_only
         if ema is not None and self.is_fsdp_enabled:
             raise ValueError("ema: sharded weights (FSDP) cannot be averaged; use one without the other")
@@ -175,7 +181,10 @@ class RecipeTrainer(ResumableTrainer):
         if self.optimizer is None:
             args = self.args
             groups = parameter_groups(self.model if model is None else model, args.weight_decay, self.layer_decay)
-            self.optimizer = adamw(groups, args.learning_rate, (args.adam_beta1, args.adam_beta2))
+            if self.momentum is None:
+                self.optimizer = adamw(groups, args.learning_rate, (args.adam_beta1, args.adam_beta2))
+            else:
+                self.optimizer = sgd(groups, args.learning_rate, self.momentum)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from transformers.trainer_utils import IntervalStrategy
 from ..data import TrainingBatches
 from ..evaluation.knn import Watch
 from ..files import RUN_FILE, read_metrics, write_text
+from ..models.adapters import Adapter, add_adapter, merge_adapter
 from ..optimization import WeightAverage
 from .best_epoch import BestEpoch, load_best
-from .checkpoint import FULL_STATE_DICT, load_optimizer, load_tensors, load_weights, set_schedule
+from .checkpoint import FULL_STATE_DICT, load_optimizer, load_tensors, load_weights, save_trained, set_schedule
 from .classifier_retraining import fold_scales, load_scales, save_scales
 from .data import EpochLoader
 from .lock import lock_folder
@@ -32,6 +34,8 @@ from .record import read_checkpoint_record
 from .run import Run
 from .stopping import Stopped
 from .trainer import BalancedTrainer
+
+logger = logging.getLogger(__name__)
 
 
 class ResumableTrainer(BalancedTrainer):
@@ -45,6 +49,7 @@ class ResumableTrainer(BalancedTrainer):
         ema: moving average of the weights, saved and restored with them.
         best_epoch: keeps the best weights, with which training ends.
         classifier_only: only the classifier is trained; the scales of LWS are saved beside the native model.
+        adapter: light fine-tuning; checkpoints then hold the trained parameters alone.
         stopped_by: name of the signal that stopped training, if any.
         resumed_from: checkpoint that training resumed from, if any.
     """
@@ -56,12 +61,14 @@ class ResumableTrainer(BalancedTrainer):
     step_loss: Tensor | None = None
     ema: WeightAverage | None
     classifier_only: bool
+    adapter: Adapter
     best_epoch: BestEpoch | None
     stopped_by: str | None = None
     resumed_from: Path | None = None
     epoch_loader: EpochLoader | None = None
     watch: Watch = staticmethod(iter)  # gets the batches of an evaluation
     _staging: Path | None = None
+    _logged_size = False
 
     def _add_callbacks(self) -> None:
         self.remove_callback(PrinterCallback)
@@ -137,18 +144,23 @@ class ResumableTrainer(BalancedTrainer):
                 logging_state = {"loss_sum": loss_sum, "last_step": self._globalstep_last_logged}
                 record = {**self.run.record, "logging": logging_state}
                 write_text(folder / RUN_FILE, json.dumps(record, indent=2))
+                if self.adapter.kind != "none" and not self._logged_size:
+                    self._logged_size = True
+                    size = sum(file.stat().st_size for file in folder.iterdir())
+                    logger.info(f"a checkpoint holds the trained parameters and the optimizer's: {size / 1e6:,.1f} MB")
 
     def final_model(self) -> PreTrainedModel:
         """The model to save at the end: `whole_model` with the moving average or the best weights, if any.
 
-        Scales are folded in.
+        Adapters are merged and scales folded in.
         """
         model = self.whole_model()
         if self.is_world_process_zero():
             if self.ema is not None:
-                model.load_state_dict(self.ema.weights)
+                model.load_state_dict(self.ema.weights, strict=False)
             if self.best_epoch is not None:
                 load_best(model, self.run.folder)
+            merge_adapter(model)
             fold_scales(model)
         return model
 
@@ -168,6 +180,7 @@ class ResumableTrainer(BalancedTrainer):
             return model
         weights = get_model_state_dict(model, options=FULL_STATE_DICT)
         whole = type(model)(model.config)  # FSDP's class makes one of the original class
+        add_adapter(whole, self.adapter)
         if self.is_world_process_zero():
             whole.load_state_dict(weights)
         return whole
@@ -214,6 +227,9 @@ class ResumableTrainer(BalancedTrainer):
             self.run.pusher.wait()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if self.adapter.kind != "none":
+            save_trained(self.model, Path(output_dir or str(self.args.output_dir)), state_dict)
+            return
         if state_dict is None and self.classifier_only:  # `save_scales` saves those
             state_dict = {name: w for name, w in self.model.state_dict().items() if not name.endswith(".scales")}
         super()._save(output_dir, state_dict)

@@ -77,9 +77,9 @@ def same_weights(first: Path, second: Path) -> bool:
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
-def stop_at(step: int, monkeypatch) -> None:
+def stop_at(step: int, monkeypatch, optimizer=torch.optim.AdamW) -> None:
     """SIGTERM during an optimizer step."""
-    optimizer_step, steps = torch.optim.AdamW.step, []
+    optimizer_step, steps = optimizer.step, []
 
     def step_and_signal(self, *args, **kwargs):
         steps.append(None)
@@ -87,7 +87,7 @@ def stop_at(step: int, monkeypatch) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return optimizer_step(self, *args, **kwargs)
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", step_and_signal)
+    monkeypatch.setattr(optimizer, "step", step_and_signal)
 
 
 def launch_environment() -> dict[str, str]:
