@@ -123,7 +123,9 @@ def recipe_list(stage: type[StageArguments]) -> str:
         )
         sentence = re.split(r"(?<=[\w)%])[.:] ", comment)[0].removesuffix(".")
         values = yaml.safe_load(text)
-        lines.append(f"{name:<18}{values['epochs']:>4} epochs at {values['image_size']:>3} px. {sentence}.")
+        length = f"{values['epochs']:>4} epochs" if "epochs" in values else ""
+        size = f" at {values['image_size']:>3} px." if "image_size" in values else ""  # else that of --pretrained
+        lines.append(f"{name:<18}{length + size:<23} {sentence}.")
     return "\n".join(lines)
 
 

@@ -1,12 +1,11 @@
 """Light fine-tuning: a frozen backbone with a trained classifier and, of the backbone, only a small part.
 
-lora       low-rank updates of linear layers, ``W + alpha / rank * B A`` (Hu et al., ICLR 2022), from the library peft; at
-           the end they are merged into W, so that the saved model is the native one
+lora       low-rank updates of linear layers, ``W + alpha / rank * B A`` (Hu et al., ICLR 2022), from the library peft;
+           they are finally merged into W, so that the saved model is native
 bias       the biases of all layers (BitFit; Ben Zaken et al., ACL 2022)
 layernorm  scale and shift of all normalization layers
 
-Light fine-tuning is what LIFT (Shi et al., ICML 2024) finds better than full fine-tuning on the rare classes of foundation
-models.
+LIFT (Shi et al., ICML 2024) finds it better than full fine-tuning of foundation models on the rare classes.
 """
 
 from __future__ import annotations

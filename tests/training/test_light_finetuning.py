@@ -1,4 +1,4 @@
-"""`livt finetune --adapter`: runs that train a part of the model, their checkpoints, and the native model they end with."""
+"""`livt finetune --adapter`: runs that train a part of the model, their checkpoints, and the native model they save."""
 
 import json
 import subprocess
@@ -78,7 +78,7 @@ def test_trained_and_total_parameters_are_told(finished, capsys, mae_dir, tmp_pa
     assert f"a checkpoint holds the trained parameters and the optimizer's: {size / 1e6:.1f} MB" in output
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "of them trained here (biases)" in " ".join(card.split())
-    assert "adapter_rank" not in card
+    assert "| `adapter_rank` |" not in card
 
 
 def test_the_frozen_weights_are_those_of_the_start(mae_dir, tmp_path):
@@ -233,7 +233,6 @@ def test_a_checkpoint_of_other_parameters_is_refused(finished, mae_dir, tmp_path
 def test_balanced_trainer_takes_a_peft_model(tmp_path):
     """Trained, resumed, and merged to a native model; the loss is that of its class counts."""
     from peft import LoraConfig, PeftModel, get_peft_model
-
     from training.test_trainer import arguments, named_model, with_pixels
 
     data = with_pixels(load_long_tailed("digits"))
