@@ -34,6 +34,7 @@ DOCUMENTS = [
     ROOT / "README.md",
     ROOT / ".github" / "CONTRIBUTING.md",
     ROOT / "model_cards" / "README.md",
+    ROOT / "scripts" / "README.md",
     ROOT / "tests" / "README.md",
     *sorted((ROOT / "livt_hf").glob("*/README.md")),
 ]

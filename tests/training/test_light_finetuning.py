@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, TrainerCallback
 
 from helpers.paths import HELPERS, ROOT
-from helpers.tiny_models import save_tiny
 from helpers.training import (
     FINETUNE,
     QUIET,
@@ -110,45 +109,48 @@ def test_a_run_stopped_and_continued_is_bit_identical(mae_dir, tmp_path, changed
     assert log_lines(whole) == log_lines(stopped)
 
 
-def test_two_processes_and_fsdp2_train_as_one(mae_dir, tmp_path):
-    options = options_with(mae_dir, drop_path=0.0)
-    finetune(finetune_arguments(tmp_path / "one", **options), QUIET)
-    expected = log_lines(tmp_path / "one")
+class SameRun:
+    """A run in one process, and others in two, whose log and weights are compared with it."""
 
-    def words(folder, **changed):
-        flat = {**FINETUNE, **options, "batch_size": 16, "output_dir": tmp_path / folder, **changed}
-        return [part for name, value in flat.items() for part in (f"--{name}", str(value))]
+    def __init__(self, mae_dir, tmp_path):
+        self.options, self.folder = options_with(mae_dir, drop_path=0.0), tmp_path
+        finetune(finetune_arguments(tmp_path / "one", **self.options), QUIET)
+        flat = {**FINETUNE, **self.options, "batch_size": 16, "output_dir": tmp_path / "two"}
+        self.words = [part for name, value in flat.items() for part in (f"--{name}", str(value))]
 
-    def check(folder):
-        found = log_lines(tmp_path / folder)
+    def check(self):
+        expected, found = log_lines(self.folder / "one"), log_lines(self.folder / "two")
         assert [line["step"] for line in found] == [line["step"] for line in expected]
         for first, second in zip(expected, found, strict=True):
             for name in {"loss", "eval_accuracy"} & set(first):
                 assert second[name] == pytest.approx(first[name], rel=1e-4)
-        one = load_file(tmp_path / "one" / "model.safetensors")
-        for name, tensor in load_file(tmp_path / folder / "model.safetensors").items():
+        one = load_file(self.folder / "one" / "model.safetensors")
+        for name, tensor in load_file(self.folder / "two" / "model.safetensors").items():
             torch.testing.assert_close(tensor, one[name], rtol=1e-3, atol=1e-4, msg=name)
 
-    launch_two(ROOT / "scripts" / "run_finetune.py", *words("two"))
-    check("two")
+
+def test_two_processes_train_as_one(mae_dir, tmp_path):
+    run = SameRun(mae_dir, tmp_path)
+    launch_two(ROOT / "scripts" / "run_finetune.py", *run.words)
+    run.check()
+
+
+@pytest.mark.slow
+def test_fsdp2_is_the_same_run_and_resumes(mae_dir, tmp_path):
+    run = SameRun(mae_dir, tmp_path)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--use_fsdp"]
     command += ["--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP", "--main_process_port", "0"]
+    command += [str(HELPERS / "fsdp_finetune.py"), *run.words]
     for start in ("", "resumed from"):
-        run = subprocess.run(
-            [*command, str(HELPERS / "fsdp_finetune.py"), *words("fsdp")],
-            capture_output=True,
-            text=True,
-            env=launch_environment(),
-            timeout=300,
-            check=False,
+        launched = subprocess.run(
+            command, capture_output=True, text=True, env=launch_environment(), timeout=300, check=False
         )
-        assert run.returncode == 0, run.stderr[-3000:]
-        assert "world size 2 on cpu, FSDP" in run.stdout
-        assert start in run.stdout
-        check("fsdp")
-        for name in ("run.json", "model.safetensors"):
-            (tmp_path / "fsdp" / name).unlink()
-        (tmp_path / "fsdp" / "checkpoint-12" / "complete.json").unlink(missing_ok=True)
+        assert launched.returncode == 0, launched.stderr[-3000:]
+        assert "world size 2 on cpu, FSDP" in launched.stdout
+        assert start in launched.stdout
+        run.check()
+        for name in ("run.json", "model.safetensors", "checkpoint-12/complete.json"):
+            (tmp_path / "two" / name).unlink()
 
 
 NATIVE = """
@@ -236,12 +238,11 @@ def test_balanced_trainer_takes_a_peft_model(tmp_path):
     from training.test_trainer import arguments, named_model, with_pixels
 
     data = with_pixels(load_long_tailed("digits"))
-    save_tiny("dinov2", tmp_path / "base")
 
     def trainer(folder, **options):
         torch.manual_seed(1)
         config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"])
-        model = get_peft_model(named_model(), config)
+        model = get_peft_model(named_model(names=[str(digit) for digit in range(10)]), config)
         args = arguments(tmp_path / folder, save_strategy="steps", save_steps=3, max_steps=6, **options)
         return BalancedTrainer(model, args, train_dataset=data["train"], eval_dataset=data["test"], loss="bal_ce")
 
