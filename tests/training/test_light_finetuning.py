@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, TrainerCallback
 
@@ -237,7 +238,7 @@ def test_balanced_trainer_takes_a_peft_model(tmp_path):
     from peft import LoraConfig, PeftModel, get_peft_model
     from training.test_trainer import arguments, named_model, with_pixels
 
-    data = with_pixels(load_long_tailed("digits"))
+    data = with_pixels(load_long_tailed("digits").cast_column("image", Image()))
 
     def trainer(folder, **options):
         torch.manual_seed(1)
