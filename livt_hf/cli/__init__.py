@@ -28,6 +28,7 @@ COMMANDS = (
     "compare",
     "evaluate",
     "predict",
+    "embed",
     "adjust",
     "push",
     "demo",

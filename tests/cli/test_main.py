@@ -55,6 +55,7 @@ def test_every_command_suggests_the_nearest_option(capsys, command):
         "evaluate": ["--dataset", "x"],
         "compare": ["--losses", "ce", "--output_dir", "x"],
         "predict": ["image.png"],
+        "embed": ["--dataset", "x", "--output", "x.parquet"],
         "adjust": ["--output_dir", "x"],
         "push": ["--hub_model_id", "org/x"],
         "dataset": ["inspect"],
