@@ -132,9 +132,10 @@ class ClassifierArguments(ModelArguments):
         "{class: weight}.",
         in_card=True,
     )
-    stage: Literal["all", "classifier"] = option(
+    stage: Literal["all", "classifier", "probe"] = option(
         "all",
-        "What is trained: all weights, or only the classifier, on class-balanced batches.",
+        "What is trained: all weights; only the classifier, on class-balanced batches; or a linear probe of frozen "
+        "features, in seconds (options: model, data, loss and --crop_ratio; no augmentation, no --epochs).",
         changes="model",
         replaces={
             "optim_target_modules": " (what is trained)",
@@ -144,6 +145,11 @@ class ClassifierArguments(ModelArguments):
     classifier_method: Literal["crt", "lws"] = option(
         "crt",
         "With --stage classifier: classifier retraining (cRT) or learnable weight scaling (LWS).",
+        changes="model",
+    )
+    classifier_init: Literal["random", "zero", "class_mean"] = option(
+        "random",
+        "Initial classifier: random (or that of --pretrained), zero, or the mean features of each class.",
         changes="model",
     )
     drw_epoch: float | None = option(
@@ -178,6 +184,10 @@ class ClassifierArguments(ModelArguments):
             )
         if self.stage == "classifier" and self.pretrained == "none":
             raise ValueError("stage: classifier retrains the last layer of a trained model; name it with --pretrained")
+        if self.stage != "all" and self.classifier_init != "random":
+            raise ValueError(
+                f"classifier_init: --stage {self.stage} has its own start; leave out {self.classifier_init}"
+            )
         if self.drw_epoch is not None and self.loss != "ldam":
             raise ValueError(f"drw_epoch: deferred re-weighting belongs to ldam; leave it out with --loss {self.loss}")
 
@@ -303,6 +313,9 @@ class FinetuneArguments(
         super().__post_init__()
         if self.early_stopping is not None and self.keep_best is None:
             raise ValueError("early_stopping: by which accuracy? name it with --keep_best, for instance few")
+        if self.stage == "probe":
+            self._check_probe()
+            return
         if self.keep_best is not None and self.eval_split == "test":
             raise ValueError("keep_best: it would choose the epoch on the test split; use --eval_split validation")
         if self.adapter != "none":
@@ -324,3 +337,11 @@ class FinetuneArguments(
             raise ValueError(f"adapter: --stage {self.stage} trains the classifier alone; use one without the other")
         if self.adapter != "lora" and self.adapter_targets:
             raise ValueError(f"adapter_targets: they belong to --adapter lora, not {self.adapter}; leave them out")
+
+    def _check_probe(self) -> None:
+        """ValueError for options that contradict a probe; those that it has no use for are ignored."""
+        for name in ("keep_best", "ema", "drw_epoch"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name}: --stage probe has no epochs and no batches; leave one of the two out")
+        if self.streaming:
+            raise ValueError("streaming: --stage probe keeps the features of all images; leave one of the two out")

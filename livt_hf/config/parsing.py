@@ -125,7 +125,7 @@ def recipe_list(stage: type[StageArguments]) -> str:
         values = yaml.safe_load(text)
         length = f"{values['epochs']:>4} epochs" if "epochs" in values else ""
         size = f" at {values['image_size']:>3} px." if "image_size" in values else ""  # else that of --pretrained
-        lines.append(f"{name:<18}{length + size:<23} {sentence}.")
+        lines.append(f"{name:<18}{length + size:<22} {sentence}.")
     return "\n".join(lines)
 
 

@@ -23,10 +23,11 @@ from .blocks import Code, Markdown, Picture, Section, Table, code_span, counted,
 from .card_metadata import TAGS, autoencoder_metadata, classifier_metadata, example_images
 from .charts import plot_loss_curve
 from .coverage import coverage_sentences
-from .evaluation_report import CHARTS, GROUP_SENTENCE, accuracy_table, adjustments, data_name
+from .evaluation_report import CHARTS, GROUP_SENTENCE, accuracy_table, adjustments, data_name, knn_sentence
 from .provenance import hardware_words, measurement_blocks, public_name, version_words
 
 LOSS_CURVE, RECONSTRUCTIONS = "loss_curve.png", "reconstructions.png"
+PROBE_OPTIONS = ("imbalance_factor", "loss", "tau", "label_smoothing", "class_weights", "mixed_precision", "seed")
 ENDS_SHOWN = 5  # largest and smallest classes in the card
 LONG_TAIL = 10  # imbalance factor from which a card speaks of very unequal sizes
 # Values are blocks, rendered as in a report: text is escaped unless it is `Markdown`.
@@ -112,6 +113,7 @@ def _result_values(results: Mapping[str, Any]) -> dict[str, Any]:
         "images": counted(results["images"], "image"),
         "data": data_name(results),
         "accuracy_table": Markdown(accuracy_table(results)),
+        "knn": knn_sentence(results),
         "group_sentence": GROUP_SENTENCE,
         "bins": len(results["reliability"]),
         "top5": None if results["top5"] is None else percent(results["top5"]),
@@ -173,6 +175,9 @@ def _training_values(results: Mapping[str, Any], config: Mapping[str, Any]) -> d
         "loss": LOSS_TITLES.get(results["loss"], results["loss"]),
         "tau": f"{results['tau']:g}",
         "kept": _kept(results),
+        "probe_l2": f"{results['probe']['l2']:g}" if results.get("probe") else None,
+        "probe_chosen_on": (results.get("probe") or {}).get("chosen_on"),
+        "probe_parameters": f"{results['trained_parameters']:,}" if results.get("probe") else None,
         "weighted": bool(config.get("class_weights")),
         "adjusted": bool(config.get("adjustment")),
         "adjustments": ", ".join(adjustments(config.get("adjustment"))) or "none in effect",
@@ -333,6 +338,8 @@ def hyperparameters(run: Mapping[str, Any]) -> Table:
         for name in options_that(stage, in_card=True)
         if arguments.get(name) is not None and _applies(name, arguments)
     ]
+    if arguments.get("stage") == "probe":
+        return Table(("Option", "Value"), rows, "lr")
     steps = (run.get("kept") or {}).get("stopped_at") or run["steps"]
     return Table(("Option", "Value"), [*rows, ("steps", f"{steps:,}")], "lr")
 
@@ -345,6 +352,8 @@ def _trained(results: Mapping[str, Any]) -> str | None:
 
 def _applies(name: str, arguments: Mapping[str, Any]) -> bool:
     """Whether an option has an effect beside the others."""
+    if arguments.get("stage") == "probe":
+        return name in PROBE_OPTIONS
     if name == "epochs":
         return not arguments.get("max_steps")
     if name in ("betas", "momentum"):

@@ -146,7 +146,20 @@ def accuracy_table(results: Mapping[str, Any]) -> str:
 def summary_blocks(results: Mapping[str, Any]) -> list[Block]:
     """Accuracy of the groups, what it is a mean of, and what the splits lack."""
     sentence = GROUP_SENTENCE + _counts_sentence(results)
-    return [_accuracy_table(results), sentence, *coverage_sentences(results.get("coverage"))]
+    knn = knn_sentence(results)
+    return [_accuracy_table(results), sentence, *([knn] if knn else []), *coverage_sentences(results.get("coverage"))]
+
+
+def knn_sentence(results: Mapping[str, Any]) -> str | None:
+    """Accuracy of k-NN on the features of a linear probe; None for results without it."""
+    knn = results.get("knn")
+    if knn is None:
+        return None
+    groups = ", ".join(f"{name}-shot {percent(knn[name])}" for name in GROUP_NAMES)
+    return (
+        f"For comparison, weighted k-NN (k = {knn['neighbors']}) on the same frozen features: accuracy "
+        f"{percent(knn['accuracy'])} % ({groups})."
+    )
 
 
 def _accuracy_table(results: Mapping[str, Any]) -> Table:

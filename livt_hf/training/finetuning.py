@@ -33,6 +33,7 @@ from ..reporting.evaluation_report import write_report
 from ..reporting.training_report import write_training_report
 from .best_epoch import best_record, remove_best
 from .classifier import build_classifier, pixel_statistics
+from .classifier_init import init_classifier
 from .data import TrainingData, load_images, plan_schedule, training_data
 from .recipe_trainer import RecipeTrainer
 from .stage_run import StageRun, check_precision
@@ -56,6 +57,10 @@ def finetune(args: FinetuneArguments, training_arguments: dict[str, Any] | None 
     """
     run = StageRun(args, training_arguments=training_arguments)
     with run.opened():
+        if args.stage == "probe":
+            from .probing import probe  # it evaluates and writes as this module does
+
+            return probe(args, run)
         return _finetune(args, run)
 
 
@@ -70,16 +75,19 @@ def _finetune(args: FinetuneArguments, run: StageRun) -> dict[str, Any] | None:
     transform = augmentation(args, model.config.image_size, mean)
     data = training_data(images, transform, run, args.batch_size, args.gradient_accumulation_steps)
     schedule = plan_schedule(args, data.batches)
+    run.results = ("results.json", "README.md") if has_evaluation_split(splits) else ("README.md",)
+    processor = image_processor(model.config.image_size, args.crop_ratio, mean, std)
+    is_trained = run.is_trained(schedule.steps)
+    checkpoint = None if is_trained else run.find_checkpoint(schedule.steps)
+    if not is_trained and checkpoint is None:
+        init_classifier(args, model, images, processor)  # before anything takes a copy of the weights
     add_adapter(model, adapter_of(args))
     if args.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     trained_parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    trainer = build_trainer(args, model, data, schedule, mean, std, run)
-    run.results = ("results.json", "README.md") if has_evaluation_split(splits) else ("README.md",)
-    processor = image_processor(model.config.image_size, args.crop_ratio, mean, std)
     trained: PreTrainedModel | None = None
-    if not run.is_trained(schedule.steps):
-        checkpoint = run.find_checkpoint(schedule.steps)
+    trainer = build_trainer(args, model, data, schedule, mean, std, run)
+    if not is_trained:
         if splits:
             log_coverage(split_coverage(splits, counts))
         if not has_evaluation_split(splits):
@@ -270,7 +278,8 @@ def write_results(
     owed = run.owed()
     description = {"model": str(run.folder), "dataset": args.dataset, "seed": args.seed}
     record = read_json(run.folder, RUN_FILE)
-    description |= {name: record[name] for name in ("kept", "trained_parameters") if name in record}
+    kept = ("kept", "trained_parameters", "probe", "knn")
+    description |= {name: record[name] for name in kept if name in record}
     description["adapter"] = None if args.adapter == "none" else args.adapter
     if not {"results.json", "README.md"} & set(owed):
         return

@@ -186,9 +186,14 @@ class StageRun(Run):
         kind = "pretrained" if self.stage == "pretrain" else "fine-tuned"
         logger.info(f"saved the {kind} model in {self.folder}")
 
-    def publish(self, accelerator: Accelerator) -> None:
-        """After everything else is written: upload the folder if requested, and record that."""
-        accelerator.wait_for_everyone()
+    def publish(self, accelerator: Accelerator | None = None) -> None:
+        """After everything else is written: upload the folder if requested, and record that.
+
+        Args:
+            accelerator: of a run in several processes, which wait for each other here.
+        """
+        if accelerator is not None:
+            accelerator.wait_for_everyone()
         if not self.is_main or "upload" not in self.owed():
             return
         error = (self.pusher or self._new_pusher()).finish(self.folder)

@@ -88,7 +88,7 @@ def test_each_data_set_has_a_recipe_for_both_stages():
     # 384: fine-tuned from the model pretrained for 224; log: what the official log records where it differs.
     comparisons = {"vit", "deit3", "mae"}  # of other papers
     finetune = {name.removesuffix("_384").removesuffix("_log") for name in names["finetune"]}
-    foundation = {"lift"}  # for any data set
+    foundation = {"lift", "linear_probe"}  # for any data set
     assert finetune == names["pretrain"] | comparisons | foundation
 
 
@@ -436,3 +436,33 @@ def test_reweighting_that_would_never_begin_is_refused():
         "drw_epoch: 20.0 of 20.0 epochs would never come; lower it"
     )
     assert parse("--loss", "ldam", "--drw_epoch", "16", "--epochs", "20").drw_epoch == 16
+
+
+def test_the_recipe_of_the_probe_leaves_data_and_model_to_the_user(capsys):
+    args = parse("--recipe", "linear_probe", "--dataset", "photos", "--pretrained", "mae")
+    assert (args.stage, args.loss, args.tau, args.label_smoothing) == ("probe", "bal_ce", 1.0, 0.0)
+    with pytest.raises(SystemExit):
+        parse_arguments(FinetuneArguments, ["--recipe", "help"])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("linear_probe"))
+    assert line.split(maxsplit=1) == [
+        "linear_probe",
+        "A balanced linear probe of frozen features, for any --dataset and --pretrained.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["--keep_best", "few"], "keep_best: --stage probe has no epochs and no batches; leave one of the two out"),
+        (["--ema", "0.9"], "ema: --stage probe has no epochs and no batches; leave one of the two out"),
+        (["--loss", "ldam", "--drw_epoch", "8"], "drw_epoch: --stage probe has no epochs and no batches; leave one"),
+        (["--streaming"], "streaming: --stage probe keeps the features of all images; leave one of the two out"),
+        (["--classifier_init", "zero"], "classifier_init: --stage probe has its own start; leave out zero"),
+    ],
+)
+def test_what_contradicts_a_probe_is_refused(words, error):
+    assert refused("--stage", "probe", *words).startswith(error)
+
+
+def test_what_a_probe_has_no_use_for_is_not_checked():
+    assert parse("--stage", "probe", "--batch_size", "33", "--loss", "lade").mixup == 0.8
