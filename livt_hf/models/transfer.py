@@ -27,6 +27,8 @@ from .loading import classifier_layers, load_config, load_model
 from .modeling_livt import CLASSIFIER_STD
 from .towers import classifier_config, fixed_resolution, freeze_unused, load_tower, vision_config
 
+_POSITIONS = (".position_embeddings", ".position_embedding.weight")
+
 
 def load_pretrained_classifier(
     pretrained: str,
@@ -140,7 +142,8 @@ def with_image_size(model: PreTrainedModel, image_size: int) -> PreTrainedModel:
         config.image_size = image_size
         return model
     tower = vision_config(config)
-    if isinstance(patch_size := getattr(tower, "patch_size", None), int):
+    patch_size: Any = getattr(tower, "patch_size", None)
+    if isinstance(patch_size, int) and any(name.endswith(_POSITIONS) for name in model.state_dict()):  # not of ConvNeXt
         check_patch_grid(image_size, patch_size)
     if getattr(tower, "image_size", None) in (None, image_size, [image_size] * 2, (image_size,) * 2):
         _set_image_size(config, image_size)
@@ -149,10 +152,7 @@ def with_image_size(model: PreTrainedModel, image_size: int) -> PreTrainedModel:
     _set_image_size(config, image_size)
     resized, weights = type(model)(config), model.state_dict()
     for name, tensor in resized.state_dict().items():
-        if (
-            name.endswith((".position_embeddings", ".position_embedding.weight"))
-            and tensor.shape != weights[name].shape
-        ):
+        if name.endswith(_POSITIONS) and tensor.shape != weights[name].shape:
             # As the forward passes of transformers do it
             antialias = config.model_type == "dinov2_with_registers"
             weights[name] = _interpolate(weights[name], tensor.shape, image_size // patch_size, antialias)

@@ -75,7 +75,7 @@ def _from_classifier(args: ClassifierArguments, counts: dict[str, int], settings
         counts,
         image_size=args.image_size,
         drop_path=args.drop_path,
-        ignore_mismatched_classifier=args.ignore_mismatched_classifier,
+        ignore_mismatched_classifier=args.ignore_mismatched_classifier or args.classifier_init != "random",
     )
     balanced = args.stage == "classifier"
     store_class_counts(model.config, counts, **settings, pretrained=args.pretrained, class_balanced_batches=balanced)

@@ -37,6 +37,7 @@ from .data import TrainingData, load_images, plan_schedule, training_data
 from .recipe_trainer import RecipeTrainer
 from .stage_run import StageRun, check_precision
 from .stopping import StopSignal
+from .text_classifier import init_from_text
 
 logger = logging.getLogger(__name__)
 
@@ -70,16 +71,19 @@ def _finetune(args: FinetuneArguments, run: StageRun) -> dict[str, Any] | None:
     transform = augmentation(args, model.config.image_size, mean)
     data = training_data(images, transform, run, args.batch_size, args.gradient_accumulation_steps)
     schedule = plan_schedule(args, data.batches)
+    run.results = ("results.json", "README.md") if has_evaluation_split(splits) else ("README.md",)
+    processor = image_processor(model.config.image_size, args.crop_ratio, mean, std)
+    is_trained = run.is_trained(schedule.steps)
+    checkpoint = None if is_trained else run.find_checkpoint(schedule.steps)
+    if args.classifier_init == "text" and not is_trained and checkpoint is None:
+        init_from_text(args, model, images, processor)  # before the moving average and the optimizer take the weights
     add_adapter(model, adapter_of(args))
     if args.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     trained_parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     trainer = build_trainer(args, model, data, schedule, mean, std, run)
-    run.results = ("results.json", "README.md") if has_evaluation_split(splits) else ("README.md",)
-    processor = image_processor(model.config.image_size, args.crop_ratio, mean, std)
     trained: PreTrainedModel | None = None
-    if not run.is_trained(schedule.steps):
-        checkpoint = run.find_checkpoint(schedule.steps)
+    if not is_trained:
         if splits:
             log_coverage(split_coverage(splits, counts))
         if not has_evaluation_split(splits):

@@ -2,14 +2,23 @@
 
 import json
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 import transformers
 from torch import nn
 from transformers import AutoModelForImageClassification, CLIPImageProcessor, CLIPVisionModel, SiglipVisionModel
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from helpers.tiny_towers import AVAILABLE, VISION, native_class, save_tower, tiny_tower
 from helpers.training import QUIET, finetune_arguments
+from livt_hf.data import EvalTransform
+from livt_hf.data.transforms import image_processor
+from livt_hf.evaluation.adjust import adjust
+from livt_hf.evaluation.predict import predict_images
+from livt_hf.hub.upload import check_model_folder
+from livt_hf.models.configuration_livt import store_class_counts
 from livt_hf.models.loading import classifier_layers, enable_gradient_checkpointing
 from livt_hf.models.towers import fixed_resolution, freeze_unused, vision_config
 from livt_hf.models.transfer import load_pretrained_classifier, saved_image_size
@@ -247,7 +256,7 @@ def test_models_that_are_no_backbones_are_named(model_type, tmp_path):
 OPTIONS = {"image_size": None, "max_steps": 2, "batch_size": 16, "save_every": 2, "logging_steps": 1, "drop_path": 0.0}
 
 
-IN_BRIEF = ("clip", "siglip2", "timm_dinov3", "vit_mae")
+IN_BRIEF = ("clip", "siglip2", "timm_dinov3")
 
 
 @pytest.mark.parametrize(
@@ -263,4 +272,37 @@ def test_fine_tuning_gives_a_native_classifier(name, towers, tmp_path):
     assert list(model.config.id2label.values()) == [str(digit) for digit in range(10)]
     assert results["parameters"] == model.num_parameters()
     card = (tmp_path / "README.md").read_text()
+    assert f"`{native_class(name).__name__}`" in card or name == "vit_mae"
     assert "None" not in card
+    assert "model.safetensors" in check_model_folder(tmp_path)
+
+
+def test_the_result_is_evaluated_adjusted_and_used_by_a_pipeline(towers, tmp_path):
+    """A CLIP at another size, with the processor of this package: the pipeline sees the pixels of the evaluation."""
+    model = load_pretrained_classifier(towers["clip"], COUNTS, image_size=12)
+    store_class_counts(model.config, COUNTS, loss="ce", tau=0.0, pretrained=towers["clip"])
+    torch.nn.init.normal_(model.classifier.weight, generator=torch.Generator().manual_seed(4))
+    processor = image_processor(12, 0.75, *pixel_statistics(towers["clip"]))
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "model")
+    image = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
+    image.save(tmp_path / "image.png")
+
+    pixels = EvalTransform(12, 0.75)(torch.from_numpy(np.array(image)).permute(2, 0, 1))["pixel_values"]
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    pixels = (pixels / 255 - mean) / std
+    torch.testing.assert_close(processor(image, return_tensors="pt")["pixel_values"][0], pixels, rtol=1e-5, atol=1e-5)
+    expected = model.eval()(pixels.unsqueeze(0)).logits[0].softmax(0).tolist()
+    by_name = dict(zip(COUNTS, expected, strict=True))
+    scores = transformers.pipeline("image-classification", str(tmp_path / "model"))(image, top_k=3)
+    assert {score["label"]: score["score"] for score in scores} == pytest.approx(by_name, abs=1e-5)
+    (predicted,) = predict_images(tmp_path / "model", [tmp_path / "image.png"])
+    assert {score["label"]: score["score"] for score in predicted["predictions"]} == pytest.approx(by_name, abs=1e-5)
+
+    adjust(tmp_path / "model", tmp_path / "uniform", target="uniform")
+    (predicted,) = predict_images(tmp_path / "uniform", [tmp_path / "image.png"])
+    shifted = {name: by_name[name] / COUNTS[name] for name in COUNTS}  # the prior of the training images leaves
+    total = sum(shifted.values())
+    assert {score["label"]: score["score"] for score in predicted["predictions"]} == pytest.approx(
+        {name: value / total for name, value in shifted.items()}, abs=1e-5
+    )
