@@ -108,6 +108,7 @@ _WITHOUT_DECAY = {
     "register_tokens",
     "position_embeddings",
     "relative_position_bias_table",
+    "position_embedding.weight",  # CLIP, SigLIP
 }
 
 
@@ -116,7 +117,8 @@ def names_without_weight_decay(model: nn.Module) -> set[str]:
     declaring = [(path, module) for path, module in model.named_modules() if hasattr(module, "no_weight_decay")]
     if declaring:
         return {f"{path}.{name}".lstrip(".") for path, module in declaring for name in module.no_weight_decay()}
-    return {name for name, _ in model.named_parameters() if name.rpartition(".")[2] in _WITHOUT_DECAY}
+    names = [name for name, _ in model.named_parameters()]
+    return {name for name in names if any(f".{name}".endswith(f".{ending}") for ending in _WITHOUT_DECAY)}
 
 
 def adamw(groups: list[dict[str, Any]], peak_lr: float, betas: Sequence[float]) -> torch.optim.AdamW:

@@ -119,7 +119,10 @@ class ClassifierArguments(ModelArguments):
     TITLE: ClassVar[str] = "Balanced fine-tuning"
 
     pretrained: str = redefine(
-        ModelArguments, "pretrained", "none", help="MAE or image classifier to start from: a folder, a Hub id, or none."
+        ModelArguments,
+        "pretrained",
+        "none",
+        help="MAE, classifier or backbone (CLIP, SigLIP, DINOv2, timm) to start from: a folder, a Hub id, or none.",
     )
     loss: LossName = option("bal_bce", "Training loss.", in_card=True)
     tau: float = option(1.0, "Logit-adjustment strength tau.", FINITE, in_card=True)
@@ -147,9 +150,15 @@ class ClassifierArguments(ModelArguments):
         "With --stage classifier: classifier retraining (cRT) or learnable weight scaling (LWS).",
         changes="model",
     )
-    classifier_init: Literal["random", "zero", "class_mean"] = option(
+    classifier_init: Literal["random", "zero", "class_mean", "text"] = option(
         "random",
-        "Initial classifier: random (or that of --pretrained), zero, or the mean features of each class.",
+        "Initial classifier: random (or that of --pretrained), zero, the mean features of each class, or zero-shot "
+        "from the class names (text: CLIP, SigLIP).",
+        changes="model",
+    )
+    prompt: list[str] = option(
+        ["a photo of a {}."],
+        "With --classifier_init text: sentences with {} for the name of a class; embeddings of several are averaged.",
         changes="model",
     )
     drw_epoch: float | None = option(
@@ -173,6 +182,13 @@ class ClassifierArguments(ModelArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if wrong := [prompt for prompt in self.prompt if "{}" not in prompt] or [""][: not self.prompt]:
+            raise ValueError(f"prompt: {wrong[0]!r} has no {{}} for the name of the class; write 'a photo of a {{}}.'")
+        if self.classifier_init == "text" and (self.pretrained == "none" or self.stage == "classifier"):
+            raise ValueError(
+                "classifier_init: text is for a CLIP or SigLIP with its text tower; name one with --pretrained, and "
+                "leave out --stage classifier"
+            )
         if self.stage == "classifier" and self.loss in BALANCED_LOSSES:
             raise ValueError(
                 f"loss: {self.loss} would balance the class-balanced batches of --stage classifier once more; use "

@@ -96,7 +96,7 @@ class Classifier:
         """
         inputs = self._inputs(image)
         attentions = getattr(self.model(**inputs, output_attentions=True), "attentions", None)
-        patch_size = getattr(self.config, "patch_size", None)
+        patch_size = getattr(getattr(self.config, "vision_config", self.config), "patch_size", None)
         if not attentions or attentions[-1] is None or not isinstance(patch_size, int):
             return None
         last = attentions[-1]  # (1, heads, tokens, tokens); special tokens come first

@@ -49,11 +49,12 @@ def add_adapter(model: PreTrainedModel, adapter: Adapter) -> None:
     if adapter.kind == "none":
         return
     classifiers = classifier_layers(model)
+    used = {parameter for parameter in model.parameters() if parameter.requires_grad}  # others get no gradient
     model.requires_grad_(False)
     if adapter.kind == "lora":
         _add_lora(model, adapter, list(classifiers))
     else:
-        tuned = _biases(model) if adapter.kind == "bias" else _normalizations(model)
+        tuned = used.intersection(_biases(model) if adapter.kind == "bias" else _normalizations(model))
         if not tuned:
             raise ValueError(f"adapter: {type(model).__name__} has nothing to train for {adapter.kind}; use lora")
         for parameter in tuned:

@@ -176,7 +176,9 @@ def classifier_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
         heads = heads if isinstance(heads, tuple | list) else (heads,)
         candidates = [(name, module) for name, module in model.named_modules() if any(module is head for head in heads)]
     else:
-        candidates = [(name, module) for name, module in model.named_modules() if not f"{name}.".startswith(f"{base}.")]
+        # CLIP and SigLIP name their tower otherwise than their base model
+        backbone = (f"{base}.", "vision_model.")
+        candidates = [(name, module) for name, module in model.named_modules() if not f"{name}.".startswith(backbone)]
     layers = {
         name: module
         for name, module in candidates

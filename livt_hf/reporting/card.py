@@ -156,6 +156,7 @@ def _training_values(results: Mapping[str, Any], config: Mapping[str, Any]) -> d
     is_vit, is_balanced = _is_livt(config), _is_balanced(results)
     assumed, ends = _assumed_prior(results, config)
     timm_name = to_markdown(f"(timm's {config['architecture']})") if "architecture" in config else ""
+    tower = config.get("vision_config") or config  # of CLIP and SigLIP
     return {
         "is_vit": is_vit,
         "is_balanced": is_balanced,
@@ -166,9 +167,9 @@ def _training_values(results: Mapping[str, Any], config: Mapping[str, Any]) -> d
         "parameters": f"{results['parameters']:,}",
         "trained": _trained(results),
         "image_size": config["image_size"],
-        "patch_size": config.get("patch_size"),
-        "layers": config.get("num_hidden_layers"),
-        "width": config.get("hidden_size"),
+        "patch_size": tower.get("patch_size"),
+        "layers": tower.get("num_hidden_layers"),
+        "width": tower.get("hidden_size"),
         "mean_pooling": config.get("use_mean_pooling", True),
         "pretrained": public_name(results["pretrained"]) if results["pretrained"] else None,
         "head_only": bool(config.get("class_balanced_batches")),

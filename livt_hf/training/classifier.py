@@ -17,6 +17,7 @@ from ..losses import balanced_weights
 from ..models.configuration_livt import LivtConfig, encoder_sizes, store_class_counts, unused_sizes
 from ..models.loading import load_config
 from ..models.modeling_livt import ViTForBalancedClassification, config_for_classes
+from ..models.towers import family_statistics, vision_config
 from ..models.transfer import has_drop_path, load_pretrained_classifier, saved_statistics
 from .classifier_retraining import train_classifier_only
 
@@ -47,7 +48,7 @@ def build_classifier(args: ClassifierArguments, counts: dict[str, int], shot_gro
         model = _on_autoencoder(args, counts, settings)
     else:
         model = _from_classifier(args, counts, settings)
-    if unused := unused_sizes(args.given_sizes(), model.config, args.pretrained):
+    if unused := unused_sizes(args.given_sizes(), vision_config(model.config), args.pretrained):
         logger.info(unused)
     if args.drop_path and not has_drop_path(model.config):
         logger.info(f"drop_path: {type(model).__name__} does not have it; --drop_path {args.drop_path} has no effect")
@@ -113,7 +114,14 @@ def class_weights(given: str | None, counts: dict[str, int]) -> dict[str, float]
 def pixel_statistics(
     pretrained: str, mean: list[float] | None = None, std: list[float] | None = None
 ) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel: those given, else the pretrained model's, else ImageNet's."""
+    """Mean and standard deviation per channel: those given, else the pretrained model's, its family's, ImageNet's."""
     saved = None if pretrained == "none" else saved_statistics(pretrained)
-    saved_mean, saved_std = saved or (list(IMAGENET_MEAN), list(IMAGENET_STD))
-    return mean or saved_mean, std or saved_std
+    if saved is None:
+        family = None if pretrained == "none" else family_statistics(load_config(pretrained))
+        saved = family or (list(IMAGENET_MEAN), list(IMAGENET_STD))
+        if pretrained != "none" and not (mean and std):
+            whose = "those of its family" if family else "ImageNet's"
+            logger.info(
+                f"mean, std: {pretrained} has no image processor; {whose} are assumed, {saved[0]} and {saved[1]}"
+            )
+    return mean or saved[0], std or saved[1]

@@ -1,4 +1,4 @@
-"""The classifier that fine-tuning starts from: as it is, zero, or the mean features of the classes (class means).
+"""The classifier that fine-tuning starts from: as it is, zero, the mean features of the classes (class means), or text.
 
 Class means follow LIFT (Shi et al., ICML 2024, arXiv 2309.10019; shijxcs/LIFT, `init_head_class_mean` in trainer.py):
 the row of a class is the L2-normalized mean of the features of its training images. LIFT's classifier is a cosine one
@@ -30,6 +30,7 @@ from ..models.loading import classifier_layers
 from ..reporting.blocks import percent
 from .data import LoadedImages
 from .frozen import frozen_precision, local_device
+from .text_classifier import init_from_text
 
 logger = logging.getLogger(__name__)
 # LIFT's "100_shot" start: the mean of 100 images is off by a tenth of the standard deviation within the class.
@@ -56,6 +57,9 @@ def init_classifier(args: FinetuneArguments, model: PreTrainedModel, images: Loa
         return
     if args.classifier_init == "zero":
         zero_classifier(model)
+        return
+    if args.classifier_init == "text":
+        init_from_text(args, model, images, processor)
         return
     if args.streaming:
         raise ValueError("classifier_init: class_mean reads images of every class first; leave out --streaming")
