@@ -120,7 +120,7 @@ class CheckResult:
 
 
 def near_copies(groups: list[list[CheckedImage]]) -> dict[tuple[str, str], int]:
-    """``{(first split, split): images}``: how many images of later splits are in a group with one of the first split."""
+    """``{(first split, split): images}``: how many images of later splits are in a group with one of the first."""
     return dict(
         Counter((group[0].split, image.split) for group in groups for image in group if image.split != group[0].split)
     )

@@ -2,8 +2,8 @@
 
 Two tests on thumbnails of the luminance, both by a perceptual hash of cosine-transform coefficients. Those below the
 eighth frequency make the usual 64-bit pHash (Zauner, "Implementation and Benchmarking of Perceptual Image Hash
-Functions", 2010), which keeps their signs. Here they keep their values, each multiplied by its frequency since amplitudes
-of natural images fall as 1/f (Field, JOSA A 1987), and are compared by cosine similarity:
+Functions", 2010), which keeps their signs. Here they keep their values, each multiplied by its frequency since
+amplitudes of natural images fall as 1/f (Field, JOSA A 1987), and are compared by cosine similarity:
 
 1. `near_pairs` finds candidates by matrix products, block by block.
 2. `aligned_similarity` compares a candidate at a finer scale, under small crops of either image. It separates copies,
@@ -49,7 +49,10 @@ def has_contrast(thumbnails: np.ndarray) -> np.ndarray:
 
 
 def descriptors(thumbnails: np.ndarray) -> Tensor:
-    """Perceptual hashes of thumbnails, uint8 (N, S, S): float32 (N, 63) of length 1, free of brightness and contrast."""
+    """Perceptual hashes of thumbnails, uint8 (N, S, S): float32 (N, 63) of length 1.
+
+    They do not depend on brightness and contrast.
+    """
     cosine = _cosine_transform(COARSE)
     parts = [torch.from_numpy(part).float() for part in np.array_split(thumbnails, len(thumbnails) // 4096 + 1)]
     return torch.cat([_whitened(cosine @ part @ cosine.T) for part in parts])
@@ -73,7 +76,7 @@ def _crop_similarity(cropped: Tensor, whole: Tensor) -> Tensor:
 
 
 def _crops() -> Tensor:
-    """Cosine transforms, float32 (W, K, S), each of a crop that is stretched to the full side by linear interpolation."""
+    """Cosine transforms, float32 (W, K, S), each of a crop stretched to the full side by linear interpolation."""
     places = {(scale, shift * (1 - scale) / 2) for scale in SCALES for shift in SHIFTS}
     pixels = torch.arange(SIZE)
     crops = []
