@@ -104,7 +104,9 @@ def write_findings(
         files = [train.image(int(row))["path"] or f"row {row}" for row in issues.rows]
         given, likely = ([names[label] for label in column] for column in (issues.labels, issues.suggested))
         numbers = zip(issues.probabilities, issues.suggested_probabilities, issues.margins, strict=True)
-        columns = zip(files, given, likely, ([f"{value:.6f}" for value in each] for each in numbers), strict=True)
+        columns = zip(
+            files, given, likely, ([round(float(value), 6) for value in each] for each in numbers), strict=True
+        )
         header = ("file", "label", "suggested_label", "probability", "suggested_probability", "margin", "class_images")
         _write_table(folder / ISSUES, header, [(*row, *values, counts[row[1]]) for *row, values in columns])
         shown = [
