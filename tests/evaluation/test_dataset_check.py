@@ -98,7 +98,7 @@ def test_a_page_of_another_dataset_is_not_replaced_unasked(folder, tmp_path, mon
 
 
 def stub_features(monkeypatch, splits, moved):
-    """Features that tell the classes apart, except that ``moved`` images look like the other class; row 1 unreadable."""
+    """Features that tell the classes apart; ``moved`` images look like the other class, row 1 is unreadable."""
     labels = np.array(splits["train"]["label"])
     labels[moved] = 1 - labels[moved]
     features = (6.0 * np.eye(2, 4)[labels] + np.random.default_rng(0).normal(size=(len(labels), 4))).astype(np.float32)
