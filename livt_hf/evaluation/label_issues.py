@@ -9,8 +9,8 @@ Northcutt, Jiang and Chuang, "Confident Learning: Estimating Uncertainty in Data
 - section 3.2: they are ranked by the normalized margin p(i | x) - max_{j != i} p(j | x), the smallest first.
 
 As the thresholds are per class, rare classes, of which a model is less confident, are judged by their own measure. As
-in cleanlab, an image that the model itself puts into its labeled class is not listed. Unlike here, cleanlab 2.9 takes the
-most probable of all classes where several reach their thresholds.
+in cleanlab, an image that the model itself puts into its labeled class is not listed. Unlike here, cleanlab 2.9 takes
+the most probable of all classes where several reach their thresholds.
 
 Legend: N images, C classes, D width, F folds.
 """
