@@ -113,7 +113,8 @@ def judge_labels(labels: np.ndarray, probabilities: Probabilities | np.ndarray, 
         found.append(_judge(rows, labels[rows], values, thresholds, joint))
     columns = [np.concatenate(column) for column in zip(*found, strict=True)] if found else [np.zeros(0, int)] * 6
     order = np.argsort(columns[-1], kind="stable")
-    return LabelIssues(*(column[order] for column in columns), joint=joint, agreed=agreed, unjudged=unjudged)
+    rows, labels, suggested, own, other, margins = (column[order] for column in columns)
+    return LabelIssues(rows, labels, suggested, own, other, margins, joint, agreed, unjudged)
 
 
 def confident_thresholds(labels: np.ndarray, confidence: np.ndarray, num_classes: int) -> np.ndarray:
