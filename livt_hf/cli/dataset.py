@@ -48,6 +48,20 @@ class PrepareArguments(DatasetArguments):
     max_bad_images: int = option(100, "Unreadable images to leave out before it stops with an error.", NOT_NEGATIVE)
 
 
+@dataclass
+class CheckArguments(DatasetArguments):
+    """Options of `livt dataset check`."""
+
+    model: str | None = option(
+        None,
+        "Classifier, vision tower or masked autoencoder (folder or Hub id); its features tell which training labels "
+        "are doubtful.",
+    )
+    folds: int = option(5, "With --model: parts of the training images, each judged by a probe of the others.")
+    batch_size: int = option(64, "With --model: batch size.", AT_LEAST_1)
+    device: str | None = option(None, "With --model: device, e.g. cuda:1 (default: the GPU if there is one).")
+
+
 def run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print("\n".join(EXAMPLES), f"\n{__doc__}\n\nactions:", sep="\n")
@@ -79,18 +93,53 @@ def inspect(args: InspectArguments) -> int:
     return 0
 
 
-def check(args: DatasetArguments) -> int:
-    """Decode every image; report unreadable ones and images shared between splits."""
-    from ..data.tools.check import check_dataset
+def check(args: CheckArguments) -> int:
+    """Decode every image; report unreadable ones and (near-)duplicates, with --model also doubtful labels.
 
-    log = _folder(args) / "bad_images.log"
-    checked = check_dataset(_load(args), args.num_workers, log)
+    The exit status is 1 if images are unreadable, or identical in several splits or classes. Near-duplicates and
+    doubted labels are warnings.
+    """
+    from ..data.tools.check import check_dataset
+    from ..reporting.check_report import check_page
+    from ..reporting.provenance import command_line
+
+    folder = _folder(args)
+    if args.output_dir == type(args).output_dir:  # a folder that was not named may hold another page of that name
+        check_page(folder / "check.html", args.dataset)
+    splits, log = _load(args), folder / "bad_images.log"
+    model = _feature_model(args)
+    checked = check_dataset(splits, args.num_workers, log)
     print(checked)
     if any(checked.bad_images.values()):
         print(f"unreadable images: {log}")
     elif log.exists():
         print(f"{log} of an earlier check is now empty")
-    return int(any(checked.bad_images.values()) or bool(checked.shared))
+    from ..evaluation.dataset_check import doubt_lines, doubted_labels, write_findings
+
+    issues = None
+    if model is not None:
+        issues = doubted_labels(
+            splits,
+            *model,
+            folds=args.folds,
+            seed=args.imbalance_seed,
+            batch_size=args.batch_size,
+            num_workers=args.num_workers or 0,
+            device=args.device,
+        )
+        print(*doubt_lines(issues, splits["train"]), sep="\n")
+    files = write_findings(folder, args.dataset, splits, checked, issues, command_line())
+    print(f"report: {', '.join(map(str, files))}")
+    return int(checked.is_faulty)
+
+
+def _feature_model(args: CheckArguments):
+    """The model and its image processor, loaded before the images so that a wrong name costs no time; None without."""
+    if args.model is None:
+        return None
+    from ..evaluation.features import load_feature_model
+
+    return load_feature_model(args.model)
 
 
 def prepare(args: PrepareArguments) -> int:
@@ -116,7 +165,7 @@ def prepare(args: PrepareArguments) -> int:
 
 ACTIONS: dict[str, tuple[Callable[[Any], int], type[DatasetArguments]]] = {
     "inspect": (inspect, InspectArguments),
-    "check": (check, DatasetArguments),
+    "check": (check, CheckArguments),
     "prepare": (prepare, PrepareArguments),
 }
 

@@ -6,24 +6,23 @@ follows the reader's light or dark theme. All text from data is escaped.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
 from matplotlib.figure import Figure
 
 from ..files import write_text
 from ..metrics import describe_groups
 from ..prior import GROUP_NAMES, ClassPrior
-from .blocks import Block, Picture, Section, Share, Strong, Table, counted, data_uri, escape_html, percent, to_markdown
+from .blocks import Block, Picture, Section, Share, Strong, Table, counted, data_uri, percent, to_markdown
 from .charts import as_svg, class_frequency_figure, plot_thumbnails, prediction_figure, reliability_figure, save_png
 from .coverage import coverage_sentences
 from .pages import Tile, html_page, markdown_page
 from .provenance import measurement_blocks, public_name
+from .thumbnails import thumbnail
 
 CHARTS = {  # file -> caption; every report and card has them
     "class_frequency.png": "Training images and accuracy of each class, largest class first",
@@ -32,7 +31,6 @@ CHARTS = {  # file -> caption; every report and card has them
 }
 HARDEST = "hardest.png"
 RECONSTRUCTIONS = "reconstructions.png"
-THUMBNAIL = 160  # longer side in pixels
 GROUP_SENTENCE = (
     "Group accuracy is the mean of per-class accuracies, so that every class counts equally; a dash means that the "
     "group has no test images."
@@ -288,25 +286,14 @@ def _mistakes_sentence(results: Mapping[str, Any]) -> str:
 
 
 def _thumbnails(results: Mapping[str, Any], images: Sequence[np.ndarray]) -> str:
-    figures = []
-    for entry, image in zip(results["hardest_images"], images, strict=True):
-        small = max(image.shape[:2]) <= THUMBNAIL // 2
-        figures.append(
-            f'<figure><img class="{"pixels" if small else "photo"}" alt="image {entry["index"]}" '
-            f'src="{data_uri(_encode(image, small), "png" if small else "jpeg")}">'
-            f"<figcaption><b>{escape_html(entry['true'])}</b><br>predicted as {escape_html(entry['predicted'])}<br>"
-            f"{entry['confidence']:.0f} % confidence, image {entry['index']}</figcaption></figure>"
+    figures = (
+        thumbnail(
+            image,
+            f"image {entry['index']}",
+            entry["true"],
+            f"predicted as {entry['predicted']}",
+            f"{entry['confidence']:.0f} % confidence, image {entry['index']}",
         )
+        for entry, image in zip(results["hardest_images"], images, strict=True)
+    )
     return f'<div class="thumbnails">{"".join(figures)}</div>'
-
-
-def _encode(image: np.ndarray, small: bool) -> bytes:
-    """Small images as PNG, unscaled; others as JPEG, scaled to at most `THUMBNAIL` pixels."""
-    picture = PIL.Image.fromarray(image)
-    buffer = io.BytesIO()
-    if small:
-        picture.save(buffer, "PNG")
-    else:
-        picture.thumbnail((THUMBNAIL, THUMBNAIL))
-        picture.save(buffer, "JPEG", quality=82)
-    return buffer.getvalue()

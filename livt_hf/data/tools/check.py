@@ -1,4 +1,4 @@
-"""`livt dataset check`: decode every image of a dataset in parallel and find images that are in several splits."""
+"""`livt dataset check`: decode every image of a dataset in parallel, and find copies in several splits or classes."""
 
 from __future__ import annotations
 
@@ -6,17 +6,29 @@ import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from datasets import DatasetDict
 
 from ...reporting.blocks import counted
 from ..decoding import decode_image, encoded_image
+from ..long_tail import dataset_labels
 from ..table import Rows
+from .duplicates import SMALLEST_SIDE, Groups, has_contrast, join_near_duplicates, thumbnail
 from .parallel import Chunk, map_chunks, split_into_chunks
 
 IMAGES_PER_CHUNK = 256
 MAX_LISTED = 20  # unreadable images and duplicates printed; the log lists all unreadable ones
+
+
+class CheckedImage(NamedTuple):
+    """An image of the dataset: its split and row there, the name of the file, and its class."""
+
+    split: str
+    row: int
+    file: str
+    label: str
 
 
 @dataclass
@@ -29,6 +41,11 @@ class CheckResult:
         sizes: height and width of the readable images, (N, 2), per split.
         shared: images with the same bytes in two splits, as (split, name, other split, name there).
         repeated: number of images per split that duplicate an earlier one in it.
+        contradicting: training images with the same bytes and different labels, as (name, label, name, label).
+        near: groups of near-duplicates, each of at least two different files, by split and row.
+        too_small, plain: numbers of images that are compared by their bytes only: too small, or of one color.
+        digests: hash of the bytes of each image, all splits in order; None for an unreadable one.
+        groups: which images belong together, all splits in order.
     """
 
     images: dict[str, int] = field(default_factory=dict)
@@ -36,6 +53,26 @@ class CheckResult:
     sizes: dict[str, np.ndarray] = field(default_factory=dict)
     shared: list[tuple[str, str, str, str]] = field(default_factory=list)
     repeated: dict[str, int] = field(default_factory=dict)
+    contradicting: list[tuple[str, str, str, str]] = field(default_factory=list)
+    near: list[list[CheckedImage]] = field(default_factory=list)
+    too_small: int = 0
+    plain: int = 0
+    digests: list[bytes | None] = field(default_factory=list, repr=False)
+    groups: Groups = field(default_factory=lambda: Groups(0), repr=False)
+
+    @property
+    def is_faulty(self) -> bool:
+        """Whether something is certainly wrong; near-duplicates may be meant."""
+        return any(self.bad_images.values()) or bool(self.shared) or bool(self.contradicting)
+
+    def between_splits(self) -> list[list[CheckedImage]]:
+        """The groups of near-duplicates that are in several splits."""
+        return [group for group in self.near if len({image.split for image in group}) > 1]
+
+    def between_classes(self) -> list[list[CheckedImage]]:
+        """The training images of the groups of near-duplicates in which these have several labels."""
+        training = [[image for image in group if image.split == "train"] for group in self.near]
+        return [group for group in training if len({image.label for image in group}) > 1]
 
     def __str__(self) -> str:
         lines = []
@@ -47,20 +84,61 @@ class CheckResult:
                 low, middle, high = np.percentile(self.sizes[split], (0, 50, 100), axis=0).astype(int)
                 for side, index in (("height", 0), ("width", 1)):
                     lines.append(f"  {side} {low[index]} to {high[index]}, median {middle[index]}")
-            lines += [f"  {reason}" for reason in bad[:MAX_LISTED]]
-            lines += [f"  ... and {len(bad) - MAX_LISTED} more"] if len(bad) > MAX_LISTED else []
+            lines += _listed([f"  {reason}" for reason in bad])
         pairs = Counter((split, other) for split, _, other, _ in self.shared)
         for (split, other), count in pairs.items():
             lines.append(f"{count} images of {other} are also in {split}, which inflates the accuracy")
-        lines += [f"  {split} {name} = {other} {same}" for split, name, other, same in self.shared[:MAX_LISTED]]
-        lines += [f"  ... and {len(self.shared) - MAX_LISTED} more"] if len(self.shared) > MAX_LISTED else []
-        return "\n".join(lines)
+        lines += _listed([f"  {split} {name} = {other} {same}" for split, name, other, same in self.shared])
+        if self.contradicting:
+            copies = counted(len(self.contradicting), "training image")
+            lines.append(f"{copies} under another label than an identical one: one of the two labels is wrong")
+        lines += _listed([f"  {name} ({label}) = {same} ({other})" for name, label, same, other in self.contradicting])
+        return "\n".join(lines + self._near_lines())
+
+    def _near_lines(self) -> list[str]:
+        lines, across, classes = [], self.between_splits(), self.between_classes()
+        for (first, split), count in near_copies(across).items():
+            lines.append(
+                f"warning: {counted(count, 'image')} of {split} nearly equal to one of {first}, which inflates the "
+                "accuracy"
+            )
+        lines += _listed([f"  {_similar(group)}" for group in across])
+        if classes:
+            lines.append(
+                f"warning: {counted(len(classes), 'group')} of nearly equal training images with different labels"
+            )
+        lines += _listed([f"  {_similar(group)}" for group in classes])
+        if others := [group for group in self.near if len({(image.split, image.label) for image in group}) == 1]:
+            images = counted(sum(map(len, others)), "image")
+            lines.append(f"within a class of a split: {images} in {counted(len(others), 'group')} of near-duplicates")
+        if self.too_small or self.plain:
+            lines.append(
+                f"compared by their bytes only: {counted(self.too_small, 'image')} with a side below {SMALLEST_SIDE} "
+                f"pixels, {self.plain:,} of one color"
+            )
+        return lines
+
+
+def near_copies(groups: list[list[CheckedImage]]) -> dict[tuple[str, str], int]:
+    """``{(first split, split): images}``: how many images of later splits are in a group with one of the first."""
+    return dict(
+        Counter((group[0].split, image.split) for group in groups for image in group if image.split != group[0].split)
+    )
+
+
+def _listed(lines: list[str]) -> list[str]:
+    return lines[:MAX_LISTED] + ([f"  ... and {len(lines) - MAX_LISTED} more"] if len(lines) > MAX_LISTED else [])
+
+
+def _similar(group: list[CheckedImage]) -> str:
+    shown = [f"{image.split} {image.file} ({image.label})" for image in (group if len(group) < 4 else group[:3])]
+    return " ~ ".join(shown) + (f" and {len(group) - 3} more" if len(group) > 3 else "")
 
 
 def check_dataset(
     splits: DatasetDict, num_workers: int | None = None, bad_images_log: str | Path | None = None
 ) -> CheckResult:
-    """Decode and hash the images of all splits.
+    """Decode and hash the images of all splits, and compare them.
 
     Args:
         num_workers: number of processes; None uses one per core, 0 runs in this process.
@@ -70,23 +148,41 @@ def check_dataset(
     results = dict(
         map_chunks(_check_chunk, rows_of, split_into_chunks(rows_of, IMAGES_PER_CHUNK), num_workers, "checking")
     )
-    found = CheckResult()
-    first_with: dict[bytes, tuple[str, int]] = {}
+    found = CheckResult(groups=Groups(sum(map(len, rows_of.values()))))
+    first_with: dict[bytes, tuple[str, int, int]] = {}
+    thumbnails: dict[int, np.ndarray] = {}  # of the first image with each content
     for split, rows in rows_of.items():
         chunks = sorted((chunk for chunk in results if chunk.split == split), key=lambda chunk: chunk.number)
         found.images[split] = len(rows)
-        found.bad_images[split] = [reason for chunk in chunks for reason in results[chunk][0]]
-        sizes = [size for chunk in chunks for size in results[chunk][1]]
+        found.bad_images[split] = [reason for chunk in chunks for reason in results[chunk].bad]
+        sizes = [size for chunk in chunks for size in results[chunk].sizes]
         found.sizes[split] = np.array(sizes, dtype=np.int64).reshape(-1, 2)
         found.repeated[split] = 0
-        for row, digest in enumerate(digest for chunk in chunks for digest in results[chunk][2]):
+        small = (thumbnail for chunk in chunks for thumbnail in results[chunk].thumbnails)
+        for row, digest in enumerate(digest for chunk in chunks for digest in results[chunk].digests):
+            index = len(found.digests)
+            found.digests.append(digest)
             if digest is None:
                 continue
-            first_split, first_row = first_with.setdefault(digest, (split, row))
+            image = next(small)
+            first_split, first_row, first_index = first_with.setdefault(digest, (split, row, index))
+            if first_index == index:
+                if image is not None:
+                    thumbnails[index] = image
+                continue
+            found.groups.join(first_index, index)
+            name, first_name = _name(rows, row), _name(rows_of[first_split], first_row)
             if first_split != split:
-                found.shared.append((first_split, _name(rows_of[first_split], first_row), split, _name(rows, row)))
-            elif first_row != row:
-                found.repeated[split] += 1
+                found.shared.append((first_split, first_name, split, name))
+                continue
+            found.repeated[split] += 1
+            labels = [splits[split].features["label"].int2str(rows.label(each)) for each in (first_row, row)]
+            if split == "train" and labels[0] != labels[1]:
+                found.contradicting.append((first_name, labels[0], name, labels[1]))
+    found.too_small = len(first_with) - len(thumbnails)
+    if thumbnails:
+        _compare(found, np.array(list(thumbnails)), np.stack(list(thumbnails.values())))
+    list_near_duplicates(found, splits)
     log = None if bad_images_log is None else Path(bad_images_log)
     if log is not None and (any(found.bad_images.values()) or log.exists()):  # not the list of an earlier check
         text = "".join(f"{reason}\n" for bad in found.bad_images.values() for reason in bad)
@@ -94,20 +190,63 @@ def check_dataset(
     return found
 
 
-def _check_chunk(rows: Rows, chunk: Chunk) -> tuple[list[str], list[tuple[int, int]], list[bytes | None]]:
-    """Reasons of unreadable images, sizes of the others, and a hash of each image's bytes (None if unreadable)."""
-    bad, sizes, digests = [], [], []
+def _compare(found: CheckResult, indices: np.ndarray, thumbnails: np.ndarray) -> None:
+    """Join near-duplicates among the images at ``indices``, int64 (N,), with thumbnails, uint8 (N, S, S)."""
+    varied = has_contrast(thumbnails)
+    found.plain = int((~varied).sum())
+    indices, groups = indices[varied], Groups(int(varied.sum()))
+    join_near_duplicates(groups, thumbnails[varied])
+    for index, root in zip(indices, indices[groups.roots()], strict=True):
+        found.groups.join(root, index)
+
+
+def list_near_duplicates(found: CheckResult, splits: DatasetDict) -> None:
+    """Set ``found.near`` from ``found.groups``: groups of rare classes (in the training split) first."""
+    places = [(split, row) for split, rows in splits.items() for row in range(len(rows))]
+    names = {split: rows.features["label"].names for split, rows in splits.items()}
+    labels = {split: dataset_labels(rows) for split, rows in splits.items()}
+    training = Counter(names["train"][label] for label in labels["train"]) if "train" in labels else Counter()
+    rows_of = {split: Rows(rows) for split, rows in splits.items()}
+    roots = found.groups.roots()
+    _, group_of, sizes = np.unique(roots, return_inverse=True, return_counts=True)
+    members: dict[int, list[int]] = {}
+    for index in np.flatnonzero(sizes[group_of] > 1):
+        members.setdefault(int(roots[index]), []).append(int(index))
+    found.near = []
+    for indices in members.values():
+        if len({found.digests[index] for index in indices}) > 1:
+            group = [places[index] for index in indices]
+            found.near.append(
+                [CheckedImage(s, row, _name(rows_of[s], row), names[s][labels[s][row]]) for s, row in group]
+            )
+    found.near.sort(key=lambda group: min(training[image.label] for image in group))
+
+
+class _Chunk(NamedTuple):
+    """What was found in a chunk: a digest for each image, None if unreadable; the rest of the readable ones."""
+
+    bad: list[str]
+    sizes: list[tuple[int, int]]
+    digests: list[bytes | None]
+    thumbnails: list[np.ndarray | None]
+
+
+def _check_chunk(rows: Rows, chunk: Chunk) -> _Chunk:
+    """Reasons of unreadable images; sizes, hashes of the bytes and thumbnails of the others."""
+    found = _Chunk([], [], [], [])
     for row in chunk.rows:
         digest = None
         try:
             data, name = encoded_image(rows.image(row), f"{chunk.split} row {row}")
-            height, width = decode_image(data, name).shape[-2:]
-            sizes.append((height, width))
+            image = decode_image(data, name)  # (3, H, W)
+            height, width = image.shape[1:]
+            found.sizes.append((height, width))
+            found.thumbnails.append(thumbnail(image))
             digest = hashlib.blake2b(data, digest_size=16).digest()
         except ValueError as error:
-            bad.append(str(error))
-        digests.append(digest)
-    return bad, sizes, digests
+            found.bad.append(str(error))
+        found.digests.append(digest)
+    return found
 
 
 def _name(rows: Rows, row: int) -> str:
