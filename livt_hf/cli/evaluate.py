@@ -64,5 +64,6 @@ def run(argv: list[str]) -> int:
         print(f"{name + ':':<14}{percent(values['accuracy']):>6} %, prior-corrected {percent(values['shifted']):>5} %")
     if results["tta"]:
         print(tta_sentence(results["tta"]))
-    print(f"ECE {percent_range(results['ece'], results['intervals']['ece'])} %, MCE {percent(results['mce'])} %; report: {output_dir}/report.html")
+    ece = percent_range(results["ece"], results["intervals"]["ece"])
+    print(f"ECE {ece} %, MCE {percent(results['mce'])} %; report: {output_dir}/report.html")
     return 0

@@ -172,9 +172,9 @@ def find_images(sources: Sequence[str]) -> list[str]:
 def write_predictions(results: Iterable[dict[str, Any]], file: str | Path) -> int:
     """Write results as they arrive, errors also to stderr; return the number of images that could not be read.
 
-    ``.jsonl``: one result of `predict_images` or `abstain_below` per line. ``.csv``: ``image, error, label_1, score_1, ... label_k,
-    score_k``, most probable class first, then a column per class if the results have the probabilities of all. Text is
-    written so that a spreadsheet does not run it (`csv_cell`).
+    ``.jsonl``: one result of `predict_images` or `abstain_below` per line. ``.csv``: ``image, error, label_1, score_1,
+    ... label_k, score_k``, most probable class first, then a column per class if the results have the probabilities of
+    all. Text is written so that a spreadsheet does not run it (`csv_cell`).
 
     Raises:
         ValueError: another suffix, or a file that cannot be written.

@@ -1,8 +1,8 @@
 """predictions.parquet: the prediction of each image, from which runs are compared on the same images.
 
 Columns, in the order of the split: ``image`` (file name without its folders, null for images stored in a table),
-``label`` and ``prediction`` (class names), ``confidence`` and ``true_probability`` (0 to 1, of the prediction and of the
-true class).
+``label`` and ``prediction`` (class names), ``confidence`` and ``true_probability`` (0 to 1, of the prediction and of
+the true class).
 
 Legend: N images, C classes.
 """

@@ -5,10 +5,10 @@
     flip      V = 2: what the image processor makes of the image, and its mirror image
     fivecrop  V = 5: the four corners and the center of the image, resized to slightly more than the crop
 
-The five crops are those of LIFT (Shi et al., ICML 2024, arXiv 2309.10019): trainer.py of github.com/shijxcs/LIFT resizes
-the shorter side to the input size plus 24 pixels at 224 (``expand`` in its utils/config.py). At other sizes the margin
-is in proportion: the input size * 24 / 224, rounded, at least 1 pixel. Where the image processor squashes images to a
-square instead of cropping them, so do the views. LIFT takes the mean of the logits; here it is that of the
+The five crops are those of LIFT (Shi et al., ICML 2024, arXiv 2309.10019): trainer.py of github.com/shijxcs/LIFT
+resizes the shorter side to the input size plus 24 pixels at 224 (``expand`` in its utils/config.py). At other sizes the
+margin is in proportion: the input size * 24 / 224, rounded, at least 1 pixel. Where the image processor squashes images
+to a square instead of cropping them, so do the views. LIFT takes the mean of the logits; here it is that of the
 probabilities, whose logarithm then serves as logits.
 
 Legend: B batch, V views, C classes, H x W input size of the model, h x w size of the decoded image.

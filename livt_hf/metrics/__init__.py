@@ -1,7 +1,7 @@
 """In: labels, predictions and confidences of a test set, and the class counts of the training set.
 
-Out: accuracy along the long tail with confidence intervals, calibration and confusion, in percent. The functions need numpy only; the `evaluate`
-metrics ``LongTailAccuracy`` and ``CalibrationError`` are imported on first use.
+Out: accuracy along the long tail with confidence intervals, calibration and confusion, in percent. The functions need
+numpy only; the `evaluate` metrics ``LongTailAccuracy`` and ``CalibrationError`` are imported on first use.
 """
 
 from __future__ import annotations

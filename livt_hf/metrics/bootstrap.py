@@ -10,8 +10,8 @@ with one image say nothing about their spread: those of a shot group are drawn f
 
 Accuracies: percentile intervals (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13), within 0
 to 100 %. Where every image is right, or every one wrong, all resamples are equal: then the interval of Clopper and
-Pearson (Biometrika 1934) for n images, which is [100 * 0.025 ** (1 / n), 100] for all right, with n the effective number
-of images of a weighted mean, (sum w) ** 2 / sum w ** 2 (Kish, "Survey Sampling", 1965).
+Pearson (Biometrika 1934) for n images, [100 * 0.025 ** (1 / n), 100] for all right, with n the effective number of
+images of a weighted mean, (sum w) ** 2 / sum w ** 2 (Kish, "Survey Sampling", 1965).
 
 ECE: it is a sum of absolute values, so noise in the bins only increases it; the ECE of a resample has that noise twice,
 and the percentile interval is too high (of a perfectly calibrated model it never contains 0). The basic interval [2 T -
@@ -39,7 +39,7 @@ RESAMPLES = 1000
 SEED = 0
 MEASURES = ("accuracy", "macro_accuracy", "many", "medium", "few", "ece")
 NOISE = len(MEASURES)  # place of the noise of the ECE after them
-# Images answered differently below which no two-sided sign test is significant at 95 %: 2 * 0.5 ** 6 < 0.05 < 2 * 0.5 ** 5
+# With fewer images answered differently no two-sided sign test is significant: 2 * 0.5 ** 6 < 0.05 < 2 * 0.5 ** 5
 FEWEST_DIFFERENT = 6
 _CHUNK = 2**21  # drawn images kept at a time
 _TAILS = ((100 - LEVEL) / 2, (100 + LEVEL) / 2)  # percentiles
@@ -125,20 +125,21 @@ def paired_differences(
     images = _Images(labels, class_counts, groups)
     both = [images.model(of["predictions"], of["confidences"]) for of in (*models, *baseline)]
     share = np.repeat([1 / len(models), -1 / len(baseline)], [len(models), len(baseline)])  # (M,)
-    point = share @ images.statistics(both)  # (K + 1,)
-    drawn = np.einsum("m,rmk->rk", share, images.resampled(both, resamples, seed))
+    # Rounded, so that equal models differ by 0 and not by an error of rounding
+    point = np.round(share @ images.statistics(both), 9)  # (K + 1,)
+    drawn = np.round(np.einsum("m,rmk->rk", share, images.resampled(both, resamples, seed)), 9)
     differs = np.abs(share @ np.stack([correct for correct, _, _ in both])) > 1e-9  # (N,)
     found: dict[str, dict[str, Any] | None] = {}
     for place, measure in enumerate(MEASURES):
         weights = images.weights.get(measure)
         if measure == "ece":
-            interval = _basic(point[place], drawn[:, place], lowest=-100.0)
+            interval, enough = _basic(point[place], drawn[:, place], lowest=-100.0), True
         elif weights is None:
             found[measure] = None
             continue
         else:
             interval = _clipped(np.percentile(drawn[:, place], _TAILS), -100.0)
-        enough = measure == "ece" or int((differs & (weights > 0)).sum()) >= FEWEST_DIFFERENT
+            enough = int((differs & (weights > 0)).sum()) >= FEWEST_DIFFERENT
         significant = bool(enough and not interval[0] <= 0 <= interval[1])
         found[measure] = {"difference": float(point[place]), "interval": interval, "significant": significant}
     return found
@@ -201,7 +202,7 @@ class _Images:
         return np.stack([self._of_drawn(drawn, model) for model in models], axis=1)[0]
 
     def resampled(self, models: Sequence[Model], resamples: int, seed: int) -> np.ndarray:
-        """`MEASURES` and the ECE's noise of each resample and model, (R, M, K + 1), in percent; the same images for all."""
+        """`MEASURES` and the ECE's noise of each resample and model, (R, M, K + 1), in percent."""
         parts = [
             np.stack([self._of_drawn(drawn, model) for model in models], axis=1)
             for drawn in self._draw(resamples, np.random.default_rng(seed))

@@ -1,8 +1,8 @@
 """Accuracy over coverage: what remains right if the least confident images are not answered.
 
 Selective classification (Geifman and El-Yaniv, "Selective Classification for Deep Neural Networks", NeurIPS 2017): an
-image is answered if its confidence is at least a threshold; coverage is the share of images answered, selective accuracy
-that of the right ones among them. `livt predict --min_score` sets the threshold.
+image is answered if its confidence is at least a threshold; coverage is the share of images answered, selective
+accuracy that of the right ones among them. `livt predict --min_score` sets the threshold.
 
 Legend: N images.
 """
@@ -84,7 +84,7 @@ def _share(answered: np.ndarray, correct: np.ndarray, weights: np.ndarray) -> tu
 
 
 def _curve(confidences: np.ndarray, correct: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Coverages, ascending, and accuracies in percent, at every confidence: images of the same are answered together."""
+    """Coverages, ascending, and accuracies in percent, at every confidence; equal ones are answered together."""
     used = np.flatnonzero(weights)
     order = used[np.argsort(-confidences[used], kind="stable")]
     last = np.flatnonzero(np.diff(confidences[order], append=-1.0))  # of each confidence

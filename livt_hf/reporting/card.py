@@ -32,9 +32,9 @@ from .blocks import (
     to_markdown,
 )
 from .card_metadata import TAGS, autoencoder_metadata, classifier_metadata, example_images
+from .certainty import interval_of
 from .charts import plot_loss_curve
 from .coverage import coverage_sentences
-from .certainty import interval_of
 from .evaluation_report import (
     CHARTS,
     GROUP_SENTENCE,

@@ -25,12 +25,11 @@ def interval_sentence(results: Mapping[str, Any]) -> str:
     if not results.get("intervals"):
         return ""
     method = results["intervals"]["method"]
-    exact = (
-        " (Clopper-Pearson where all images, or none, are right)" if method["exact"] else ""
-    )
+    exact = " (Clopper-Pearson where all images, or none, are right)" if method["exact"] else ""
     return (
-        f"In parentheses: {method['level']:g} % confidence intervals over test images, from {method['resamples']:,} bootstrap "
-        f"resamples within classes, seed {method['seed']}{exact}. They do not cover what another training run would change."
+        f"In parentheses: {method['level']:g} % confidence intervals over test images, from {method['resamples']:,} "
+        f"bootstrap resamples within classes, seed {method['seed']}{exact}. They do not cover what another training "
+        "run would change."
     )
 
 
@@ -47,8 +46,8 @@ def selective_sentence(results: Mapping[str, Any]) -> str:
     points = ", ".join(f"the most confident {share} %: {percent(accuracy[share])} %" for share in STATED_COVERAGES)
     return (
         f"All images answered: {percent(accuracy[100])} % right; {points}. Mean over all coverages: "
-        f"{percent(selective['area'])} %. Images below the score of livt predict --min_score are not answered. Few-shot: "
-        "over the images of few-shot classes, each class counting equally."
+        f"{percent(selective['area'])} %. Images below the score of livt predict --min_score are not answered. "
+        "Few-shot: over the images of few-shot classes, each class counting equally."
     )
 
 
@@ -56,7 +55,9 @@ def selective_table(results: Mapping[str, Any]) -> Table:
     """Coverage and accuracy at several scores."""
     header = ("Score at least", "Answered (%)", "Accuracy (%)", "Few-shot answered (%)", "Few-shot accuracy (%)")
     keys = ("coverage", "accuracy", "few_coverage", "few_accuracy")
-    rows = [(f"{row['min_score']:g}", *(percent(row[key]) for key in keys)) for row in results["selective"]["thresholds"]]
+    rows = [
+        (f"{row['min_score']:g}", *(percent(row[key]) for key in keys)) for row in results["selective"]["thresholds"]
+    ]
     return Table(header, rows, "rrrrr")
 
 

@@ -150,7 +150,7 @@ def report_sections(
     ]
     if "selective" in results:
         picture = Picture(SELECTIVE_CAPTION, SELECTIVE, elements.get(SELECTIVE, ""))
-        blocks = [picture, selective_sentence(results), selective_table(results)]
+        blocks: list[Block] = [picture, selective_sentence(results), selective_table(results)]
         sections.append(Section("Accuracy over coverage", blocks))
     if len(images):
         thumbnails = Picture("Most confident mistakes", HARDEST, _thumbnails(results, images))
@@ -209,7 +209,11 @@ def _metric_table(results: Mapping[str, Any]) -> Table:
     zero = sum(value == 0 for value in accuracies)
     bins = len(results["reliability"])
     rows = [
-        ("ECE (%)", percent_range(results["ece"], interval_of(results, "ece")), f"expected calibration error, {bins} equal-width bins"),
+        (
+            "ECE (%)",
+            percent_range(results["ece"], interval_of(results, "ece")),
+            f"expected calibration error, {bins} equal-width bins",
+        ),
         ("MCE (%)", percent(results["mce"]), "maximum calibration error, same bins"),
         ("Top-5 accuracy (%)", percent(results["top5"]), "reported for more than five classes"),
         (

@@ -68,7 +68,7 @@ def test_five_crops_are_those_of_pillow_at_the_size_of_each_processor(kind):
     views = ViewProcessor(processor, "fivecrop")(tensor(image), **RAW)
     expected = crops_by_hand(image, size, resized)
     assert views.shape == expected.shape == (5, 3, size, size)
-    assert (views.int() - expected.int()).abs().max() <= 1
+    assert (views.int() - expected.int()).abs().max() <= 2  # rounding
     assert (expected[0].int() - expected[3].int()).abs().max() > 20  # the corners differ
     # Normalized as the processor normalizes, also from a Pillow image
     once = processor(list(expected), do_resize=False, do_center_crop=False, return_tensors="pt").pixel_values

@@ -13,7 +13,9 @@ CONFIDENCES = np.array([0.99, 0.95, 0.9, 0.6, 0.7, 0.9, 0.55, 0.2])
 
 
 def test_thresholds_answer_the_images_that_are_at_least_as_confident():
-    found = {row["min_score"]: row for row in selective_accuracy(LABELS, PREDICTIONS, CONFIDENCES, COUNTS)["thresholds"]}
+    found = {
+        row["min_score"]: row for row in selective_accuracy(LABELS, PREDICTIONS, CONFIDENCES, COUNTS)["thresholds"]
+    }
     assert list(found) == list(THRESHOLDS)
     assert (found[0.0]["coverage"], found[0.0]["accuracy"]) == (100.0, 62.5)
     assert (found[0.6]["coverage"], found[0.6]["accuracy"]) == (75.0, pytest.approx(500 / 6))
