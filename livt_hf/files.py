@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 MARKER = "complete.json"  # in a complete checkpoint: its files and their sizes
 METRICS_FILE = "metrics.jsonl"
+PREDICTIONS_FILE = "predictions.parquet"  # beside results.json: the predictions that it summarizes
 RUN_FILE = "run.json"  # in the output folder of a finished run, and in checkpoints of fine-tuning
 LOCK_FILE = ".lock"  # in the output folder of a running command (see `training/lock.py`)
 UNPUBLISHED = ".final.tmp"  # files that `publish_files` will move into the folder

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from ..config.options import AT_LEAST_1, Options, option
+from ..config.options import AT_LEAST_1, FRACTION, Options, option
 from .console import read_options
 
 EXAMPLES = (
     "livt predict --model classifier photo.jpg",
     "livt predict --model classifier 'new/**/*.jpg' --output predictions.csv",
-    "livt predict --model classifier new --sort_into sorted",
+    "livt predict --model classifier new --sort_into sorted --min_score 0.6",
 )
 
 
@@ -32,6 +32,12 @@ class PredictArguments(Options):
     top_k: int = option(5, "Number of classes per image.")
     probabilities: Literal["top", "all"] = option(
         "top", "top: of the --top_k classes; all: also of every class, a column each in --output."
+    )
+    min_score: float | None = option(
+        None, "Abstain below this score: no label, in --sort_into the folder uncertain (default: never).", FRACTION
+    )
+    tta: Literal["none", "flip", "fivecrop"] = option(
+        "none", "Test-time ensembling: mean probabilities of the image and its mirror (2x the cost) or of 5 crops (5x)."
     )
     sort_into: str | None = option(None, "New folder for copies of the images, in folders of their predicted classes.")
     batch_size: int = option(16, "Batch size.", AT_LEAST_1)
@@ -57,12 +63,15 @@ def run(argv: list[str]) -> int:
     args = read_options(PredictArguments, argv, "livt predict", __doc__, EXAMPLES)
     from tqdm.auto import tqdm
 
-    from ..evaluation.predict import find_images, predict_images, print_predictions, write_predictions
+    from ..evaluation.predict import abstain_below, find_images, predict_images, print_predictions, write_predictions
     from ..evaluation.sorting import sort_into
     from ..reporting.blocks import counted
 
     files = find_images(args.images)
-    results = predict_images(args.model, files, args.top_k, args.batch_size, args.device, args.probabilities == "all")
+    shown = (args.top_k, args.batch_size, args.device, args.probabilities == "all", args.tta)
+    results = predict_images(args.model, files, *shown)
+    if args.min_score is not None:
+        results = abstain_below(results, args.min_score)
     if args.sort_into is not None:
         results = sort_into(results, args.sort_into)
     if args.output is None:

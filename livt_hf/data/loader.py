@@ -143,8 +143,9 @@ def collate(samples: list[dict] | dict[str, Any]) -> dict[str, Any]:
 
 
 def _stacked(samples: list[dict]) -> dict[str, Any]:
-    batch = default_collate([{**sample, "pixel_values": sample["pixel_values"].permute(1, 2, 0)} for sample in samples])
-    batch["pixel_values"] = batch["pixel_values"].permute(0, 3, 1, 2)  # (B, S, S, 3) -> (B, 3, S, S)
+    last = [{**sample, "pixel_values": sample["pixel_values"].movedim(-3, -1)} for sample in samples]
+    batch = default_collate(last)
+    batch["pixel_values"] = batch["pixel_values"].movedim(-1, -3)  # (B, S, S, 3) -> (B, 3, S, S); views come after B
     return batch
 
 

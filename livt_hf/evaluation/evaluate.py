@@ -23,6 +23,7 @@ from .. import data
 from ..class_names import check_same_names, class_names
 from ..files import check_folder, read_run
 from ..metrics import (
+    bootstrap_intervals,
     calibration_error,
     confused_pairs,
     group_confusion,
@@ -30,6 +31,7 @@ from ..metrics import (
     long_tail_accuracy,
     prediction_calibration,
     reliability_bins,
+    selective_accuracy,
 )
 from ..models.loading import load_autoencoder, load_classifier
 from ..models.modeling_livt_mae import reconstruct_images
@@ -38,6 +40,7 @@ from ..reporting.charts import plot_reconstructions
 from ..reporting.evaluation_report import write_report
 from ..reporting.provenance import command_line, hardware, public_name, versions
 from .examples import evenly_spaced, first_image_of_each_class, processed_images
+from .prediction_file import write_predictions
 from .predictions import ProcessorTransform, check_loader_options, choose_device, mean_and_std, predict_split
 from .prior_shift import assumed_log_prior, long_tailed_priors, prior_accuracies
 from .splits import held_out_as_trained, log_coverage, open_dataset, split_coverage, split_to_evaluate
@@ -53,6 +56,7 @@ def evaluate_checkpoint(
     split: str | None = None,
     mae: str | Path | None = None,
     test_prior: bool = False,
+    tta: str = "none",
     batch_size: int = 64,
     num_workers: int = 0,
     device: str | None = None,
@@ -68,10 +72,11 @@ def evaluate_checkpoint(
         split: split to evaluate on; by default the test split, or the validation split if there is no test split.
         mae: folder or Hub id of a masked autoencoder whose reconstructions are added to the report.
         test_prior: also report the accuracy under forward and backward long-tailed test distributions.
+        tta: test-time ensembling, a key of `test_time.VIEWS`.
         data_options: further arguments of `load_long_tailed`, such as ``data_dir`` or ``imbalance_factor``.
 
     Returns:
-        The content of results.json.
+        The content of results.json; the predictions of all images are in `PREDICTIONS_FILE` beside it.
 
     Raises:
         ValueError: no such model, dataset or split, or class names that differ.
@@ -101,10 +106,11 @@ def evaluate_checkpoint(
         },
         test_prior=test_prior,
         splits=splits,
+        tta=tta,
+        output_dir=output_dir,
     )
     log_coverage(results["coverage"])
     output_dir = Path(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
     if mae is not None:
         chart = output_dir / "reconstructions.png"
         results["reconstructions"] = draw_reconstructions(mae, splits[split], results["class_counts"], chart)
@@ -162,6 +168,8 @@ def evaluate_model(
     description: Mapping[str, Any] | None = None,
     test_prior: bool = False,
     splits: Mapping[str, Dataset] | None = None,
+    tta: str = "none",
+    output_dir: str | Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate a classifier whose config has class counts on a split.
 
@@ -175,12 +183,14 @@ def evaluate_model(
         test_prior: also report the accuracy under other test distributions, see `prior_accuracies`.
         splits: all splits of the dataset, by name, so that the results also say what the others lack
             (`split_coverage`).
+        tta: test-time ensembling, a key of `test_time.VIEWS`.
+        output_dir: folder, created if needed, for `PREDICTIONS_FILE`, the predictions of all images.
 
     Returns:
         The content of results.json; accuracies and calibration errors are in percent.
 
     Raises:
-        ValueError: the class names of model and data differ.
+        ValueError: the class names of model and data differ; or see `test_time.ViewProcessor`.
     """
     device = choose_device(device)
     config: Any = model.config
@@ -191,13 +201,16 @@ def evaluate_model(
     test_priors = long_tailed_priors(prior) if test_prior else {}
     shifts = np.log(list(test_priors.values())) - assumed_log_prior(config, prior) if test_prior else None  # (P, C)
 
-    images = data.ImageDataset(split, ProcessorTransform(image_processor))
+    images = data.ImageDataset(split, ProcessorTransform(image_processor, tta))
     loader = data.evaluation_loader(images, batch_size, num_workers)
     predicted = predict_split(model, loader, *mean_and_std(image_processor), device, label_of, shifts)
+    if output_dir is not None:
+        write_predictions(output_dir, predicted, split, prior.names)
     described = describe(model, description or {})
     counts = dict(zip(prior.names, prior.counts.tolist(), strict=True))
     return {
         **described,
+        "tta": None if tta == "none" else tta,
         "images": len(split),
         **measure(predicted, prior, getattr(config, "shot_groups", None)),
         "coverage": split_coverage(splits or {described.get("split") or "test": split}, counts),
@@ -264,7 +277,8 @@ def measure(
         groups: definition of the shot groups, see `ClassPrior.groups`.
 
     Returns:
-        Accuracies and calibration errors in percent; ``top5`` is None if there are at most five classes.
+        Accuracies, their confidence intervals, and calibration errors in percent; ``top5`` is None if there are at
+        most five classes.
     """
     counts = dict(zip(prior.names, prior.counts.tolist(), strict=True))
     outcome = (predicted["labels"], predicted["predictions"])
@@ -273,6 +287,7 @@ def measure(
     return {
         **{name: accuracy[name] for name in ("accuracy", "many", "medium", "few")},
         **calibration_error(*outcome, confidences),
+        "intervals": bootstrap_intervals(*outcome, confidences, counts, groups),
         "top5": 100.0 * float(predicted["in_top5"].mean()) if len(prior) > 5 else None,
         **{name: accuracy[name] for name in ("macro_accuracy", "worst_class", "harmonic_mean")},
         "pdc": prediction_calibration(*outcome, counts),
@@ -285,6 +300,7 @@ def measure(
         "test_counts": _count(predicted["labels"], prior.names),
         "predicted_counts": _count(predicted["predictions"], prior.names),
         "reliability": reliability_bins(*outcome, confidences),
+        "selective": selective_accuracy(*outcome, confidences, counts, groups),
     }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import glob
 import json
+import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
@@ -25,8 +26,11 @@ from ..class_names import class_names
 from ..data import decode_image
 from ..data.sources.walk import describe_content, image_paths
 from ..models.loading import load_classifier
-from ..reporting.blocks import csv_cell
+from ..reporting.blocks import counted, csv_cell
 from .predictions import choose_device
+from .test_time import VIEWS, ViewProcessor, ensemble_logits
+
+logger = logging.getLogger(__name__)
 
 
 def predict_images(
@@ -36,6 +40,7 @@ def predict_images(
     batch_size: int = 16,
     device: str | None = None,
     probabilities: bool = False,
+    tta: str = "none",
 ) -> Iterator[dict[str, Any]]:
     """Most probable classes of each image, in the order of ``paths``.
 
@@ -44,6 +49,7 @@ def predict_images(
         paths: image files.
         top_k: number of classes per image (all, if the model has fewer).
         probabilities: also give the probability of every class.
+        tta: test-time ensembling, a key of `test_time.VIEWS`; scores and probabilities are then means over the views.
 
     Yields:
         ``{"image": path, "predictions": [{"label", "score"}, ...]}``, most probable class first, with ``probabilities``
@@ -51,34 +57,38 @@ def predict_images(
         "error": message}``.
 
     Raises:
-        ValueError: the model cannot be loaded, or ``top_k`` or ``batch_size`` is below 1.
+        ValueError: the model cannot be loaded, ``top_k`` or ``batch_size`` is below 1, or see `ViewProcessor`.
     """
     for option, value in (("top_k", top_k), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{option}: {value}; at least 1 is needed")
     device = choose_device(device)
     classifier, image_processor = load_classifier(model)
+    views = ViewProcessor(image_processor, tta)
+    if tta != "none":
+        logger.info(f"tta: {tta}; scores are means over {VIEWS[tta]} views of each image")
     classifier.to(device).eval()  # type: ignore[arg-type]
     for start in range(0, len(paths), batch_size):
-        yield from _predict_batch(classifier, image_processor, paths[start : start + batch_size], top_k, probabilities)
+        yield from _predict_batch(classifier, views, paths[start : start + batch_size], top_k, probabilities)
 
 
 @torch.inference_mode()
 def _predict_batch(
-    classifier: Any, image_processor: Any, paths: Sequence[str | Path], top_k: int, all_classes: bool
+    classifier: Any, views: ViewProcessor, paths: Sequence[str | Path], top_k: int, all_classes: bool
 ) -> list[dict[str, Any]]:
     images: list[torch.Tensor] = []
     results: list[dict[str, Any]] = [{"image": str(path)} for path in paths]
     for result in results:
         try:
             image = _read_image(result["image"])
-            images.append(image_processor(image, return_tensors="pt").pixel_values)
+            images.append(views(image))  # (V, 3, H, W)
         except ValueError as error:
             result["error"] = str(error)
     if not images:
         return results
-    pixel_values = torch.cat(images).to(classifier.device, classifier.dtype)  # (B, 3, H, W)
-    probabilities = classifier(pixel_values).logits.float().softmax(dim=-1)  # (B, C)
+    pixel_values = torch.stack(images).to(classifier.device, classifier.dtype)  # (B, V, 3, H, W)
+    logits = [classifier(view).logits.float() for view in pixel_values.unbind(dim=1)]  # V times (B, C)
+    probabilities = (logits[0] if len(logits) == 1 else ensemble_logits(logits)).softmax(dim=-1)  # (B, C)
     scores, labels = probabilities.topk(min(top_k, probabilities.shape[1]))
     names = class_names(classifier.config)
     rows = zip(scores.tolist(), labels.tolist(), probabilities.tolist(), strict=True)
@@ -102,6 +112,33 @@ def _read_image(path: str) -> PIL.Image.Image:
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError):
         pass  # `decode_image` raises a one-line error
     return PIL.Image.fromarray(decode_image(path).permute(1, 2, 0).contiguous().numpy())
+
+
+def abstain_below(results: Iterable[dict[str, Any]], min_score: float) -> Iterator[dict[str, Any]]:
+    """Take the labels from results whose best score is below ``min_score``; log at the end how many these were.
+
+    Yields:
+        The results of `predict_images`. Where the model abstains, every ``label`` is None, the scores and the
+        ``probabilities`` stay, and ``"abstained": True`` is added.
+
+    Raises:
+        ValueError: ``min_score`` is not in 0 to 1.
+    """
+    if not 0 <= min_score <= 1:
+        raise ValueError(f"min_score: {min_score}; a probability from 0 to 1 is needed")
+    return _abstained(results, min_score)
+
+
+def _abstained(results: Iterable[dict[str, Any]], min_score: float) -> Iterator[dict[str, Any]]:
+    abstained = images = 0
+    for result in results:
+        images += "predictions" in result
+        if "predictions" in result and result["predictions"][0]["score"] < min_score:
+            abstained += 1
+            scores = [{"label": None, "score": prediction["score"]} for prediction in result["predictions"]]
+            result = {**result, "abstained": True, "predictions": scores}
+        yield result
+    logger.info(f"{abstained:,} of {counted(images, 'image')} without a label: their best score is below {min_score:g}")
 
 
 def find_images(sources: Sequence[str]) -> list[str]:
@@ -135,9 +172,9 @@ def find_images(sources: Sequence[str]) -> list[str]:
 def write_predictions(results: Iterable[dict[str, Any]], file: str | Path) -> int:
     """Write results as they arrive, errors also to stderr; return the number of images that could not be read.
 
-    ``.jsonl``: one result of `predict_images` per line. ``.csv``: ``image, error, label_1, score_1, ... label_k,
-    score_k``, most probable class first, then a column per class if the results have the probabilities of all. Text is
-    written so that a spreadsheet does not run it (`csv_cell`).
+    ``.jsonl``: one result of `predict_images` or `abstain_below` per line. ``.csv``: ``image, error, label_1, score_1,
+    ... label_k, score_k``, most probable class first, then a column per class if the results have the probabilities of
+    all. Text is written so that a spreadsheet does not run it (`csv_cell`).
 
     Raises:
         ValueError: another suffix, or a file that cannot be written.
@@ -181,7 +218,10 @@ def _open_output(file: Path) -> Any:
 
 
 def format_predictions(result: dict[str, Any]) -> str:
-    """Format one result of `predict_images` for the terminal."""
+    """Format one result of `predict_images`, or of `abstain_below`, for the terminal."""
+    if result.get("abstained"):
+        score = 100 * result["predictions"][0]["score"]
+        return f"{_printable(result['image'])}\n  {score:6.2f} %  (no label: below --min_score)"
     lines = [
         f"  {100 * prediction['score']:6.2f} %  {_printable(prediction['label'])}"
         for prediction in result["predictions"]

@@ -1,6 +1,6 @@
 """Run a model over a split: predicted classes, confidences, logits, or any other outputs.
 
-Legend: B batch, N images, C classes, P logit shifts.
+Legend: B batch, V views, N images, C classes, P logit shifts.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from .. import data
 from ..class_names import class_names
+from .test_time import ViewProcessor, ensemble_logits
 
 Statistics = Sequence[float]  # of the pixels in 0 .. 1, per channel
 
@@ -41,27 +42,24 @@ class ProcessorTransform:
 
     Evaluation, `livt predict` and a pipeline thus see the same pixels, whichever processor a checkpoint has.
 
+    Args:
+        tta: with test-time ensembling, ``pixel_values`` are those of all views, (V, 3, H, W).
+
     Raises:
-        ValueError: a processor that always normalizes, as that of timm's own checkpoints.
+        ValueError: a processor that always normalizes, as that of timm's own checkpoints, or see `ViewProcessor`.
     """
 
-    def __init__(self, image_processor: Any):
+    def __init__(self, image_processor: Any, tta: str = "none"):
         if not hasattr(image_processor, "do_normalize"):
             raise ValueError(
                 f"model: its {type(image_processor).__name__} cannot leave out the normalization; fine-tune the model "
                 "with `livt finetune --pretrained`, which saves another processor, and evaluate the result"
             )
-        self.image_processor = image_processor
+        self.views = ViewProcessor(image_processor, tta)
 
     def __call__(self, image: Tensor) -> dict[str, Tensor]:
-        batch = self.image_processor(
-            image,
-            do_rescale=False,
-            do_normalize=False,
-            return_tensors="pt",
-            input_data_format="channels_first",
-        )
-        return {"pixel_values": batch["pixel_values"][0]}
+        pixels = self.views(image, do_rescale=False, do_normalize=False, input_data_format="channels_first")
+        return {"pixel_values": pixels[0] if self.views.tta == "none" else pixels}
 
 
 def mean_and_std(image_processor: Any) -> tuple[Statistics, Statistics]:
@@ -83,7 +81,7 @@ def batch_outputs(
 
     Args:
         forward: maps normalized pixel values, float32 (B, 3, H, W) on ``device``, to the outputs to keep.
-        loader: yields ``pixel_values``, uint8 (B, 3, H, W), and ``labels``.
+        loader: yields ``pixel_values``, uint8 (B, 3, H, W) or with views (B, V, 3, H, W), and ``labels``.
         mean, std: of the pixels in 0..1, per channel.
     """
     for batch in loader:
@@ -103,7 +101,8 @@ def batch_logits(
     """Logits, float32 (B, C), and the model's labels, int64 (B,), of each batch, both on ``device``.
 
     The model is moved to ``device`` and set to evaluation mode. Arguments as in `predict_split`; ``description`` labels
-    the progress bar.
+    the progress bar. Logits of several views become those of their mean probability, one view after the other so that
+    the device needs the memory of one.
 
     Raises:
         ValueError: a logit is not finite.
@@ -112,7 +111,10 @@ def batch_logits(
     mapping = None if label_of is None else torch.from_numpy(label_of)
 
     def forward(pixel_values: Tensor) -> Tensor:
-        return model(pixel_values.to(model.dtype)).logits
+        pixel_values = pixel_values.to(model.dtype)
+        if pixel_values.ndim == 4:
+            return model(pixel_values).logits
+        return ensemble_logits([model(view).logits for view in pixel_values.unbind(dim=1)])
 
     batches = tqdm(loader, desc=description, unit="batch", disable=None)
     for logits, labels in batch_outputs(forward, batches, mean, std, device):
@@ -134,7 +136,7 @@ def predict_split(
 
     Args:
         model: image classifier; it is moved to ``device`` and set to evaluation mode.
-        loader: yields ``pixel_values``, uint8 (B, 3, H, W), and ``labels``, int64 (B,).
+        loader: yields ``pixel_values``, uint8 (B, 3, H, W) or with views (B, V, 3, H, W), and ``labels``, int64 (B,).
         mean, std: of the pixels in 0..1, per channel.
         label_of: int64 (classes of the data,), the model's label of each class of the data; by default the same label.
         shifts: float (P, C), each added to the logits for further predictions.

@@ -12,16 +12,19 @@ from typing import Any
 from ..files import check_new_folder
 from ..reporting.blocks import counted
 
+UNCERTAIN = "uncertain"  # folder of the images that have no label
+
 logger = logging.getLogger(__name__)
 
 
 def sort_into(results: Iterable[dict[str, Any]], folder: str | Path) -> Iterator[dict[str, Any]]:
     """Copy each image to ``folder/CLASS/FILE`` as its result passes by. An image that could not be read is left out.
 
-    A second file of the same name becomes ``FILE_2``. Characters that a folder name cannot have are replaced by "_".
+    Images without a label (`predict.abstain_below`) go to ``folder/uncertain``. A second file of the same name becomes
+    ``FILE_2``. Characters that a folder name cannot have are replaced by "_".
 
     Args:
-        results: from `predict_images`.
+        results: from `predict_images` or `abstain_below`.
         folder: new or empty folder.
 
     Returns:
@@ -34,17 +37,20 @@ def sort_into(results: Iterable[dict[str, Any]], folder: str | Path) -> Iterator
 
 
 def _copied(results: Iterable[dict[str, Any]], folder: Path) -> Iterator[dict[str, Any]]:
-    folder_of: dict[str, Path] = {}
-    images = 0
+    folder_of: dict[str | None, Path] = {}
+    images = uncertain = 0
     for result in results:
         if "predictions" in result:
             name = result["predictions"][0]["label"]
             if name not in folder_of:
-                folder_of[name] = _unused(folder / _folder_name(name))
+                folder_of[name] = _unused(folder / (UNCERTAIN if name is None else _folder_name(name)))
             _copy(Path(result["image"]), folder_of[name])
             images += 1
+            uncertain += name is None
         yield result
-    logger.info(f"{counted(images, 'image')} copied into {counted(len(folder_of), 'class')} in {folder}")
+    classes = counted(len(folder_of.keys() - {None}), "class")
+    unlabeled = f", and {uncertain:,} without a label into {folder_of[None].name}," if uncertain else ""
+    logger.info(f"{counted(images - uncertain, 'image')} copied into {classes}{unlabeled} in {folder}")
 
 
 def _folder_name(name: str) -> str:

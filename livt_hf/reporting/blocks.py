@@ -190,6 +190,12 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
 
 
+def percent_range(value: float | None, interval: Sequence[float] | None) -> str:
+    """A percentage with its confidence interval, "64.2 (61.0–67.1)"; without one, as `percent`."""
+    ends = "" if value is None or interval is None else f" ({percent(interval[0])}–{percent(interval[1])})"
+    return percent(value) + ends
+
+
 def data_uri(data: bytes, kind: str = "png") -> str:
     """An image file as a data URI."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -19,11 +19,31 @@ from ..config.options import options_that
 from ..files import read_json, read_metrics, read_run, write_text
 from ..losses import BALANCED_LOSSES, LOSS_TITLES
 from ..prior import ClassPrior
-from .blocks import Code, Markdown, Picture, Section, Table, code_span, counted, percent, to_markdown
+from .blocks import (
+    Code,
+    Markdown,
+    Picture,
+    Section,
+    Table,
+    code_span,
+    counted,
+    percent,
+    percent_range,
+    to_markdown,
+)
 from .card_metadata import TAGS, autoencoder_metadata, classifier_metadata, example_images
+from .certainty import interval_of
 from .charts import plot_loss_curve
 from .coverage import coverage_sentences
-from .evaluation_report import CHARTS, GROUP_SENTENCE, accuracy_table, adjustments, data_name, knn_sentence
+from .evaluation_report import (
+    CHARTS,
+    GROUP_SENTENCE,
+    accuracy_table,
+    adjustments,
+    certainty_sentences,
+    data_name,
+    knn_sentence,
+)
 from .provenance import hardware_words, measurement_blocks, public_name, version_words
 
 LOSS_CURVE, RECONSTRUCTIONS = "loss_curve.png", "reconstructions.png"
@@ -115,6 +135,9 @@ def _result_values(results: Mapping[str, Any]) -> dict[str, Any]:
         "accuracy_table": Markdown(accuracy_table(results)),
         "knn": knn_sentence(results),
         "group_sentence": GROUP_SENTENCE,
+        "certainty": certainty_sentences(results),
+        "ece_with_interval": percent_range(results["ece"], interval_of(results, "ece")),
+        "macro_with_interval": percent_range(results["macro_accuracy"], interval_of(results, "macro_accuracy")),
         "bins": len(results["reliability"]),
         "top5": None if results["top5"] is None else percent(results["top5"]),
         **{name: percent(results[name]) for name in ("macro_accuracy", "harmonic_mean", "worst_class", "ece", "mce")},

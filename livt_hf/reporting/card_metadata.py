@@ -36,6 +36,7 @@ def classifier_metadata(
     """Metadata of a classifier. Metrics that are None are omitted; the base model is given if it is on the Hub."""
     pretrained = results["pretrained"] or ""
     on_hub = re.fullmatch(r"\w[\w.-]*/[\w.-]+", pretrained) and not Path(pretrained).exists()
+    tta = results.get("tta")
     measured = {key: results[key] for key in METRIC_NAMES if results.get(key) is not None}
     return ModelCardData(
         model_name=model_name,
@@ -53,7 +54,7 @@ def classifier_metadata(
                 dataset_name=public_name(results["dataset"]),
                 dataset_split=results.get("split"),
                 metric_type=METRIC_TYPES.get(key, key),
-                metric_name=METRIC_NAMES[key],
+                metric_name=METRIC_NAMES[key] + (f", test-time ensembling {tta}" if tta else ""),
                 metric_value=round(value, 2),
             )
             for key, value in measured.items()

@@ -44,8 +44,7 @@ def summarize(runs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """
     rows: dict[tuple, list[Mapping[str, Any]]] = {}
     for run in runs:
-        key = (run["pretraining"], run["parameters"], run["loss"], run.get("post_hoc"))
-        rows.setdefault(key, []).append(run)
+        rows.setdefault(row_key(run), []).append(run)
     return [
         {
             "pretraining": pretraining,
@@ -57,6 +56,11 @@ def summarize(runs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         }
         for (pretraining, parameters, loss, post_hoc), members in rows.items()
     ]
+
+
+def row_key(run: Mapping[str, Any]) -> tuple:
+    """What the runs of a row, and the row, have in common."""
+    return run["pretraining"], run["parameters"], run["loss"], run.get("post_hoc")
 
 
 def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
@@ -84,8 +88,15 @@ def row_name(row: Mapping[str, Any]) -> str:
 
 # Tables
 
-_MARKDOWN = {"bold": "**{}**", "pm": " ± ", "up": " ↑", "down": " ↓", "dash": "–"}
-_LATEX = {"bold": r"\textbf{{{}}}", "pm": r" $\pm$ ", "up": r" $\uparrow$", "down": r" $\downarrow$", "dash": "--"}
+_MARKDOWN = {"bold": "**{}**", "pm": " ± ", "up": " ↑", "down": " ↓", "dash": "–", "differs": " †"}
+_LATEX = {
+    "bold": r"\textbf{{{}}}",
+    "pm": r" $\pm$ ",
+    "up": r" $\uparrow$",
+    "down": r" $\downarrow$",
+    "dash": "--",
+    "differs": r"$^{\dagger}$",
+}
 
 
 def comparison_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -118,12 +129,14 @@ def _table(rows: Sequence[Mapping[str, Any]], marks: Mapping[str, str]) -> tuple
         means = [row[measure]["mean"] for row in rows if row[measure]["mean"] is not None]
         best[measure] = (min if measure in LOWER_IS_BETTER else max)(means, default=None)
 
-    def cell(figure: Mapping[str, float | None], measure: str) -> str:
+    def cell(row: Mapping[str, Any], measure: str) -> str:
+        figure, difference = row[measure], (row.get("difference") or {}).get(measure)
         if figure["mean"] is None:
             return marks["dash"]
         mean = percent(figure["mean"])
         mean = marks["bold"].format(mean) if figure["mean"] == best[measure] else mean
-        return mean if figure["std"] is None else f"{mean}{marks['pm']}{percent(figure['std'])}"
+        text = mean if figure["std"] is None else f"{mean}{marks['pm']}{percent(figure['std'])}"
+        return text + marks["differs"] if difference and difference["significant"] else text
 
     arrows = {measure: marks["down" if measure in LOWER_IS_BETTER else "up"] for measure in MEASURES}
     header = ["Size", "Pretraining", "Loss", *(name + arrows[measure] for measure, name in measures.items())]
@@ -132,7 +145,7 @@ def _table(rows: Sequence[Mapping[str, Any]], marks: Mapping[str, str]) -> tuple
             f"{row['parameters'] / 1e6:.2f}M",
             row["pretraining"],
             row_name(row),
-            *(cell(row[measure], measure) for measure in measures),
+            *(cell(row, measure) for measure in measures),
         ]
         for row in rows
     ]
@@ -159,8 +172,9 @@ def write_comparison(output_dir: Path, comparison: Mapping[str, Any]) -> None:
     """
     rows = comparison["rows"]
     captions = draw_comparison(output_dir, rows, comparison["runs"])
-    write_text(output_dir / "table.md", comparison_table(rows) + "\n")
-    write_text(output_dir / "table.tex", latex_table(rows))
+    explained = difference_sentences(comparison)
+    write_text(output_dir / "table.md", "\n\n".join([comparison_table(rows), *map(to_markdown, explained)]) + "\n")
+    write_text(output_dir / "table.tex", latex_table(rows) + "".join(f"% {sentence}\n" for sentence in explained))
     write_text(output_dir / "report.md", comparison_report(comparison, captions))
     write_text(output_dir / "results.json", json.dumps(comparison, indent=2, ensure_ascii=False) + "\n")
 
@@ -248,15 +262,64 @@ def comparison_report(comparison: Mapping[str, Any], captions: Mapping[str, str]
             [
                 f"{_data_sentence(comparison)} All results are from the last epoch. {spread}",
                 Markdown(comparison_table(comparison["rows"])),
+                *difference_sentences(comparison),
                 f"{_groups_sentence(comparison)} Runs differ only in the loss, the seed and what the table names."
                 f"{_post_hoc_sentences(runs)}",
                 *(block for chart in charts for block in chart),
             ],
         ),
+        *_difference_sections(comparison),
         Section("Individual runs", [Table(("Run", *measures.values()), figures, "l" + "r" * len(measures))]),
         Section("Evaluation setup", measurement_blocks(comparison)),
     ]
     return f"# Loss comparison on {to_markdown(comparison['dataset'])}\n\n{to_markdown(*sections)}\n"
+
+
+def difference_sentences(comparison: Mapping[str, Any]) -> list[str]:
+    """What the marks in the table mean, and which rows could not be compared; empty for a single row."""
+    rows, how = comparison["rows"], comparison.get("differences")
+    if not how or len(rows) < 2:
+        return []
+    sentences = []
+    if any(row["difference"] for row in rows):
+        sentences.append(
+            f"†: differs from {_full_name(rows[0], rows)}, the first row, beyond the {how['level']:g} % interval of a "
+            f"paired bootstrap over the test images ({how['resamples']:,} resamples within classes, the same for all "
+            "runs). This says how sure the difference is for these trained models, not how much another seed would "
+            "change; of twenty figures without a difference, one is marked by chance. MCE is not compared."
+        )
+    for row in rows:
+        if row.get("not_compared"):
+            sentences.append(f"{_full_name(row, rows)} is not compared with the first row: {row['not_compared']}.")
+    return sentences
+
+
+def _difference_sections(comparison: Mapping[str, Any]) -> list[Section]:
+    rows = comparison["rows"]
+    if len(rows) < 2 or not comparison.get("differences"):
+        return []
+    measures = shown_measures((row["accuracy"]["mean"], row["macro_accuracy"]["mean"]) for row in rows)
+    shown = {measure: name for measure, name in measures.items() if measure != "mce"}
+    cells = [
+        (_full_name(row, rows), *(_difference((row["difference"] or {}).get(measure)) for measure in shown))
+        for row in rows[1:]
+    ]
+    table = Table(("Row", *shown.values()), cells, "l" + "r" * len(shown))
+    return [Section(f"Differences to {_full_name(rows[0], rows)}", ["In points, with 95 % intervals.", table])]
+
+
+def _difference(of: Mapping[str, Any] | None) -> str:
+    """ "+5.3 (+2.1 to +8.4) †"."""
+    if of is None:
+        return "–"
+    low, high = of["interval"]
+    return f"{of['difference']:+.1f} ({low:+.1f} to {high:+.1f})" + (" †" if of["significant"] else "")
+
+
+def _full_name(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Loss and post-hoc method, with pretraining and size where the rows differ in them."""
+    panel = _panel_name(row, rows)
+    return row_name(row) + (f" ({panel})" if panel else "")
 
 
 def quickstart_report(rows: Sequence[Mapping[str, Any]], published: Mapping[str, Any], caption: str) -> str:

@@ -17,7 +17,29 @@ from matplotlib.figure import Figure
 from ..files import write_text
 from ..metrics import describe_groups
 from ..prior import GROUP_NAMES, ClassPrior
-from .blocks import Block, Picture, Section, Share, Strong, Table, counted, data_uri, percent, to_markdown
+from .blocks import (
+    Block,
+    Picture,
+    Section,
+    Share,
+    Strong,
+    Table,
+    counted,
+    data_uri,
+    percent,
+    percent_range,
+    to_markdown,
+)
+from .certainty import (
+    SELECTIVE,
+    SELECTIVE_CAPTION,
+    interval_of,
+    interval_sentence,
+    selective_figure,
+    selective_sentence,
+    selective_table,
+    tta_sentence,
+)
 from .charts import as_svg, class_frequency_figure, plot_thumbnails, prediction_figure, reliability_figure, save_png
 from .coverage import coverage_sentences
 from .pages import Tile, html_page, markdown_page
@@ -73,13 +95,14 @@ def write_report(results: Mapping[str, Any], output_dir: str | Path, images: Seq
 
 
 def chart_figures(results: Mapping[str, Any]) -> dict[str, Figure]:
-    """The figures of `CHARTS`, by file name."""
+    """The figures of `CHARTS` and, unless the results are of an earlier version, `SELECTIVE`, by file name."""
     definition, counts = results["groups"]["definition"], results["class_counts"]
-    return {
+    figures = {
         "class_frequency.png": class_frequency_figure(counts, results["per_class"], definition),
         "predictions.png": prediction_figure(counts, results["test_counts"], results["predicted_counts"], definition),
         "reliability.png": reliability_figure(results["reliability"], results["ece"]),
     }
+    return figures | ({SELECTIVE: selective_figure(results["selective"])} if "selective" in results else {})
 
 
 def report_markdown(results: Mapping[str, Any], images: Sequence[np.ndarray] = ()) -> str:
@@ -122,6 +145,10 @@ def report_sections(
         Section("Predicted class distribution", [predictions, _prediction_sentence(results)]),
         Section("Calibration", [reliability]),
     ]
+    if "selective" in results:
+        picture = Picture(SELECTIVE_CAPTION, SELECTIVE, elements.get(SELECTIVE, ""))
+        blocks: list[Block] = [picture, selective_sentence(results), selective_table(results)]
+        sections.append(Section("Accuracy over coverage", blocks))
     if len(images):
         thumbnails = Picture("Most confident mistakes", HARDEST, _thumbnails(results, images))
         sections.append(Section("Most confident mistakes", [_mistakes_sentence(results), thumbnails]))
@@ -145,7 +172,13 @@ def summary_blocks(results: Mapping[str, Any]) -> list[Block]:
     """Accuracy of the groups, what it is a mean of, and what the splits lack."""
     sentence = GROUP_SENTENCE + _counts_sentence(results)
     knn = knn_sentence(results)
-    return [_accuracy_table(results), sentence, *([knn] if knn else []), *coverage_sentences(results.get("coverage"))]
+    return [
+        _accuracy_table(results),
+        sentence,
+        *certainty_sentences(results),
+        *([knn] if knn else []),
+        *coverage_sentences(results.get("coverage")),
+    ]
 
 
 def knn_sentence(results: Mapping[str, Any]) -> str | None:
@@ -160,10 +193,16 @@ def knn_sentence(results: Mapping[str, Any]) -> str | None:
     )
 
 
+def certainty_sentences(results: Mapping[str, Any]) -> list[str]:
+    """What the intervals are, and which test-time ensembling was used."""
+    return [sentence for sentence in (interval_sentence(results), tta_sentence(results.get("tta"))) if sentence]
+
+
 def _accuracy_table(results: Mapping[str, Any]) -> Table:
     words, measured = describe_groups(results["groups"]["definition"]), _classes_measured(results)
-    rows: list[tuple] = [("All images", Strong(percent(results["accuracy"])), measured["all"], "")]
-    rows += [(f"{name}-shot".capitalize(), percent(results[name]), measured[name], words[name]) for name in GROUP_NAMES]
+    shown = {name: percent_range(results[name], interval_of(results, name)) for name in ("accuracy", *GROUP_NAMES)}
+    rows: list[tuple] = [("All images", Strong(shown["accuracy"]), measured["all"], "")]
+    rows += [(f"{name}-shot".capitalize(), shown[name], measured[name], words[name]) for name in GROUP_NAMES]
     return Table(("", "Accuracy (%)", "Classes", "Definition"), rows, "lrrl")
 
 
@@ -181,10 +220,18 @@ def _metric_table(results: Mapping[str, Any]) -> Table:
     zero = sum(value == 0 for value in accuracies)
     bins = len(results["reliability"])
     rows = [
-        ("ECE (%)", percent(results["ece"]), f"expected calibration error, {bins} equal-width bins"),
+        (
+            "ECE (%)",
+            percent_range(results["ece"], interval_of(results, "ece")),
+            f"expected calibration error, {bins} equal-width bins",
+        ),
         ("MCE (%)", percent(results["mce"]), "maximum calibration error, same bins"),
         ("Top-5 accuracy (%)", percent(results["top5"]), "reported for more than five classes"),
-        ("Macro accuracy (%)", percent(results["macro_accuracy"]), "mean over tested classes"),
+        (
+            "Macro accuracy (%)",
+            percent_range(results["macro_accuracy"], interval_of(results, "macro_accuracy")),
+            "mean over tested classes",
+        ),
         ("Harmonic mean (%)", percent(results["harmonic_mean"]), "over tested classes; 0 if any of them is"),
         (
             "Worst class (%)",

@@ -15,7 +15,7 @@ from .blocks import Markdown, counted
 from .card import render_card
 from .card_metadata import TAGS, classifier_metadata
 from .coverage import coverage_sentences
-from .evaluation_report import GROUP_SENTENCE, accuracy_table, data_name
+from .evaluation_report import GROUP_SENTENCE, accuracy_table, certainty_sentences, data_name
 from .provenance import public_name
 
 
@@ -56,7 +56,13 @@ def export_card(
         **{step: Markdown((preprocessing or {}).get(step)) for step in ("rescale", "mean", "std")},
         "data": data_name(results) if results else None,
         "accuracy_table": Markdown(accuracy_table(results)) if results else None,
-        "notes": [GROUP_SENTENCE, *coverage_sentences(results.get("coverage"))] if results else [],
+        "notes": [
+            GROUP_SENTENCE,
+            *certainty_sentences(results),
+            *coverage_sentences(results.get("coverage")),
+        ]
+        if results
+        else [],
     }
     return render_card(_metadata(kind, folder, name, results), "exported.md", values)
 

@@ -32,6 +32,7 @@ from .checkpoint import list_checkpoints
 from .finetuning import finetune
 from .lock import lock_folder
 from .record import RunOptions
+from .significance import with_differences
 
 # method -> arguments of `adjust`: Menon et al., ICLR 2021; Kang et al., ICLR 2020 (they search tau between 0 and 1)
 POST_HOC: dict[str, dict[str, Any]] = {"logit_adjustment": {"target": "uniform"}, "tau_norm": {"tau_norm": 1.0}}
@@ -106,10 +107,17 @@ def _compare(runs: Sequence[PlannedRun], output_dir: Path, post_hoc: Sequence[st
         finished.append({**_outcome(run, results), "curve": _curve(run)})
         for method in post_hoc if is_main and run.args.loss not in BALANCED_LOSSES else ():
             finished.append(_outcome(run, adjusted_results(run, method), method))
+    test = {key: results[key] for key in ("dataset", "split", "images", "groups", "class_counts")}
+    rows: list[dict[str, Any]] = summarize(finished)
+    differences = None
+    if is_main:
+        groups = test["groups"]["definition"]
+        rows, differences = with_differences(rows, finished, output_dir, test["class_counts"], groups)
     comparison = {
         "command": command_line(),
-        **{key: results[key] for key in ("dataset", "split", "images", "groups", "class_counts")},
-        "rows": summarize(finished),
+        **test,
+        "rows": rows,
+        "differences": differences,
         "runs": finished,
         **{key: results[key] for key in ("versions", "hardware")},
     }

@@ -293,7 +293,7 @@ def write_results(
         name = split_to_evaluate(splits, args.dataset)
         options = {"num_workers": args.num_workers, "description": {**description, "split": name}, "splits": splits}
         try:
-            results = evaluate_model(model, splits[name], processor, **options)
+            results = evaluate_model(model, splits[name], processor, output_dir=run.folder, **options)
         except ValueError as error:
             raise ValueError(
                 f"{error}; the trained model is saved in {run.folder}; repeat the command to evaluate it"

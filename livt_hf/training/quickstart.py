@@ -19,7 +19,7 @@ from ..config.arguments import FinetuneArguments, PretrainArguments
 from ..config.parsing import parse_arguments
 from ..data import load_long_tailed
 from ..evaluation.evaluate import draw_reconstructions, mistaken_images
-from ..files import check_folder, is_new_folder, write_text
+from ..files import PREDICTIONS_FILE, check_folder, is_new_folder, write_text
 from ..losses import SHORT_NAMES
 from ..reporting.card import write_model_card
 from ..reporting.comparison_charts import plot_comparison
@@ -105,8 +105,9 @@ def _write_results(output_dir: Path, rows: Sequence[dict[str, Any]]) -> str:
     caption = draw_reconstructions(mae_dir, test, published["class_counts"], output_dir / "reconstructions.png")
     model_dir = output_dir / "livt-digits"
     model_dir.mkdir(exist_ok=True)
-    for name in MODEL_FILES:
-        shutil.copy2(output_dir / "runs" / PUBLISHED[0] / name, model_dir / name)
+    trained = output_dir / "runs" / PUBLISHED[0]
+    for name in (*MODEL_FILES, *(name for name in (PREDICTIONS_FILE,) if (trained / name).exists())):
+        shutil.copy2(trained / name, model_dir / name)
     write_report(published, model_dir, mistaken_images(published, test))
     comparison = f"{table}\n\nOne seed ({published['seed']}); the same recipe for every loss."
     write_model_card(model_dir, published, sections={"Compared with other losses": comparison})

@@ -33,7 +33,7 @@ from transformers import PreTrainedModel
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..config.arguments import StageArguments
-from ..files import RUN_FILE, check_folder, explain_failed_write, publish_files, read_run, write_text
+from ..files import PREDICTIONS_FILE, RUN_FILE, check_folder, explain_failed_write, publish_files, read_run, write_text
 from ..hub.background import BackgroundPusher
 from ..hub.upload import check_repo_id
 from ..optimization import Schedule
@@ -177,7 +177,7 @@ class StageRun(Run):
         Args:
             weights: unsharded weights of a model sharded by FSDP.
         """
-        replaced = ("results.json", *self.results)  # of an earlier model
+        replaced = ("results.json", PREDICTIONS_FILE, *self.results)  # of an earlier model
         with explain_failed_write(self.folder), publish_files(self.folder, RUN_FILE, replaced) as folder:
             model.save_pretrained(folder, state_dict=weights)
             self.processor.save_pretrained(folder)

@@ -16,6 +16,7 @@ from livt_hf import LivtConfig, ViTForBalancedClassification
 from livt_hf.class_names import label_names
 from livt_hf.cli import main
 from livt_hf.evaluation.predict import (
+    abstain_below,
     find_images,
     format_predictions,
     predict_images,
@@ -228,3 +229,36 @@ def test_the_probability_of_every_class_is_a_column(folder, images, tmp_path, ca
     assert list(rows[0]) == ["image", "error", "label_1", "score_1", *NAMES]
     assert main(command) == 2
     assert "probabilities: those of all classes go to a file; name it with --output" in capsys.readouterr().err
+
+
+def test_below_a_score_the_label_is_left_out_and_the_score_kept(folder, images, tmp_path, capsys):
+    results = list(predict_images(folder, images, top_k=2))
+    best = [result["predictions"][0]["score"] for result in results]
+    ordered = sorted(best)
+    limit = (ordered[1] + ordered[2]) / 2  # two images are below
+    command = ["predict", "--model", str(folder), "--top_k=2", *images]
+    limited = [*command, f"--min_score={limit}"]
+    expected = f"2 of 7 images without a label: their best score is below {limit:g}\n"
+    assert main([*limited, "--output", str(tmp_path / "out.jsonl"), "--probabilities=all"]) == 0
+    assert expected in capsys.readouterr().out
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    for line, result, score in zip(lines, results, best, strict=True):
+        labels = [None, None] if score < limit else [of["label"] for of in result["predictions"]]
+        assert [of["label"] for of in line["predictions"]] == labels
+        assert line["predictions"][0]["score"] == pytest.approx(score)
+        assert line.get("abstained", False) == (score < limit)
+        assert len(line["probabilities"]) == 7
+    assert main([*limited, "--output", str(tmp_path / "out.csv"), "--sort_into", str(tmp_path / "sorted")]) == 0
+    with (tmp_path / "out.csv").open(newline="") as file:
+        unlabeled = [row for row in csv.DictReader(file) if row["label_1"] == ""]
+    assert [float(row["score_1"]) for row in unlabeled] == pytest.approx([score for score in best if score < limit])
+    assert len(list((tmp_path / "sorted" / "uncertain").iterdir())) == 2
+    assert "5 images copied into" in capsys.readouterr().out
+    assert main(limited) == 0
+    output = capsys.readouterr().out
+    assert output.count("(no label: below --min_score)") == 2
+    assert expected in output
+    assert main([*command, "--min_score=1.5"]) == 2
+    assert "min_score: 1.5" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="min_score: -1; a probability from 0 to 1 is needed"):
+        abstain_below([], -1)

@@ -39,3 +39,16 @@ def test_an_image_that_cannot_be_copied_is_one_line(results, tmp_path):
     (tmp_path / "a" / "1.jpg").unlink()
     with pytest.raises(ValueError, match=r"^sort_into: .*a/1\.jpg cannot be copied to .*cat': No such file"):
         list(sort_into(results, tmp_path / "out"))
+
+
+def test_images_without_a_label_have_a_folder_that_no_class_shares(tmp_path, capsys):
+    results = []
+    for name, label in (("1.jpg", None), ("2.jpg", "uncertain"), ("3.jpg", None)):
+        (tmp_path / name).touch()
+        results.append({"image": str(tmp_path / name), "predictions": [{"label": label}]})
+    out = tmp_path / "sorted"
+    assert list(sort_into(results, out)) == results
+    found = sorted(file.relative_to(out).as_posix() for file in out.rglob("*.jpg"))
+    assert found == ["uncertain/1.jpg", "uncertain/3.jpg", "uncertain_2/2.jpg"]
+    summary = f"1 image copied into 1 class, and 2 without a label into uncertain, in {out}\n"
+    assert capsys.readouterr().out == summary

@@ -48,6 +48,28 @@ def naughty_results():
         "test_counts": dict(zip(NAUGHTY, (0, 1, 2, 1), strict=True)),
         "predicted_counts": dict(zip(NAUGHTY, (1, 0, 2, 1), strict=True)),
         "reliability": [{"low": 0.0, "high": 100.0, "count": 4, "accuracy": 50.0, "confidence": 62.34}],
+        "tta": "fivecrop",
+        "intervals": {
+            "accuracy": [12.25, 87.75],
+            "macro_accuracy": [10.0, 90.0],
+            "many": None,
+            "medium": [0.0, 50.04],
+            "few": [2.5, 100.0],
+            "ece": [0.0, 40.0],
+            "method": {"level": 95.0, "resamples": 1000, "seed": 0, "stratified_by": "class", "exact": ["few"]},
+        },
+        "selective": {
+            "thresholds": [
+                {"min_score": 0.0, "coverage": 100.0, "accuracy": 50.0, "few_coverage": 100.0, "few_accuracy": 100.0},
+                {"min_score": 0.95, "coverage": 0.0, "accuracy": None, "few_coverage": None, "few_accuracy": None},
+            ],
+            "curve": {
+                "coverage": list(range(1, 101)),
+                "accuracy": [100.0 - share / 2 for share in range(1, 101)],
+                "few": [100.0] * 100,
+            },
+            "area": 74.75,
+        },
         "coverage": {
             "classes": 4,
             "without_images": {"validation": list(NAUGHTY)[1:3], "test": ["a|b"]},

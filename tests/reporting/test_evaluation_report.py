@@ -78,7 +78,7 @@ def test_the_tables_have_the_results(page):
     names = [" ".join(name.split()) for name in NAUGHTY]
     expected = [
         ["Many-shot", "–", "0 of 1", "more than 20 training images"],
-        ["Medium-shot", "25.0", "2", "5 to 20 training images"],
+        ["Medium-shot", "25.0 (0.0–50.0)", "2", "5 to 20 training images"],
         ["medium-shot", "33.3", "66.7", "0.0", "3"],
         ["many-shot", "–", "–", "–", "0"],
         ["Harmonic mean (%)", "0.0", "over tested classes; 0 if any of them is"],
@@ -111,7 +111,7 @@ def test_names_cannot_start_markup_or_scripts(page):
 
 
 def test_charts_take_their_colors_from_the_page(page, written):
-    assert sum(tag == "svg" for tag, _ in page.tags) == 3
+    assert sum(tag == "svg" for tag, _ in page.tags) == 4
     text = (written / "report.html").read_text()
     assert "var(--ink)" in text
     assert "#1f2933" not in text.split("</style>")[1]
@@ -150,10 +150,10 @@ def test_report_tables():
     lines = report.splitlines()
     start = lines.index("|  | Accuracy (%) | Classes | Definition |")
     assert lines[start + 2 : start + 6] == [
-        "| All images | **50.0** | 3 of 4 |  |",
+        "| All images | **50.0 (12.2–87.8)** | 3 of 4 |  |",
         "| Many-shot | – | 0 of 1 | more than 20 training images |",
-        "| Medium-shot | 25.0 | 2 | 5 to 20 training images |",
-        "| Few-shot | 100.0 | 1 | fewer than 5 training images |",
+        "| Medium-shot | 25.0 (0.0–50.0) | 2 | 5 to 20 training images |",
+        "| Few-shot | 100.0 (2.5–100.0) | 1 | fewer than 5 training images |",
     ]
     start = lines.index("| Class | Training images | Group | Test images | Predicted | Accuracy (%) |")
     assert lines[start + 2 : start + 6] == [
@@ -166,6 +166,27 @@ def test_report_tables():
     assert "Trained from scratch with loss bal&#95;ce" not in report  # an underscore within a word is harmless
     assert "Trained from scratch with loss bal_ce, tau 1." in report
     assert "````bash\nlivt evaluate --model ```\n````" in report
+
+
+def test_results_of_an_earlier_version_have_no_intervals_and_no_selective_accuracy(tmp_path):
+    results = {
+        name: value for name, value in naughty_results().items() if name not in ("tta", "intervals", "selective")
+    }
+    write_report(results, tmp_path)
+    report = (tmp_path / "report.md").read_text()
+    assert "| Medium-shot | 25.0 | 2 |" in report
+    for words in ("confidence interval", "Test-time", "overage"):
+        assert words not in report.replace("Coverage", "")
+    assert not (tmp_path / "selective.png").exists()
+
+
+def test_intervals_and_test_time_ensembling_are_explained():
+    report = report_markdown(naughty_results())
+    assert "95 % confidence intervals over test images, from 1,000 bootstrap resamples within classes, seed 0" in report
+    assert "(Clopper-Pearson where all images, or none, are right)" in report
+    assert "Test-time ensembling (fivecrop): mean of the probabilities over five crops of each image." in report
+    assert "the most confident 90 %: 55.0 %, the most confident 70 %: 65.0 %" in report
+    assert "| 0.95 | 0.0 | – | – | – |" in report
 
 
 def test_a_report_that_cannot_be_written_as_json_leaves_the_old_one(tmp_path):

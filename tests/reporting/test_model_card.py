@@ -48,6 +48,15 @@ def results():
         "few": 51.04,
         "ece": 8.123,
         "mce": 21.0,
+        "intervals": {
+            "accuracy": [71.0, 79.5],
+            "macro_accuracy": [66.25, 77.0],
+            "many": [94.15, 100.0],
+            "medium": None,
+            "few": [44.0, 58.12],
+            "ece": [5.0, 12.0],
+            "method": {"level": 95.0, "resamples": 1000, "seed": 0, "stratified_by": "class", "exact": []},
+        },
         "groups": {
             "definition": {"many": 40, "few": 14, "by": "count"},
             "sizes": {"many": 3, "medium": 2, "few": 6},
@@ -100,6 +109,17 @@ def test_whole_card_without_an_evaluation(folder, results):
     text = write_model_card(folder, unevaluated).read_text(encoding="utf-8")
     assert text == (FIXTURES / "unevaluated_card.md").read_text(encoding="utf-8")
     assert ModelCard(text).data.eval_results is None
+
+
+def test_test_time_ensembling_is_named_beside_the_figures_and_in_the_metadata(folder, results):
+    card = ModelCard.load(write_model_card(folder, results | {"tta": "flip"}))
+    assert "Test-time ensembling (flip): mean of the probabilities over each image and its mirror image." in card.text
+    names = {result.metric_type: result.metric_name for result in card.data.eval_results}
+    assert names["accuracy"] == "Accuracy (%), test-time ensembling flip"
+    plain = {name: value for name, value in results.items() if name != "intervals"}  # of an earlier version
+    text = write_model_card(folder, plain).read_text()
+    assert "| All images | **75.2** | 10 of 11 |" in text
+    assert "ensembling" not in text
 
 
 @pytest.mark.parametrize(("largest", "words"), [(20, "11 classes of very unequal size: a"), (19, "11 classes: a")])
