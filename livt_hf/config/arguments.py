@@ -18,7 +18,7 @@ from .groups import (
     OptimizerArguments,
     RunArguments,
 )
-from .options import AT_LEAST_1, BELOW_1, FINITE, FRACTION, NOT_NEGATIVE, POSITIVE, Options, option, redefine
+from .options import AT_LEAST_1, BELOW_1, FINITE, FRACTION, NOT_NEGATIVE, Options, option, redefine
 
 # The names of `livt_hf.losses`, compared by a test: importing them would load torch.
 LossName = Literal["ce", "bce", "bal_ce", "bal_bce", "cb_ce", "cb_bce", "focal", "ldam", "las", "lade"]
@@ -230,10 +230,10 @@ class AdapterArguments(Options):
         in_card=True,
         replaces=dict.fromkeys(("lora_r", "lora_rank"), ""),
     )
-    adapter_alpha: float = option(
-        16.0,
+    adapter_alpha: int = option(
+        16,
         "Scale of LoRA: its updates are multiplied by alpha / rank.",
-        POSITIVE,
+        AT_LEAST_1,
         changes="model",
         in_card=True,
         replaces={"lora_alpha": ""},

@@ -33,7 +33,7 @@ class Adapter:
 
     kind: str = "none"
     rank: int = 8
-    alpha: float = 16.0
+    alpha: int = 16
     dropout: float = 0.0
     targets: Sequence[str] = field(default_factory=tuple)
 

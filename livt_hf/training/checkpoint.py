@@ -126,7 +126,7 @@ def load_weights(model: transformers.PreTrainedModel, checkpoint: Path, sharded:
     """
     partial = (checkpoint / TRAINED_FILE).is_file()
     if partial:
-        saved = load_file(checkpoint / TRAINED_FILE)
+        saved: dict[str, Any] = load_file(checkpoint / TRAINED_FILE)
     else:
         saved = type(model).from_pretrained(checkpoint).state_dict()
         # Not part of the native model; `load_scales` restores them.

@@ -49,7 +49,7 @@ def updated(model):
 def test_a_merged_model_has_the_logits_and_the_tensors_of_the_architecture(family):
     original, model = model_of(family), model_of(family)
     names = list(model.state_dict())
-    add_adapter(model, Adapter("lora", rank=3, alpha=7.0))
+    add_adapter(model, Adapter("lora", rank=3, alpha=7))
     with torch.no_grad():
         torch.testing.assert_close(model(images()).logits, original(images()).logits)  # B is zero
         before = updated(model)(images()).logits
@@ -66,7 +66,7 @@ def test_an_update_adds_its_scaled_product_to_the_weight(target):
     layer = model_of("livt").beit.layers[1]
     path = next(name for name, _ in layer.named_modules() if name.endswith(target))
     model, by_hand = model_of("livt"), model_of("livt")
-    add_adapter(model, Adapter("lora", rank=2, alpha=5.0, targets=(f"layers.1.{path}",)))
+    add_adapter(model, Adapter("lora", rank=2, alpha=5, targets=(f"layers.1.{path}",)))
     adapted = updated(model).beit.layers[1].get_submodule(path)
     with torch.no_grad():
         product = adapted.lora_B["default"].weight @ adapted.lora_A["default"].weight
