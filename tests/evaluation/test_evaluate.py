@@ -97,9 +97,9 @@ def test_results_have_the_schema(folder, split, tmp_path):
     assert json.loads((tmp_path / "results.json").read_text()) == results
     assert " ".join(results) == (
         "model parameters trained_parameters adapter dataset loss tau pretrained adjustment seed command split "
-        "class_counts_from tta images accuracy many medium few ece mce intervals top5 macro_accuracy worst_class harmonic_mean pdc groups "
-        "group_confusion confused_pairs hardest_images per_class class_counts test_counts predicted_counts reliability "
-        "selective coverage versions hardware"
+        "class_counts_from tta images accuracy many medium few ece mce intervals top5 macro_accuracy worst_class "
+        "harmonic_mean pdc groups group_confusion confused_pairs hardest_images per_class class_counts test_counts "
+        "predicted_counts reliability selective coverage versions hardware"
     )
     assert results["groups"] == {"definition": GROUPS, "sizes": ONE_EACH, "measured": ONE_EACH}
     assert list(results["per_class"]) == list(results["class_counts"]) == list(COUNTS)
