@@ -36,7 +36,8 @@ class BalancedTrainer(Trainer):
           `save_model` writes.
 
     Args:
-        model, args, data_collator, train_dataset, eval_dataset, processing_class, trainer_arguments: as for `Trainer`.
+        model: as for `Trainer`; also a `PeftModel`.
+        args, data_collator, train_dataset, eval_dataset, processing_class, trainer_arguments: as for `Trainer`.
         loss: name of a loss, see `livt_hf.losses.build_loss`. ``args.label_smoothing_factor`` applies to hard labels.
         tau: logit-adjustment strength.
         class_counts: training images of each class, ``{name: count}``, matched with the model's ``id2label`` by name,

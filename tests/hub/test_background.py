@@ -70,6 +70,25 @@ def test_strategies(hub, folder, tmp_path, strategy):
             assert files[f"last-checkpoint/{file.name}"] == file.read_bytes()
 
 
+@pytest.mark.parametrize("strategy", ["every_save", "checkpoint"])
+def test_a_checkpoint_of_light_fine_tuning_is_uploaded_whole_or_not_at_all(hub, folder, tmp_path, strategy):
+    """It has no model that could stand in the repository before the final one."""
+    background = pusher(tmp_path, strategy=strategy)
+    checkpoint = make_checkpoint(tmp_path, 1)
+    (checkpoint / "model.safetensors").rename(checkpoint / "trained.safetensors")
+    sizes = {file.name: file.stat().st_size for file in checkpoint.iterdir() if file.name != "complete.json"}
+    (checkpoint / "complete.json").write_text(json.dumps({"files": sizes}))
+    background.push(checkpoint, "Step 1")
+    background.wait()
+    assert not background.errors
+    uploaded = set(hub.model(REPO).files()) if strategy == "checkpoint" else set()
+    assert uploaded - {".gitattributes"} == (
+        {f"last-checkpoint/{name}" for name in (*sizes, "complete.json")} if strategy == "checkpoint" else set()
+    )
+    assert background.finish(folder) is None
+    assert "model.safetensors" in hub.model(REPO).files()
+
+
 def test_a_hub_that_is_down_does_not_stop_training_and_gets_the_model_at_the_end(hub, folder, tmp_path, capsys):
     hub.fail = lambda request, number: Failure(500)
     background = pusher(tmp_path)
