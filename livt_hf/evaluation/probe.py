@@ -26,9 +26,10 @@ logger = logging.getLogger(__name__)
 L2_STRENGTHS = (1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)  # strongest first: each fit starts from the one before
 HELD_OUT = 0.2  # fraction of each class's training images that chooses among them where there is no validation split
 ITERATIONS = 200
+PATH_ITERATIONS = 50  # where strengths are compared; each fit starts from the one before
 HISTORY = 10  # pairs of vectors that L-BFGS keeps
 SMALLEST_GRADIENT = 1e-5  # largest component at which the minimum counts as reached
-ROUGHLY = 1e-4  # the same where strengths are compared
+ROUGHLY = 1e-4  # the same for the comparison
 LOGITS_AT_ONCE = 2**27  # 512 MiB in float32; more are computed in parts
 SCALES = np.geomspace(0.03, 30, 13)  # of the logits, among which `held_out_loss` takes the best
 
@@ -87,7 +88,8 @@ def choose_l2(
     """``{L2 strength: held-out loss}``, of `L2_STRENGTHS` from the strongest on; the smallest loss is the best.
 
     The loss of the validation images, else of `HELD_OUT` training images, is that of `held_out_loss`. The path ends at
-    the second strength in a row that is worse than the best: weaker ones take longest. Arguments as for `fit_probe`.
+    the first strength, from the third on, that is worse than the best: weaker ones take longest. Arguments as for
+    `fit_probe`.
     """
     if validation is None:
         rows, held_out = stratified_rows(_numbers(labels), HELD_OUT, seed)
@@ -101,11 +103,11 @@ def choose_l2(
     others, other_labels = torch.as_tensor(validation[0]), torch.from_numpy(_numbers(validation[1]))
     point, losses = inputs.start(), dict[float, float]()
     for l2 in L2_STRENGTHS:
-        point = inputs.minimum(point, l2, ROUGHLY)
+        point = inputs.minimum(point, l2, PATH_ITERATIONS, ROUGHLY)
         with torch.no_grad():
             logits = inputs.folded(point)(others.float())
         losses[l2] = held_out_loss(logits, other_labels.long(), assumed)
-        if len(losses) > 2 and min(list(losses.values())[-2:]) > min(losses.values()):
+        if len(losses) > 2 and losses[l2] > min(losses.values()):
             break
     return losses
 
@@ -172,12 +174,14 @@ class _Standardized:
         """Zero weight and bias: (C, D + 1), the bias last."""
         return torch.zeros(self.classes, self.features.shape[1] + 1, device=self.features.device)
 
-    def minimum(self, start: Tensor, l2: float, gradient: float = SMALLEST_GRADIENT) -> Tensor:
+    def minimum(
+        self, start: Tensor, l2: float, iterations: int = ITERATIONS, gradient: float = SMALLEST_GRADIENT
+    ) -> Tensor:
         """Weight and bias (C, D + 1) at the minimum of loss and penalty, searched from ``start``."""
         point = start.clone().requires_grad_()
         optimizer = torch.optim.LBFGS(
             [point],
-            max_iter=ITERATIONS,
+            max_iter=iterations,
             history_size=HISTORY,
             tolerance_grad=gradient,
             tolerance_change=0.0,
