@@ -23,10 +23,10 @@ METHODS = ("All weights", "LoRA", "LoRA, class means", "Linear probe", "k-NN")
 
 def add_run(folder: Path, output_dir: Path) -> None:
     """Copy the figures of a finished run of `livt finetune`; ValueError if it is none."""
-    record, results = read_run(output_dir), read_json(output_dir, "results.json")
-    if record is None or not results:
+    record = read_run(output_dir)
+    if record is None or not (output_dir / "results.json").is_file():
         raise ValueError(f"{output_dir}: not the output folder of a finished `livt finetune`")
-    runs = load(folder)
+    runs, results = load(folder), read_json(output_dir, "results.json")
     runs[output_dir.name] = {
         "method": method_of(record["arguments"]),
         "steps": record["steps"],
@@ -41,7 +41,7 @@ def add_run(folder: Path, output_dir: Path) -> None:
 
 def load(folder: Path) -> dict[str, dict[str, Any]]:
     """The runs by the names of their output folders."""
-    return read_json(folder, RUNS)
+    return read_json(folder, RUNS) if (folder / RUNS).is_file() else {}
 
 
 def method_of(arguments: Mapping[str, Any]) -> str:
@@ -63,7 +63,7 @@ def light_table(runs: Sequence[Mapping[str, Any]]) -> str:
                 rows.append([method, SHORT_NAMES[loss], *_cells(members)])
     neighbors = [run["knn"] for run in runs if "knn" in run]
     if neighbors:
-        values = [percent(neighbors[0][name]) for name in ("macro_accuracy", "many", "medium", "few")]
+        values = [percent(neighbors[0][name]) for name in ("accuracy", "many", "medium", "few")]
         rows.append(["k-NN", "–", "–", "1", *values, "–"])
     header = ["Trained", "Loss", "Parameters", "Seeds", "Macro ↑ (95 %)", "Many ↑", "Med. ↑", "Few ↑", "ECE ↓"]
     return markdown_table(header, rows, "llrrrrrrr")

@@ -384,6 +384,8 @@ def _applies(name: str, arguments: Mapping[str, Any]) -> bool:
         return (name == "momentum") == (arguments.get("optimizer") == "sgd")
     if name == "adapter_targets":
         return bool(arguments[name])
+    if name == "adapter":
+        return arguments[name] != "none"
     return not name.startswith("adapter_") or arguments.get("adapter") == "lora"
 
 

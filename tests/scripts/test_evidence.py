@@ -151,3 +151,57 @@ def test_tuning_runs_are_listed_by_their_differences_from_the_baseline(compariso
     assert "livt finetune --dataset tune --output_dir base --base_lr 0.002" in page
     with pytest.raises(ValueError, match="not the output folder of a finished `livt finetune`"):
         evidence.add(comparisons / "held-out", tmp_path / "mae")
+
+
+def light_run(folder, loss, seed, macro, adapter="lora", **more):
+    folder.mkdir(parents=True)
+    arguments = {"stage": "all", "adapter": adapter, "classifier_init": "random", "pretrained": "mae"}
+    record = {
+        "steps": 33,
+        "command": f"livt finetune --loss {loss}",
+        "arguments": {**arguments, **more.pop("given", {})},
+    }
+    figures = {name: macro + place for place, name in enumerate(("macro_accuracy", "many", "medium", "few", "ece"))}
+    hardware, versions = {"device": "cpu", "cpu": "Chip", "cores": 2}, {"torch": "2", "transformers": "5"}
+    results = {
+        **figures,
+        "loss": loss,
+        "seed": seed,
+        "images": 100,
+        "parameters": 10,
+        "trained_parameters": 4,
+        "groups": {},
+        "intervals": {"macro_accuracy": [macro - 1.5, macro + 2]},
+        "versions": versions,
+        "hardware": hardware,
+        **more,
+    }
+    (folder / "run.json").write_text(json.dumps(record))
+    (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+def test_light_fine_tuning_is_a_table_of_means_and_widest_intervals(tmp_path):
+    page = tmp_path / "comparisons" / "light"
+    evidence.add(page, light_run(tmp_path / "a", "bal_ce", 0, 40.0))
+    evidence.add(page, light_run(tmp_path / "b", "bal_ce", 1, 44.0))
+    evidence.add(page, light_run(tmp_path / "c", "ce", 0, 30.0, adapter="none"))
+    means = {"given": {"classifier_init": "class_mean"}}
+    evidence.add(page, light_run(tmp_path / "d", "bal_bce", 0, 41.0, **means))
+    knn = {"accuracy": 20.0, "many": 21.0, "medium": 22.0, "few": 23.0}
+    evidence.add(page, light_run(tmp_path / "e", "ce", 0, 35.0, given={"stage": "probe"}, knn=knn))
+    (page / "notes.md").write_text("What was done.\n")
+    heading, notes, table, commands = evidence.light_evidence.light_section(page)
+    assert (heading, notes) == ("## Light fine-tuning", "What was done.")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    assert rows == [
+        ["All weights", "CE", "4", "1", "30.0 (28.5–32.0)", "31.0", "32.0", "33.0", "34.0"],
+        ["LoRA", "Bal-CE", "4", "2", "42.0 (38.5–46.0)", "43.0", "44.0", "45.0", "46.0"],
+        ["LoRA, class means", "Bal-BCE", "4", "1", "41.0 (39.5–43.0)", "42.0", "43.0", "44.0", "45.0"],
+        ["Linear probe", "CE", "4", "1", "35.0 (33.5–37.0)", "36.0", "37.0", "38.0", "39.0"],
+        ["k-NN", "–", "–", "1", "20.0", "21.0", "22.0", "23.0", "–"],
+    ]
+    assert commands.count("livt finetune --loss") == 5
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(ValueError, match="not the output folder of a finished"):
+        evidence.add(page, tmp_path / "nothing")
