@@ -55,7 +55,7 @@ class CheckArguments(DatasetArguments):
     model: str | None = option(
         None,
         "Classifier, vision tower or masked autoencoder (folder or Hub id); its features tell which training labels "
-        "are doubtful.",
+        "are doubtful, and which images are alike beyond what a hash sees.",
     )
     folds: int = option(5, "With --model: parts of the training images, each judged by a probe of the others.")
     batch_size: int = option(64, "With --model: batch size.", AT_LEAST_1)
@@ -99,7 +99,7 @@ def check(args: CheckArguments) -> int:
     The exit status is 1 if images are unreadable, or identical in several splits or classes. Near-duplicates and
     doubted labels are warnings.
     """
-    from ..data.tools.check import check_dataset
+    from ..data.tools.check import check_dataset, near_lines
     from ..reporting.check_report import check_page
     from ..reporting.provenance import command_line
 
@@ -116,19 +116,18 @@ def check(args: CheckArguments) -> int:
         print(f"{log} of an earlier check is now empty")
     from ..evaluation.dataset_check import doubt_lines, doubted_labels, write_findings
 
-    issues = None
+    similar = issues = None
     if model is not None:
-        issues = doubted_labels(
-            splits,
-            *model,
-            folds=args.folds,
-            seed=args.imbalance_seed,
-            batch_size=args.batch_size,
-            num_workers=args.num_workers or 0,
-            device=args.device,
-        )
+        from ..evaluation.near_features import find_similar
+
+        compute = _features_of(*model, args)
+        features = {split: compute(rows) for split, rows in splits.items()}
+        seed: dict[str, Any] = {"seed": args.imbalance_seed, "device": args.device}
+        similar = find_similar(splits, checked, features, lambda copies: compute(copies, cache=False), **seed)
+        print(similar, *near_lines(similar.groups, by_features=True), sep="\n")
+        issues = doubted_labels(splits["train"], features["train"], folds=args.folds, **seed)
         print(*doubt_lines(issues, splits["train"]), sep="\n")
-    files = write_findings(folder, args.dataset, splits, checked, issues, command_line())
+    files = write_findings(folder, args.dataset, splits, checked, similar, issues, command_line())
     print(f"report: {', '.join(map(str, files))}")
     return int(checked.is_faulty)
 
@@ -140,6 +139,25 @@ def _feature_model(args: CheckArguments):
     from ..evaluation.features import load_feature_model
 
     return load_feature_model(args.model)
+
+
+def _features_of(model, image_processor, args: CheckArguments) -> Callable[..., Any]:
+    """Features, float32 (N, D), of a split; NaN for its unreadable images."""
+    from ..evaluation.features import split_features
+
+    def compute(split, cache: bool = True):
+        return split_features(
+            model,
+            split,
+            image_processor,
+            batch_size=args.batch_size,
+            num_workers=args.num_workers or 0,
+            device=args.device,
+            cache=cache,
+            max_bad_images=len(split),
+        )
+
+    return compute
 
 
 def prepare(args: PrepareArguments) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import sys
 
+from ..data.worker_failure import WORKER_FAILED, is_worker_failure
+
 TRAINING = ("pretrain", "finetune", "compare")
 IN_BATCHES = ("evaluate", "predict", "adjust")
 
@@ -13,8 +15,7 @@ def explain_memory(error: RuntimeError, command: str) -> str | None:
     """The reason in words if memory ran out, of a GPU or of the machine; None for any other error."""
     if is_out_of_memory(error):
         return out_of_memory(error, command)
-    loader = sys.modules.get("livt_hf.data.loader")
-    return loader.WORKER_FAILED if loader is not None and loader.is_worker_failure(error) else None
+    return WORKER_FAILED if is_worker_failure(error) else None
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

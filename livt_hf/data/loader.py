@@ -10,7 +10,6 @@ import signal
 import traceback
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import numpy as np
@@ -180,17 +179,6 @@ def _arrived(batch: dict[str, Any], copied: torch.cuda.Event) -> dict[str, Any]:
         if torch.is_tensor(value):
             value.record_stream(stream)  # otherwise its memory could be reused too early
     return batch
-
-
-WORKER_FAILED = (
-    "num_workers: a process that loads images was killed, most likely because the machine ran out of memory; lower "
-    "--num_workers or --batch_size"
-)
-
-
-def is_worker_failure(error: RuntimeError) -> bool:
-    """Whether a worker has died; torch raises the error wherever the main process happens to be."""
-    return isinstance(error, BrokenProcessPool) or str(error).startswith("DataLoader worker (pid")
 
 
 class ImageLoader(DataLoader):

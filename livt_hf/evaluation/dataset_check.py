@@ -1,6 +1,6 @@
 """What `livt dataset check` found, as files: check.html with pictures, near_duplicates.csv, label_issues.csv.
 
-With a model, also finds the doubted labels of the training split.
+With a model, also finds the doubted labels of the training split, and images that are similar by features.
 """
 
 from __future__ import annotations
@@ -15,46 +15,26 @@ from typing import Any
 import numpy as np
 import PIL.Image
 from datasets import Dataset, DatasetDict
-from transformers import PreTrainedModel
 
 from ..data.decoding import decode_image
 from ..data.long_tail import class_counts, dataset_labels
 from ..data.table import Rows
-from ..data.tools.check import CheckedImage, CheckResult
+from ..data.tools.check import CheckedImage, CheckResult, NearGroups, between_classes, between_splits
 from ..files import write_text
 from ..reporting.blocks import counted, csv_cell
-from ..reporting.check_report import DoubtedLabels, Shown, write_check_report
-from .features import split_features
+from ..reporting.check_report import DoubtedLabels, Shown, ShownGroups, write_check_report
 from .label_issues import LabelIssues, find_label_issues, log_rare_classes
+from .near_features import SimilarByFeatures
 
 REPORT, DUPLICATES, ISSUES = "check.html", "near_duplicates.csv", "label_issues.csv"
 PICTURED, SIDE = 48, 320  # groups and images shown; longer side in pixels to which they are reduced on reading
 PER_CLASS = 3  # doubted images of a class that are shown before a second round over the classes
 
 
-def doubted_labels(
-    splits: DatasetDict,
-    model: PreTrainedModel,
-    image_processor: Any,
-    *,
-    folds: int,
-    seed: int,
-    batch_size: int,
-    num_workers: int,
-    device: str | None,
-) -> LabelIssues:
-    """Label issues of the training split, by a probe on features of the model; unreadable images are left out."""
-    train, counts = splits["train"], class_counts(splits["train"])
-    features = split_features(
-        model,
-        train,
-        image_processor,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        device=device,
-        max_bad_images=len(train),
-    )
+def doubted_labels(train: Dataset, features: np.ndarray, *, folds: int, seed: int, device: str | None) -> LabelIssues:
+    """Label issues of the training split, by a probe on its features, (N, D); rows of NaN (unreadable) are left out."""
     readable, labels = np.flatnonzero(~np.isnan(features[:, 0])), dataset_labels(train)
+    counts = class_counts(train)
     names = list(counts)
     counts = {name: int((labels[readable] == label).sum()) for label, name in enumerate(names)}
     log_rare_classes(counts, folds)
@@ -83,7 +63,13 @@ def doubt_lines(issues: LabelIssues, train: Dataset, limit: int = 20) -> list[st
 
 
 def write_findings(
-    folder: Path, dataset: str, splits: DatasetDict, checked: CheckResult, issues: LabelIssues | None, command: str
+    folder: Path,
+    dataset: str,
+    splits: DatasetDict,
+    checked: CheckResult,
+    similar: SimilarByFeatures | None,
+    issues: LabelIssues | None,
+    command: str,
 ) -> list[Path]:
     """Write the report and the tables into a folder, and return the files with something in them.
 
@@ -92,11 +78,13 @@ def write_findings(
     rows_of = {split: Rows(rows) for split, rows in splits.items()}
     counts = class_counts(splits["train"])
     names, root = list(counts), Path(dataset).absolute()
-    near = [(number, *image) for number, group in enumerate(checked.near, start=1) for image in group]
+    groups = [("hash", group) for group in checked.near]
+    groups += [("features", group) for group in (similar.groups if similar else [])]
+    near = [(number, by, *image) for number, (by, group) in enumerate(groups, start=1) for image in group]
     _write_table(
         folder / DUPLICATES,
-        ("group", "split", "file", "label"),
-        [(number, split, file, label) for number, split, _, file, label in near],
+        ("group", "found_by", "split", "file", "label"),
+        [(number, by, split, file, label) for number, by, split, _, file, label in near],
     )
     doubts = None
     if issues is not None:
@@ -120,16 +108,14 @@ def write_findings(
             for index in _to_show(issues, [counts[name] for name in names])
         ]
         doubts = DoubtedLabels(shown, counts, given, likely, issues.agreed.tolist())
-    across, classes = checked.between_splits()[:PICTURED], checked.between_classes()[:PICTURED]
     write_check_report(
         folder / REPORT,
         dataset,
         checked.images,
         {split: len(bad) for split, bad in checked.bad_images.items()},
         identical=(len(checked.shared), len(checked.contradicting)),
-        near=(len(checked.between_splits()), len(checked.between_classes())),
-        across=[_group(rows_of, group, root) for group in across],
-        classes=[_group(rows_of, group, root) for group in classes],
+        near=_near(rows_of, checked.near, root),
+        similar=None if similar is None else (str(similar), _near(rows_of, similar.groups, root)),
         doubts=doubts,
         command=command,
     )
@@ -145,6 +131,13 @@ def _to_show(issues: LabelIssues, sizes: Sequence[int]) -> list[int]:
         order.append((rank[label] // PER_CLASS, sizes[label], label, index))
         rank[label] += 1
     return [index for *_, index in sorted(order)[:PICTURED]]
+
+
+def _near(rows_of: Mapping[str, Rows], groups: NearGroups, root: Path) -> tuple[ShownGroups, ShownGroups]:
+    """The groups between splits, and those between classes."""
+    between = between_splits(groups), between_classes(groups)
+    first, second = (ShownGroups([_group(rows_of, g, root) for g in part[:PICTURED]], len(part)) for part in between)
+    return first, second
 
 
 def _group(rows_of: Mapping[str, Rows], group: Sequence[CheckedImage], root: Path) -> tuple[list[Shown], int]:

@@ -1,12 +1,12 @@
 """Training images whose label a model doubts: confident learning on out-of-fold probabilities of a linear probe.
 
-Northcutt, Jiang and Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels" (JAIR 2021, arXiv
-1911.00068):
+Northcutt, Jiang and Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels" (JAIR 70, 2021, pages
+1373-1411, arXiv 1911.00068):
 
-- equation 2: the threshold t_j of class j is the mean probability p(j | x) of the images labeled j;
-- equation 1: the confident joint C_ij counts the images labeled i whose most probable class among those with
+- the threshold t_j of class j is the mean probability p(j | x) of the images labeled j;
+- the confident joint C_ij counts the images labeled i whose most probable class among those with
   p(j | x) >= t_j is j. Images off its diagonal have label issues, most likely of class j;
-- section 3.2: they are ranked by the normalized margin p(i | x) - max_{j != i} p(j | x), the smallest first.
+- they are ranked by the normalized margin p(i | x) - max_{j != i} p(j | x), the smallest first.
 
 As the thresholds are per class, rare classes, of which a model is less confident, are judged by their own measure. As
 in cleanlab, an image that the model itself puts into its labeled class is not listed. Unlike here, cleanlab 2.9 takes

@@ -24,6 +24,13 @@ CLASSES = (
     "Training images that are nearly equal and have different labels: at most one of the labels is right, unless the "
     "image shows both classes."
 )
+SIMILAR_ACROSS = (
+    "Images of different splits that the model sees as alike and the hash does not, such as mirrored copies or other "
+    "shots of one object. Each group shows one image of each split and class."
+)
+SIMILAR_CLASSES = (
+    "Training images that the model sees as alike, with different labels: copies, or classes that overlap."
+)
 DOUBTS = (
     "Labels that confident learning doubts (Northcutt, Jiang and Chuang, JAIR 2021): a balanced linear probe on the "
     "features of the model, fitted without the image, is confident of another class. This is a list of images to look "
@@ -38,6 +45,13 @@ class Shown(NamedTuple):
     image: np.ndarray
     title: str
     lines: tuple[str, ...]
+
+
+class ShownGroups(NamedTuple):
+    """Groups to show, each with the number of its images that are not shown; how many groups there are."""
+
+    groups: Sequence[tuple[Sequence[Shown], int]]
+    total: int
 
 
 class DoubtedLabels(NamedTuple):
@@ -60,9 +74,8 @@ def write_check_report(
     unreadable: Mapping[str, int],
     *,
     identical: tuple[int, int],
-    near: tuple[int, int],
-    across: Sequence[tuple[Sequence[Shown], int]],
-    classes: Sequence[tuple[Sequence[Shown], int]],
+    near: tuple[ShownGroups, ShownGroups],
+    similar: tuple[str, tuple[ShownGroups, ShownGroups]] | None,
     doubts: DoubtedLabels | None,
     command: str,
 ) -> None:
@@ -71,8 +84,8 @@ def write_check_report(
     Args:
         images, unreadable: numbers per split.
         identical: images that are also in another split, and those also in training under another label.
-        near: groups of near-duplicates between splits, and between classes of the training split.
-        across, classes: groups to show, each with the number of its images that are not shown.
+        near: near-duplicates between splits, and between classes of the training split.
+        similar: how features were compared, and the same of what they found beyond; None without a model.
         doubts: None without a model.
     """
     tiles: list[Tile] = [
@@ -80,22 +93,34 @@ def write_check_report(
         (f"{sum(unreadable.values()):,}", "unreadable", "all"),
         (f"{identical[0]:,}", "identical in two splits", "all"),
         (f"{identical[1]:,}", "identical in two classes", "all"),
-        (f"{near[0]:,}", "near-duplicate groups between splits", "all"),
-        (f"{near[1]:,}", "near-duplicate groups between classes", "all"),
+        (f"{near[0].total:,}", "near-duplicate groups between splits", "all"),
+        (f"{near[1].total:,}", "near-duplicate groups between classes", "all"),
     ]
-    sections = []
-    for title, sentence, groups, total in (
-        ("Near-duplicates between splits", ACROSS, across, near[0]),
-        ("Near-duplicates with different labels", CLASSES, classes, near[1]),
-    ):
-        if groups:
-            shown = _numbers_shown(len(groups), total, "group")
-            sections.append(Section(title, [sentence, shown, Picture(title, "", _groups(groups))]))
+    shown = [
+        ("Near-duplicates between splits", ACROSS, near[0]),
+        ("Near-duplicates with different labels", CLASSES, near[1]),
+    ]
+    if similar is not None:
+        how, (across, classes) = similar
+        tiles.append((f"{across.total:,}", "groups similar by features between splits", "all"))
+        tiles.append((f"{classes.total:,}", "groups similar by features between classes", "all"))
+        shown.append(("Similar by features between splits", SIMILAR_ACROSS, across))
+        shown.append(("Similar by features, with different labels", SIMILAR_CLASSES, classes))
+    sections = [
+        Section(
+            title,
+            [text, _numbers_shown(len(part.groups), part.total, "group"), Picture(title, "", _groups(part.groups))],
+        )
+        for title, text, part in shown
+        if part.groups
+    ]
+    if similar is not None:
+        sections.append(Section("Comparison of features", [how]))
     if doubts is not None:
         tiles.append((f"{len(doubts.labels):,}", "labels doubted", "all"))
         sections.append(Section("Doubted labels", _doubts(doubts)))
-    if not sections:
-        sections.append(Section("", ["No near-duplicates between splits or between classes were found."]))
+    if not any(part.groups for *_, part in shown):
+        sections.insert(0, Section("", ["No near-duplicates between splits or between classes were found."]))
     sections.append(Section("Command", [Code(public_command(command))]))
     subtitle = ", ".join(f"{split} {count:,}" for split, count in images.items()) + " images."
     write_text(file, html_page(page_title(dataset), subtitle, tiles, sections))

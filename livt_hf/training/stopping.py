@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from ..data.loader import WORKER_FAILED, is_worker_failure
+from ..data.worker_failure import WORKER_FAILED, is_worker_failure
 
 STEP_SECONDS = 30.0  # how long a step may take after a signal
 BATCH_SECONDS = 10.0  # the same of a batch of an evaluation

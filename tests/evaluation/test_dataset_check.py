@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from helpers.images import photo
+from helpers.images import photo, symmetric_features
 from livt_hf.cli import main
 from livt_hf.data import load_long_tailed
 from livt_hf.data.tools.check import CheckResult
@@ -62,6 +62,7 @@ def test_near_duplicates_are_warnings_with_pictures(folder, tmp_path, capsys):
     assert "warning: 1 group of nearly equal training images with different labels" in out
     assert "within a class of a split: 2 images in 1 group of near-duplicates" in out
     table = rows(tmp_path / "out/near_duplicates.csv")
+    assert {row["found_by"] for row in table} == {"hash"}
     assert [(row["group"], row["split"], row["label"]) for row in table] == [
         ("1", "train", "<lynx>"),  # the smallest class first
         ("1", "train", "cat"),
@@ -97,30 +98,27 @@ def test_a_page_of_another_dataset_is_not_replaced_unasked(folder, tmp_path, mon
     assert "output_dir: 'check.html' is there already and is not about photos" in capsys.readouterr().err
 
 
-def stub_features(monkeypatch, splits, moved):
+def features_of(splits, moved):
     """Features that tell the classes apart; ``moved`` images look like the other class, row 1 is unreadable."""
     labels = np.array(splits["train"]["label"])
     labels[moved] = 1 - labels[moved]
     features = (6.0 * np.eye(2, 4)[labels] + np.random.default_rng(0).normal(size=(len(labels), 4))).astype(np.float32)
     features[moved] *= 2  # more clearly than the average image of that class, as the threshold demands
     features[1] = np.nan
-    monkeypatch.setattr(dataset_check, "split_features", lambda *_, **__: features)
+    return features
 
 
-def test_doubted_labels_are_listed_with_files_of_their_own_rows(folder, tmp_path, monkeypatch):
+def test_doubted_labels_are_listed_with_files_of_their_own_rows(folder, tmp_path):
     splits = load_long_tailed(folder)
     names = splits["train"].features["label"].names
     files = [image["path"] for image in splits["train"].data.column("image").to_pylist()]
     (moved,) = (row for row, file in enumerate(files) if file.endswith("cat/7.jpg"))
-    stub_features(monkeypatch, splits, [moved])
-    issues = doubted_labels(
-        splits, None, None, folds=4, seed=0, batch_size=2, num_workers=0, device="cpu"
-    )  # the model is not used
+    issues = doubted_labels(splits["train"], features_of(splits, [moved]), folds=4, seed=0, device="cpu")
     assert issues.rows.tolist() == [moved]
     out = tmp_path / "out"
     out.mkdir()
     checked = CheckResult(images={"train": 14, "test": 3}, bad_images={"train": [], "test": []})
-    assert write_findings(out, str(folder), splits, checked, issues, "livt dataset check") == [
+    assert write_findings(out, str(folder), splits, checked, None, issues, "livt dataset check") == [
         out / "check.html",
         out / "label_issues.csv",
     ]
@@ -136,6 +134,35 @@ def test_doubted_labels_are_listed_with_files_of_their_own_rows(folder, tmp_path
     assert "warning: the labels of 1 of 14 training images are doubted (7.1 %)" in text
     assert "  cat: 1 of 10 images, mostly <lynx> (1)" in text
     assert names == ["<lynx>", "cat"]
+
+
+def test_images_similar_by_features_stand_apart(folder, tmp_path, monkeypatch, capsys):
+    """With a model whose features are the same for a mirrored image."""
+    with PIL.Image.open(folder / "train/cat/5.jpg") as image:
+        image.save(folder / "test/cat/copy.jpg", quality=60)
+    with PIL.Image.open(folder / "train/<lynx>/1.jpg") as image:
+        image.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "train/cat/mirrored.jpg", quality=95)
+    monkeypatch.setattr("livt_hf.evaluation.features.load_feature_model", lambda model: (None, None))
+    monkeypatch.setattr(
+        "livt_hf.evaluation.features.split_features", lambda model, rows, *_, **__: symmetric_features(rows)
+    )
+    assert check(folder, tmp_path, "--model", "mirror", "--folds", "2") == 0
+    out = capsys.readouterr().out
+    assert "similar by features: a similarity of 0." in out
+    assert "warning: 1 group of training images similar by features with different labels" in out
+    assert "of test similar by features" not in out  # the hash has found that one
+    table = rows(tmp_path / "out/near_duplicates.csv")
+    assert [(row["group"], row["found_by"], row["split"], row["label"]) for row in table] == [
+        ("1", "hash", "train", "cat"),
+        ("1", "hash", "test", "cat"),
+        ("2", "features", "train", "<lynx>"),
+        ("2", "features", "train", "cat"),
+    ]
+    page = (tmp_path / "out/check.html").read_text()
+    assert page.index("Near-duplicates between splits</h2>") < page.index(
+        "Similar by features, with different labels</h2>"
+    )
+    assert "unrelated pairs" in page
 
 
 def test_pictures_show_each_class_before_any_class_a_second_time(monkeypatch):

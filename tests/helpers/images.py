@@ -7,7 +7,12 @@ import numpy as np
 import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Features
+import torch
+from datasets import Dataset, Features
+from torch.nn.functional import adaptive_avg_pool2d
+
+from livt_hf.data.decoding import decode_image
+from livt_hf.data.table import Rows
 
 COUNTS = {"ant": 5, "bee": 3}
 
@@ -27,6 +32,13 @@ def photo(height: int, width: int, seed: int) -> PIL.Image.Image:
     """Smooth random colors."""
     coarse = PIL.Image.fromarray(np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8))
     return coarse.resize((width, height), PIL.Image.Resampling.BICUBIC)
+
+
+def symmetric_features(dataset: Dataset) -> np.ndarray:
+    """Features, float32 (N, 192), that a mirrored image shares: mean colors of 8 x 8 tiles, plus those mirrored."""
+    images = [decode_image(Rows(dataset).image(row)).float() for row in range(len(dataset))]
+    tiles = torch.stack([adaptive_avg_pool2d(image, 8) for image in images])
+    return (tiles + tiles.flip(3)).flatten(1).numpy()
 
 
 def encoded(image: PIL.Image.Image, format: str, **options) -> bytes:

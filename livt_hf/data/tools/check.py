@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +32,9 @@ class CheckedImage(NamedTuple):
     label: str
 
 
+NearGroups = list[list[CheckedImage]]
+
+
 @dataclass
 class CheckResult:
     """Result of `check_dataset`; ``str()`` gives the lines to print.
@@ -54,7 +58,7 @@ class CheckResult:
     shared: list[tuple[str, str, str, str]] = field(default_factory=list)
     repeated: dict[str, int] = field(default_factory=dict)
     contradicting: list[tuple[str, str, str, str]] = field(default_factory=list)
-    near: list[list[CheckedImage]] = field(default_factory=list)
+    near: NearGroups = field(default_factory=list)
     too_small: int = 0
     plain: int = 0
     digests: list[bytes | None] = field(default_factory=list, repr=False)
@@ -64,15 +68,6 @@ class CheckResult:
     def is_faulty(self) -> bool:
         """Whether something is certainly wrong; near-duplicates may be meant."""
         return any(self.bad_images.values()) or bool(self.shared) or bool(self.contradicting)
-
-    def between_splits(self) -> list[list[CheckedImage]]:
-        """The groups of near-duplicates that are in several splits."""
-        return [group for group in self.near if len({image.split for image in group}) > 1]
-
-    def between_classes(self) -> list[list[CheckedImage]]:
-        """The training images of the groups of near-duplicates in which these have several labels."""
-        training = [[image for image in group if image.split == "train"] for group in self.near]
-        return [group for group in training if len({image.label for image in group}) > 1]
 
     def __str__(self) -> str:
         lines = []
@@ -93,33 +88,47 @@ class CheckResult:
             copies = counted(len(self.contradicting), "training image")
             lines.append(f"{copies} under another label than an identical one: one of the two labels is wrong")
         lines += _listed([f"  {name} ({label}) = {same} ({other})" for name, label, same, other in self.contradicting])
-        return "\n".join(lines + self._near_lines())
-
-    def _near_lines(self) -> list[str]:
-        lines, across, classes = [], self.between_splits(), self.between_classes()
-        for (first, split), count in near_copies(across).items():
-            lines.append(
-                f"warning: {counted(count, 'image')} of {split} nearly equal to one of {first}, which inflates the "
-                "accuracy"
-            )
-        lines += _listed([f"  {_similar(group)}" for group in across])
-        if classes:
-            lines.append(
-                f"warning: {counted(len(classes), 'group')} of nearly equal training images with different labels"
-            )
-        lines += _listed([f"  {_similar(group)}" for group in classes])
-        if others := [group for group in self.near if len({(image.split, image.label) for image in group}) == 1]:
-            images = counted(sum(map(len, others)), "image")
-            lines.append(f"within a class of a split: {images} in {counted(len(others), 'group')} of near-duplicates")
+        lines += near_lines(self.near)
         if self.too_small or self.plain:
             lines.append(
                 f"compared by their bytes only: {counted(self.too_small, 'image')} with a side below {SMALLEST_SIDE} "
                 f"pixels, {self.plain:,} of one color"
             )
-        return lines
+        return "\n".join(lines)
 
 
-def near_copies(groups: list[list[CheckedImage]]) -> dict[tuple[str, str], int]:
+def between_splits(groups: NearGroups) -> NearGroups:
+    """The groups that are in several splits."""
+    return [group for group in groups if len({image.split for image in group}) > 1]
+
+
+def between_classes(groups: NearGroups) -> NearGroups:
+    """The training images of the groups in which these have several labels."""
+    training = [[image for image in group if image.split == "train"] for group in groups]
+    return [group for group in training if len({image.label for image in group}) > 1]
+
+
+def near_lines(groups: NearGroups, by_features: bool = False) -> list[str]:
+    """Lines to print on groups of near-duplicates, found by the hash or by features."""
+    equal, inflates = ("similar by features", "may inflate") if by_features else ("nearly equal", "inflates")
+    of = "similar by features" if by_features else "of near-duplicates"
+    lines, across, classes = [], between_splits(groups), between_classes(groups)
+    for (first, split), count in near_copies(across).items():
+        lines.append(
+            f"warning: {counted(count, 'image')} of {split} {equal} to one of {first}, which {inflates} the accuracy"
+        )
+    lines += _listed([f"  {_similar(group)}" for group in across])
+    if classes:
+        alike = "training images similar by features" if by_features else "nearly equal training images"
+        lines.append(f"warning: {counted(len(classes), 'group')} of {alike} with different labels")
+    lines += _listed([f"  {_similar(group)}" for group in classes])
+    if others := [group for group in groups if len({(image.split, image.label) for image in group}) == 1]:
+        images = counted(sum(map(len, others)), "image")
+        lines.append(f"within a class of a split: {images} in {counted(len(others), 'group')} {of}")
+    return lines
+
+
+def near_copies(groups: NearGroups) -> dict[tuple[str, str], int]:
     """``{(first split, split): images}``: how many images of later splits are in a group with one of the first."""
     return dict(
         Counter((group[0].split, image.split) for group in groups for image in group if image.split != group[0].split)
@@ -182,7 +191,8 @@ def check_dataset(
     found.too_small = len(first_with) - len(thumbnails)
     if thumbnails:
         _compare(found, np.array(list(thumbnails)), np.stack(list(thumbnails.values())))
-    list_near_duplicates(found, splits)
+    different = [group for group in found.groups.members() if len({found.digests[index] for index in group}) > 1]
+    found.near = near_groups(different, splits)
     log = None if bad_images_log is None else Path(bad_images_log)
     if log is not None and (any(found.bad_images.values()) or log.exists()):  # not the list of an earlier check
         text = "".join(f"{reason}\n" for bad in found.bad_images.values() for reason in bad)
@@ -200,26 +210,21 @@ def _compare(found: CheckResult, indices: np.ndarray, thumbnails: np.ndarray) ->
         found.groups.join(root, index)
 
 
-def list_near_duplicates(found: CheckResult, splits: DatasetDict) -> None:
-    """Set ``found.near`` from ``found.groups``: groups of rare classes (in the training split) first."""
+def near_groups(members: Iterable[Sequence[int] | np.ndarray], splits: DatasetDict) -> NearGroups:
+    """Groups of images, given by their indices in all splits in order: those of rare training classes first."""
     places = [(split, row) for split, rows in splits.items() for row in range(len(rows))]
     names = {split: rows.features["label"].names for split, rows in splits.items()}
     labels = {split: dataset_labels(rows) for split, rows in splits.items()}
     training = Counter(names["train"][label] for label in labels["train"]) if "train" in labels else Counter()
     rows_of = {split: Rows(rows) for split, rows in splits.items()}
-    roots = found.groups.roots()
-    _, group_of, sizes = np.unique(roots, return_inverse=True, return_counts=True)
-    members: dict[int, list[int]] = {}
-    for index in np.flatnonzero(sizes[group_of] > 1):
-        members.setdefault(int(roots[index]), []).append(int(index))
-    found.near = []
-    for indices in members.values():
-        if len({found.digests[index] for index in indices}) > 1:
-            group = [places[index] for index in indices]
-            found.near.append(
-                [CheckedImage(s, row, _name(rows_of[s], row), names[s][labels[s][row]]) for s, row in group]
-            )
-    found.near.sort(key=lambda group: min(training[image.label] for image in group))
+    groups = [
+        [
+            CheckedImage(s, row, _name(rows_of[s], row), names[s][labels[s][row]])
+            for s, row in map(places.__getitem__, group)
+        ]
+        for group in members
+    ]
+    return sorted(groups, key=lambda group: min(training[image.label] for image in group))
 
 
 class _Chunk(NamedTuple):

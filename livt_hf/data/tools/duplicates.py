@@ -141,6 +141,13 @@ class Groups:
             self.parent = self.parent[self.parent]
         return self.parent
 
+    def members(self) -> list[np.ndarray]:
+        """Rows of each group of at least two, ascending, the group with the first row first."""
+        roots = self.roots()
+        order = np.argsort(roots, kind="stable")
+        parts = np.split(order, np.flatnonzero(np.diff(roots[order])) + 1)
+        return [rows for rows in parts if len(rows) > 1]
+
     def _root(self, row: int) -> int:
         while self.parent[row] != row:
             self.parent[row] = row = self.parent[self.parent[row]]
