@@ -132,7 +132,7 @@ def check(args: CheckArguments) -> int:
     return int(checked.is_faulty)
 
 
-def _feature_model(args: CheckArguments):
+def _feature_model(args: CheckArguments) -> tuple[Any, Any] | None:
     """The model and its image processor, loaded before the images so that a wrong name costs no time; None without."""
     if args.model is None:
         return None

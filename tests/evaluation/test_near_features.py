@@ -90,7 +90,7 @@ def test_equal_vectors_reach_no_threshold_below_one():
 
 @pytest.fixture
 def folder(tmp_path):
-    """20 cats and 10 dogs in training and 4 images in test, of other colors each; test/dog/0 is train/cat/3 mirrored."""
+    """20 cats and 10 dogs in training, 4 images in test, each of other colors; test/dog/0 is train/cat/3 mirrored."""
     for split, counts in {"train": (20, 10), "test": (2, 2)}.items():
         for name, count in zip(("cat", "dog"), counts, strict=True):
             for index in range(count):
