@@ -36,9 +36,9 @@ logger = logging.getLogger(__name__)
 # LIFT's "100_shot" start: the mean of 100 images is off by a tenth of the standard deviation within the class.
 IMAGES_PER_CLASS = 100
 # Mean over images of the standard deviation of their logits over classes. Negative log-likelihood of 1,000 held-out
-# training images of CIFAR-10, with class means of long-tailed images in the features of a small masked autoencoder: 2.14
-# at 0.25, 2.05 at 0.5, 1.99 at 1, 2.02 at 1.5, 2.10 at 2, 2.34 at 3. Centered features were worse (macro accuracy 23.0 %,
-# not 29.7 %), so there is no bias.
+# training images of CIFAR-10, with class means of long-tailed images in the features of a small masked autoencoder:
+# 2.14 at 0.25, 2.05 at 0.5, 1.99 at 1, 2.02 at 1.5, 2.10 at 2, 2.34 at 3. Centered features were worse (macro accuracy
+# 23.0 %, not 29.7 %), so there is no bias.
 SPREAD = 1.5
 
 
