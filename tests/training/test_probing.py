@@ -46,7 +46,7 @@ def test_the_logits_are_those_of_a_probe_on_the_features(probed):
         torch.testing.assert_close(layer(torch.from_numpy(features["test"])), logits, atol=1e-3, rtol=1e-3)
     accuracy = 100 * (logits.argmax(dim=1).numpy() == dataset_labels(splits["test"])).mean()
     assert results["accuracy"] == pytest.approx(accuracy)
-    assert results["accuracy"] > 40  # chance is 10
+    assert results["accuracy"] > 30  # chance is 10
 
     predictions = knn_predictions(
         *(torch.from_numpy(values) for values in (features["train"], labels, features["test"])), 10
