@@ -155,6 +155,7 @@ class ClassifierArguments(ModelArguments):
         "Initial classifier: random (or that of --pretrained), zero, the mean features of each class, or zero-shot "
         "from the class names (text: CLIP, SigLIP).",
         changes="model",
+        in_card=True,
     )
     prompt: list[str] = option(
         ["a photo of a {}."],
@@ -345,6 +346,12 @@ class FinetuneArguments(
             raise ValueError("loss: lade needs hard labels; train it with --mixup 0 --cutmix 0")
         if self.drw_epoch is not None and self.drw_epoch >= self.epochs:
             raise ValueError(f"drw_epoch: {self.drw_epoch} of {self.epochs} epochs would never come; lower it")
+
+    def require(self) -> None:
+        """As for both stages; also ValueError if a probe has no model to probe."""
+        super().require()
+        if self.pretrained == "none" and self.stage == "probe":
+            raise ValueError("stage: probe fits a classifier on the features of a model; name it with --pretrained")
 
     def _check_adapter(self) -> None:
         if self.pretrained == "none":

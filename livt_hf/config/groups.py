@@ -232,7 +232,8 @@ class OptimizerArguments(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_steps is None and self.warmup_epochs >= self.epochs:
+        has_epochs = getattr(self, "stage", "all") != "probe"
+        if has_epochs and self.max_steps is None and self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"warmup_epochs: {self.warmup_epochs} of {self.epochs} epochs would never reach the learning rate; "
                 "lower --warmup_epochs too"

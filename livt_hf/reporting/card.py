@@ -384,8 +384,8 @@ def _applies(name: str, arguments: Mapping[str, Any]) -> bool:
         return (name == "momentum") == (arguments.get("optimizer") == "sgd")
     if name == "adapter_targets":
         return bool(arguments[name])
-    if name == "adapter":
-        return arguments[name] != "none"
+    if name in ("adapter", "classifier_init"):
+        return arguments[name] not in ("none", "random")
     return not name.startswith("adapter_") or arguments.get("adapter") == "lora"
 
 

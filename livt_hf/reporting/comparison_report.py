@@ -14,6 +14,7 @@ from typing import Any
 from ..files import write_text
 from ..losses import LOSS_TITLES, SHORT_NAMES
 from ..metrics import describe_groups
+from ..metrics.bootstrap import FEWEST_DIFFERENT
 from .blocks import Markdown, Picture, Section, Table, escape_markdown, markdown_table, percent, to_markdown
 from .comparison_charts import plot_comparison, plot_convergence, plot_model_size
 from .provenance import measurement_blocks
@@ -286,7 +287,8 @@ def difference_sentences(comparison: Mapping[str, Any]) -> list[str]:
             f"†: differs from {_full_name(rows[0], rows)}, the first row, beyond the {how['level']:g} % interval of a "
             f"paired bootstrap over the test images ({how['resamples']:,} resamples within classes, the same for all "
             "runs). This says how sure the difference is for these trained models, not how much another seed would "
-            "change; of twenty figures without a difference, one is marked by chance. MCE is not compared."
+            "change; of twenty figures without a difference, one is marked by chance. An accuracy is marked only if at "
+            f"least {FEWEST_DIFFERENT} of its images are answered differently. MCE is not compared."
         )
     for row in rows:
         if row.get("not_compared"):

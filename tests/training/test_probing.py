@@ -128,3 +128,9 @@ def test_knn_accuracy_is_that_of_the_groups():
     )
     # each query finds itself: of class b one of two is right
     assert found == {"accuracy": 75.0, "many": 100.0, "medium": 50.0, "few": 100.0}
+
+
+def test_a_probe_without_a_model_is_refused(tmp_path):
+    args = finetune_arguments(tmp_path, stage="probe", loss="bal_ce", pretrained="none")
+    with pytest.raises(ValueError, match="^stage: probe fits a classifier on the features of a model; name it with"):
+        finetune(args)
