@@ -16,6 +16,7 @@ from livt_hf.evaluation.near_features import (
     Tail,
     altered_copies,
     calibrate,
+    center_and_whitening,
     find_similar,
     unrelated_tails,
 )
@@ -131,6 +132,42 @@ def test_mirrored_copies_are_found_beyond_the_hash(folder):
     ]
     again = find_similar(splits, checked, features, symmetric_features, device="cpu")
     assert again == found
+
+
+def test_whitened_features_have_equal_variances_and_no_empty_direction_grows():
+    generator = torch.Generator().manual_seed(0)
+    train = torch.randn(500, 3, generator=generator) * torch.tensor([100.0, 1.0, 5.0]) + 7
+    mixed = torch.cat([train, train[:, :1]], dim=1)  # of rank 3
+    center, matrix = center_and_whitening(mixed)
+    white = (mixed - center) @ matrix
+    assert white.mean(0).abs().max() < 1e-3
+    ratio = 1 / (1 + near_features.RIDGE * (2 * 100**2 + 1 + 5**2) / 4 / torch.tensor([2.0 * 100**2, 5**2, 1]))
+    assert white.var(0, correction=0).sort(descending=True).values[:3] == pytest.approx(ratio, rel=0.2)
+    assert white.var(0).min() < 1e-6
+
+
+def test_whitening_is_taken_where_one_direction_drowns_the_others(folder):
+    """A direction of chance 30 times as long as what tells images apart; copies have another chance."""
+    splits = load_long_tailed(folder)
+    files = [image["path"].rpartition("/")[2] for image in splits["train"].data.column("image").to_pylist()]
+    random = np.random.default_rng(0)
+    basis = random.normal(size=(192, 10))
+
+    def drowned(dataset):
+        image = symmetric_features(dataset)
+        image = (image / image.mean(axis=1, keepdims=True) - 1) @ basis  # whatever its brightness
+        return np.concatenate([image, random.normal(size=(len(image), 1)) * 30], axis=1).astype(np.float32)
+
+    features = {split: drowned(rows) for split, rows in splits.items()}
+    found = find_similar(splits, check_dataset(splits, 0), features, drowned, device="cpu")
+    assert found.calibration.separates
+    pairs = [[(image.split, image.row) for image in group] for group in found.groups]
+    assert [("train", files.index("3.png")), ("test", 2)] in pairs
+    assert len(pairs) <= 3  # one pair by chance is expected
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(near_features, "center_and_whitening", lambda train: (train.mean(dim=0), torch.eye(11)))
+        found = find_similar(splits, check_dataset(splits, 0), features, drowned, device="cpu")
+    assert not found.calibration.separates
 
 
 def test_features_of_noise_leave_it_to_the_hash(folder):
