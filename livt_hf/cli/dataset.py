@@ -108,6 +108,7 @@ def check(args: CheckArguments) -> int:
         check_page(folder / "check.html", args.dataset)
     splits, log = _load(args), folder / "bad_images.log"
     model = _feature_model(args)
+    several = model is not None and _has_classes(args, splits["train"])
     checked = check_dataset(splits, args.num_workers, log)
     print(checked)
     if any(checked.bad_images.values()):
@@ -125,8 +126,11 @@ def check(args: CheckArguments) -> int:
         seed: dict[str, Any] = {"seed": args.imbalance_seed, "device": args.device}
         similar = find_similar(splits, checked, features, lambda copies: compute(copies, cache=False), **seed)
         print(similar, *near_lines(similar.groups, by_features=True), sep="\n")
-        issues = doubted_labels(splits["train"], features["train"], folds=args.folds, **seed)
-        print(*doubt_lines(issues, splits["train"]), sep="\n")
+        if several:
+            issues = doubted_labels(splits["train"], features["train"], folds=args.folds, **seed)
+            print(*doubt_lines(issues, splits["train"]), sep="\n")
+        else:
+            print("labels: not judged, as the training images are of one class")
     files = write_findings(folder, args.dataset, splits, checked, similar, issues, command_line())
     print(f"report: {', '.join(map(str, files))}")
     return int(checked.is_faulty)
@@ -139,6 +143,17 @@ def _feature_model(args: CheckArguments) -> tuple[Any, Any] | None:
     from ..evaluation.features import load_feature_model
 
     return load_feature_model(args.model)
+
+
+def _has_classes(args: CheckArguments, train) -> bool:
+    """Whether there are several classes, whose labels can be judged. ValueError if there are, but too many folds."""
+    from ..data import class_counts
+    from ..evaluation.label_issues import check_folds
+
+    counts = class_counts(train)
+    if len(counts) > 1:
+        check_folds(args.folds, counts)
+    return len(counts) > 1
 
 
 def _features_of(model, image_processor, args: CheckArguments) -> Callable[..., Any]:

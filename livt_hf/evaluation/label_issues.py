@@ -159,10 +159,7 @@ def fit_out_of_fold(
 
     A class that only the fold itself contains has no images to learn from: its logit is very low.
     """
-    if not 2 <= folds <= max(class_counts.values()):
-        raise ValueError(
-            f"folds: {folds} is out of range; it must be at least 2 and at most the size of the largest class"
-        )
+    check_folds(folds, class_counts)
     fold_of = stratified_folds(labels, folds, seed)
     names = list(class_counts)
     losses = choose_l2(features, labels, class_counts, seed=seed, device=device)
@@ -175,6 +172,16 @@ def fit_out_of_fold(
         probe = fit_probe(features[rows], local, counts, l2=l2, device=device)
         probes.append(_with_all_classes(probe, present, len(names)))
     return probes, fold_of
+
+
+def check_folds(folds: int, class_counts: Mapping[str, int]) -> None:
+    """ValueError unless the largest class has an image for each fold."""
+    largest = max(class_counts.values())
+    if not 2 <= folds <= largest:
+        raise ValueError(
+            f"folds: {folds} is out of range; it must be at least 2 and at most the size of the largest class, "
+            f"{largest}"
+        )
 
 
 def _with_all_classes(probe: nn.Linear, present: Sequence[int] | np.ndarray, num_classes: int) -> nn.Linear:

@@ -97,9 +97,8 @@ class Calibration:
                 f"features of the model cannot tell copies from unrelated images ({start}, the rest being no more "
                 "similar than unrelated pairs); near-duplicates are those of the hash alone"
             )
-        return (
-            f"similar by features: {start} ({copies}) and by {self.false_alarms:.2g} of {self.pairs:,} unrelated pairs"
-        )
+        alarms = f"an expected {self.false_alarms:.2g} of {self.pairs:,} unrelated pairs"
+        return f"similar by features: {start} ({copies}) and by {alarms}"
 
 
 class SimilarByFeatures(NamedTuple):

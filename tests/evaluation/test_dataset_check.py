@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shutil
 
 import numpy as np
 import PIL.Image
@@ -163,6 +164,26 @@ def test_images_similar_by_features_stand_apart(folder, tmp_path, monkeypatch, c
         "Similar by features, with different labels</h2>"
     )
     assert "unrelated pairs" in page
+
+
+def test_one_class_is_compared_but_not_judged_and_too_many_folds_are_named_at_once(
+    folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("livt_hf.evaluation.features.load_feature_model", lambda model: (None, None))
+    monkeypatch.setattr(
+        "livt_hf.evaluation.features.split_features", lambda model, rows, *_, **__: symmetric_features(rows)
+    )
+    assert check(folder, tmp_path, "--model", "mirror", "--folds", "11") == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines()[-1] == (
+        "error: folds: 11 is out of range; it must be at least 2 and at most the size of the largest class, 10"
+    )
+    for split in ("train", "test"):
+        shutil.rmtree(folder / split / "<lynx>")
+    assert check(folder, tmp_path, "--model", "mirror") == 0
+    assert "labels: not judged, as the training images are of one class" in capsys.readouterr().out
+    assert not (tmp_path / "out/label_issues.csv").exists()
 
 
 def test_pictures_show_each_class_before_any_class_a_second_time(monkeypatch):
