@@ -113,7 +113,16 @@ def write_findings(
         dataset,
         checked.images,
         {split: len(bad) for split, bad in checked.bad_images.items()},
-        identical=(len(checked.shared), len(checked.contradicting)),
+        identical=(
+            [
+                (_relative(file, root), split, _relative(same, root), other)
+                for split, file, other, same in checked.shared
+            ],
+            [
+                (_relative(file, root), label, _relative(same, root), other)
+                for file, label, same, other in checked.contradicting
+            ],
+        ),
         near=_near(rows_of, checked.near, root),
         similar=None if similar is None else (str(similar), _near(rows_of, similar.groups, root)),
         doubts=doubts,

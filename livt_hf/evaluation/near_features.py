@@ -10,8 +10,9 @@ more copies are recognized. From which similarity on two images count as similar
 
 The second needs the upper tail of the similarity of unrelated pairs, further out than a sample of them goes. A distance
 d = 1 - similarity is below x with a probability that grows as x ** power near 0, power being the local intrinsic
-dimension (Amsaleg et al., "Estimating Local Intrinsic Dimensionality", KDD 2015). Pairs of one class are more similar
-than those of two, and have a tail of their own. Where fewer than half of the copies reach the similarity, the model
+dimension. Pairs of one class are more similar than those of two, and have a tail of their own. The estimate is rough:
+on CIFAR-10-LT with a small masked autoencoder, 8 of the 28 groups found were unrelated by eye, where 1 was expected.
+Where fewer than half of the copies reach the similarity, the model
 cannot tell copies from unrelated images, and nothing is compared.
 
 Legend: N images of all splits, D width, R images compared: the first one of each group that the hash has found.

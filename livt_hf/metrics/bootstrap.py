@@ -9,8 +9,8 @@ sqrt(n / (n - 1)) (Rao and Wu, "Resampling inference with complex survey data", 
 with one image say nothing about their spread: those of a shot group are drawn from together (collapsed strata).
 
 Accuracies: percentile intervals (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13), within 0
-to 100 %. Where every image is right, or every one wrong, all resamples are equal: then the interval of Clopper and
-Pearson (Biometrika 1934) for n images, [100 * 0.025 ** (1 / n), 100] for all right, with n the effective number of
+to 100 %. Where each class is all right or all wrong, as of a model that always predicts the same class, all resamples
+are equal: then the interval of Clopper and Pearson (Biometrika 1934) for n images, with n the effective number of
 images of a weighted mean, (sum w) ** 2 / sum w ** 2 (Kish, "Survey Sampling", 1965).
 
 ECE: it is a sum of absolute values, so noise in the bins only increases it; the ECE of a resample has that noise twice,
@@ -84,8 +84,8 @@ def bootstrap_intervals(
                 intervals[measure][0] = 0.0
         elif weights is None:
             intervals[measure] = None
-        elif len(outcomes := set(model[0][weights > 0])) == 1:
-            intervals[measure] = _clopper_pearson(outcomes == {1.0}, 1 / float((weights**2).sum()))
+        elif np.ptp(drawn[:, 0, place]) < 1e-9:
+            intervals[measure] = _clopper_pearson(point[0, place] / 100, 1 / float((weights**2).sum()))
             exact.append(measure)
         else:
             intervals[measure] = _clipped(np.percentile(drawn[:, 0, place], _TAILS), 0.0)
@@ -244,7 +244,11 @@ def _clipped(ends: Any, lowest: float) -> Interval:
     return [float(end) for end in np.clip(ends, lowest, 100.0)]
 
 
-def _clopper_pearson(all_right: bool, images: float) -> Interval:
-    """Where all or none of some number of images, which need not be whole, are right."""
-    end = 100 * ((100 - LEVEL) / 200) ** (1 / images)
-    return [end, 100.0] if all_right else [0.0, 100.0 - end]
+def _clopper_pearson(share: float, images: float) -> Interval:
+    """Where a share of some number of images, which need not be whole, is right."""
+    from scipy.stats import beta  # takes a second to import, and is seldom needed
+
+    right, wrong = share * images, (1 - share) * images
+    low = beta.ppf(_TAILS[0] / 100, right, wrong + 1) if right > 1e-9 else 0.0
+    high = beta.ppf(_TAILS[1] / 100, right + 1, wrong) if wrong > 1e-9 else 1.0
+    return [100 * float(low), 100 * float(high)]

@@ -61,7 +61,7 @@ _TEMPLATES = jinja2.Environment(
 )
 
 # --adapter -> what was trained beside the classifier
-ADAPTERS = {"lora": "with LoRA, merged", "bias": "biases", "layernorm": "normalization layers"}
+ADAPTERS = {"lora": "LoRA, merged", "bias": "biases", "layernorm": "normalization layers"}
 
 
 def render_card(metadata: ModelCardData, template: str, values: Mapping[str, Any]) -> str:
@@ -371,7 +371,7 @@ def hyperparameters(run: Mapping[str, Any]) -> Table:
 def _trained(results: Mapping[str, Any]) -> str | None:
     """How many parameters light fine-tuning has trained, and which, in words."""
     kind = ADAPTERS.get(results.get("adapter") or "none")
-    return f"{results['trained_parameters']:,} of them trained here ({kind})" if kind else None
+    return f"fine-tuned through {results['trained_parameters']:,} ({kind}, and the classifier)" if kind else None
 
 
 def _applies(name: str, arguments: Mapping[str, Any]) -> bool:

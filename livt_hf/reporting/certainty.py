@@ -25,7 +25,7 @@ def interval_sentence(results: Mapping[str, Any]) -> str:
     if not results.get("intervals"):
         return ""
     method = results["intervals"]["method"]
-    exact = " (Clopper-Pearson where all images, or none, are right)" if method["exact"] else ""
+    exact = " (Clopper-Pearson where each class is all right or all wrong)" if method["exact"] else ""
     return (
         f"In parentheses: {method['level']:g} % confidence intervals over test images, from {method['resamples']:,} "
         f"bootstrap resamples within classes, seed {method['seed']}{exact}. They do not cover what another training "

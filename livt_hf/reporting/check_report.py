@@ -31,12 +31,16 @@ SIMILAR_ACROSS = (
 SIMILAR_CLASSES = (
     "Training images that the model sees as alike, with different labels: copies, or classes that overlap."
 )
+IDENTICAL = "Images with the same bytes in two splits, or in training under two labels. Remove one of each pair."
 DOUBTS = (
     "Labels that confident learning doubts (Northcutt, Jiang and Chuang, JAIR 2021): a balanced linear probe on the "
     "features of the model, fitted without the image, is confident of another class. This is a list of images to look "
     "at, not of wrong labels: the weaker the model, the more of them are right. Label → suggestion, with their "
     "probabilities; the rarest classes come first, as a few wrong labels hurt them most."
 )
+
+
+LISTED = 100  # pairs of identical images
 
 
 class Shown(NamedTuple):
@@ -73,7 +77,7 @@ def write_check_report(
     images: Mapping[str, int],
     unreadable: Mapping[str, int],
     *,
-    identical: tuple[int, int],
+    identical: tuple[Sequence[Sequence[str]], Sequence[Sequence[str]]],
     near: tuple[ShownGroups, ShownGroups],
     similar: tuple[str, tuple[ShownGroups, ShownGroups]] | None,
     doubts: DoubtedLabels | None,
@@ -83,7 +87,8 @@ def write_check_report(
 
     Args:
         images, unreadable: numbers per split.
-        identical: images that are also in another split, and those also in training under another label.
+        identical: pairs of equal images in two splits, and in training under two labels: a file and its split or label,
+            and the same of the other.
         near: near-duplicates between splits, and between classes of the training split.
         similar: how features were compared, and the same of what they found beyond; None without a model.
         doubts: None without a model.
@@ -91,8 +96,8 @@ def write_check_report(
     tiles: list[Tile] = [
         (f"{sum(images.values()):,}", "images", "all"),
         (f"{sum(unreadable.values()):,}", "unreadable", "all"),
-        (f"{identical[0]:,}", "identical in two splits", "all"),
-        (f"{identical[1]:,}", "identical in two classes", "all"),
+        (f"{len(identical[0]):,}", "identical in two splits", "all"),
+        (f"{len(identical[1]):,}", "identical in two classes", "all"),
         (f"{near[0].total:,}", "near-duplicate groups between splits", "all"),
         (f"{near[1].total:,}", "near-duplicate groups between classes", "all"),
     ]
@@ -106,7 +111,8 @@ def write_check_report(
         tiles.append((f"{classes.total:,}", "groups similar by features between classes", "all"))
         shown.append(("Similar by features between splits", SIMILAR_ACROSS, across))
         shown.append(("Similar by features, with different labels", SIMILAR_CLASSES, classes))
-    sections = [
+    sections = [*_faults(sum(unreadable.values()), [*identical[0], *identical[1]])]
+    sections += [
         Section(
             title,
             [text, _numbers_shown(len(part.groups), part.total, "group"), Picture(title, "", _groups(part.groups))],
@@ -120,10 +126,26 @@ def write_check_report(
         tiles.append((f"{len(doubts.labels):,}", "labels doubted", "all"))
         sections.append(Section("Doubted labels", _doubts(doubts)))
     if not any(part.groups for *_, part in shown):
-        sections.insert(0, Section("", ["No near-duplicates between splits or between classes were found."]))
+        missing = "No near-duplicates between splits or between classes were found."
+        sections.append(
+            Section("Near-duplicates", [missing, "near_duplicates.csv lists those within a class, if any."])
+        )
     sections.append(Section("Command", [Code(public_command(command))]))
     subtitle = ", ".join(f"{split} {count:,}" for split, count in images.items()) + " images."
     write_text(file, html_page(page_title(dataset), subtitle, tiles, sections))
+
+
+def _faults(unreadable: int, identical: Sequence[Sequence[str]]) -> list[Section]:
+    """What is certainly wrong."""
+    sections = []
+    if unreadable:
+        sections.append(Section("Unreadable images", [f"{counted(unreadable, 'image')}. bad_images.log lists all."]))
+    if identical:
+        shown = identical[:LISTED]
+        table = Table(("File", "In", "Same file", "In"), shown, "llll")
+        blocks: list[Block] = [IDENTICAL, _numbers_shown(len(shown), len(identical), "pair"), table]
+        sections.append(Section("Identical images", blocks))
+    return sections
 
 
 def page_title(dataset: str) -> str:

@@ -314,8 +314,8 @@ def _difference(of: Mapping[str, Any] | None) -> str:
     """ "+5.3 (+2.1 to +8.4) †"."""
     if of is None:
         return "–"
-    low, high = of["interval"]
-    return f"{of['difference']:+.1f} ({low:+.1f} to {high:+.1f})" + (" †" if of["significant"] else "")
+    difference, low, high = (round(value, 1) + 0.0 for value in (of["difference"], *of["interval"]))  # no -0.0
+    return f"{difference:+.1f} ({low:+.1f} to {high:+.1f})" + (" †" if of["significant"] else "")
 
 
 def _full_name(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:

@@ -27,7 +27,7 @@ from ..metrics import long_tail_accuracy
 from ..models.configuration_livt import ordered_class_counts
 from ..models.features import set_classifier
 from ..models.loading import classifier_layers
-from ..reporting.blocks import percent
+from ..reporting.blocks import accuracy_words
 from .data import LoadedImages
 from .frozen import frozen_precision, local_device
 from .text_classifier import init_from_text
@@ -85,8 +85,7 @@ def init_classifier(args: FinetuneArguments, model: PreTrainedModel, images: Loa
         predictions = layer.cpu()(torch.from_numpy(features[readable])).argmax(dim=1).numpy()
     groups = getattr(model.config, "shot_groups", None)
     accuracy = long_tail_accuracy(labels[readable], predictions, ordered_class_counts(model.config), groups)
-    words = ", ".join(f"{name} {percent(accuracy[name])}" for name in ("accuracy", "many", "medium", "few"))
-    logger.info(f"classifier of class means, before training, on {which}: {words} %")
+    logger.info(f"accuracy of class means, before training, on {which}: {accuracy_words(accuracy)}")
 
 
 @torch.no_grad()

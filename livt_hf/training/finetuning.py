@@ -247,7 +247,7 @@ def describe(model: PreTrainedModel, num_images: int) -> str:
     config: Any = model.config
     trained, total = model.num_parameters(only_trainable=True), model.num_parameters()
     return (
-        f"fine-tuning {trained / 1e6:.2f} M of {total / 1e6:.2f} M parameters with {config.loss} (tau {config.tau}) on "
+        f"fine-tuning {trained:,} of {total:,} parameters with {config.loss} (tau {config.tau}) on "
         f"{counted(num_images, 'image')} of {config.num_labels} classes at {config.image_size} px"
     )
 

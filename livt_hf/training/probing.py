@@ -28,7 +28,7 @@ from ..models.configuration_livt import ordered_class_counts
 from ..models.features import set_classifier
 from ..models.loading import classifier_layers
 from ..prior import ClassPrior
-from ..reporting.blocks import counted, percent
+from ..reporting.blocks import accuracy_words, counted
 from .classifier import build_classifier, pixel_statistics
 from .data import load_images
 from .finetuning import write_results
@@ -114,8 +114,7 @@ def _fit(
     if has_evaluation_split(splits):
         name = split_to_evaluate(splits, args.dataset)
         accuracy = knn_accuracies(*train, features[name], labels[name], counts, args.shot_groups())
-        words = ", ".join(f"{key} {percent(value)}" for key, value in accuracy.items())
-        logger.info(f"k-NN (k = {NEIGHBORS}) on the same features, {name} split: {words} %")
+        logger.info(f"k-NN (k = {NEIGHBORS}) on the same features, {name} split: {accuracy_words(accuracy)}")
         found["knn"] = {**accuracy, "neighbors": NEIGHBORS, "temperature": TEMPERATURE}
     return found
 

@@ -9,7 +9,7 @@ Legend: B batch, N images, D width of the classifier's features, E width of the 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,12 @@ from transformers import PreTrainedModel
 from .. import data
 from ..config.arguments import FinetuneArguments
 from ..data import ImageDataset, evaluation_loader
-from ..data.long_tail import dataset_labels
+from ..data.long_tail import balanced_indices, dataset_labels
 from ..evaluation.predictions import ProcessorTransform, batch_outputs, mean_and_std
 from ..metrics import long_tail_accuracy
 from ..models.features import pooled_features, set_classifier
 from ..models.zero_shot import ZeroShot, load_zero_shot, text_classifier
-from ..reporting.blocks import counted
+from ..reporting.blocks import accuracy_words, counted
 from .data import LoadedImages
 from .frozen import local_device
 
@@ -65,7 +65,7 @@ def init_from_text(
     names = list(class_counts)
     zero_shot = load_zero_shot(args.pretrained, names, args.prompt)
     encoder = _Encoder(args, model, zero_shot, processor)
-    chosen = spread_indices(dataset_labels(splits["train"]), IMAGES_PER_CLASS)
+    chosen = np.sort(balanced_indices(dataset_labels(splits["train"]), IMAGES_PER_CLASS, args.seed)).tolist()
     features, embeddings, train_labels = encoder(splits["train"], chosen, "classifier_init")
     weight, bias, fit = text_classifier(features, embeddings, zero_shot.text, zero_shot.scale)
     layer = torch.nn.Linear(weight.shape[1], weight.shape[0])
@@ -90,24 +90,8 @@ def init_from_text(
     ):
         results[what] = long_tail_accuracy(labels, logits.argmax(1).numpy(), class_counts, args.shot_groups())
         subject = "zero-shot accuracy" if what == "zero-shot" else "accuracy of the classifier initialized from it"
-        logger.info(f"{subject}, before training, on the {where}: {describe_accuracy(results[what])}")
+        logger.info(f"{subject}, before training, on the {where}: {accuracy_words(results[what])}")
     return results
-
-
-def describe_accuracy(result: Mapping[str, Any]) -> str:
-    """Overall accuracy and that of the groups that have images, in percent."""
-    groups = [name for name in ("many", "medium", "few") if result[name] is not None]
-    return ", ".join([f"{result['accuracy']:.1f} %", *(f"{name} {result[name]:.1f} %" for name in groups)])
-
-
-def spread_indices(labels: np.ndarray, per_class: int) -> list[int]:
-    """Indices of at most ``per_class`` images of each class, evenly spaced in the order of the split, sorted."""
-    chosen = []
-    for label in np.unique(labels):
-        images = np.flatnonzero(labels == label)
-        positions = np.linspace(0, len(images) - 1, min(per_class, len(images))).round().astype(np.int64)
-        chosen += images[positions].tolist()
-    return sorted(chosen)
 
 
 class _Encoder:

@@ -5,14 +5,13 @@ import json
 from typing import get_args
 
 import pytest
-import yaml
 
 from helpers.paths import FIXTURES
 from livt_hf import losses
 from livt_hf.config import parsing
 from livt_hf.config.arguments import BALANCED_LOSSES, FinetuneArguments, LossName, PretrainArguments
 from livt_hf.config.options import choices, options_that
-from livt_hf.config.parsing import RECIPES, parse_arguments, recipe_path
+from livt_hf.config.parsing import parse_arguments
 from livt_hf.training.record import RunOptions
 
 STAGES = {"pretrain": PretrainArguments, "finetune": FinetuneArguments}
@@ -61,35 +60,6 @@ def test_a_list_is_replaced_not_extended(config):
     assert (args.betas, args.mean, args.std) == ([0.5, 0.6], [0.4, 0.5, 0.6], None)
     args.betas.append(0.0)
     assert len(parse().betas) == 2  # no default is shared between calls
-
-
-@pytest.mark.parametrize(
-    ("stage", "path"), [(stage, path) for stage in STAGES for path in sorted((RECIPES / stage).glob("*.yaml"))]
-)
-def test_every_recipe_fits_its_stage(stage, path):
-    values = yaml.safe_load(path.read_text())
-    args = parse("--recipe", path.stem, stage=STAGES[stage])
-    for name, value in values.items():
-        given = getattr(args, name)
-        if isinstance(given, list):
-            assert given == [float(each) for each in value], name
-        elif isinstance(given, bool):
-            assert given is value, name
-        else:
-            assert given == type(given)(value), name
-    untouched = set(dataclasses.asdict(args)) - set(values) - {"recipe"}
-    for name in untouched:
-        assert getattr(args, name) == getattr(STAGES[stage](), name), name
-
-
-def test_each_data_set_has_a_recipe_for_both_stages():
-    names = {stage: {path.stem for path in (RECIPES / stage).glob("*.yaml")} for stage in STAGES}
-    assert "digits" in names["pretrain"]
-    # 384: fine-tuned from the model pretrained for 224; log: what the official log records where it differs.
-    comparisons = {"vit", "deit3", "mae"}  # of other papers
-    finetune = {name.removesuffix("_384").removesuffix("_log") for name in names["finetune"]}
-    foundation = {"lift", "linear_probe"}  # for any data set
-    assert finetune == names["pretrain"] | comparisons | foundation
 
 
 def test_the_defaults_are_those_of_the_paper():
@@ -185,14 +155,6 @@ def test_a_missing_config_is_named(tmp_path):
         f"config: cannot read '{tmp_path / 'no.yaml'}': No such file or directory"
     )
     assert refused("--config", tmp_path) == f"config: cannot read '{tmp_path}': Is a directory"
-
-
-def test_unknown_recipes_are_named_with_the_nearest():
-    for stage in STAGES.values():
-        error = refused("--recipe", "digit", stage=stage)
-        assert error.startswith("recipe: 'digit' is unknown; did you mean 'digits'? known: ")
-    assert refused("--recipe", "../finetune/digits").startswith("recipe: '../finetune/digits' is unknown;")
-    assert recipe_path(PretrainArguments, "digits") == RECIPES / "pretrain" / "digits.yaml"
 
 
 @pytest.mark.parametrize("key", ["recipe: digits", "config: other.yaml"])
@@ -338,18 +300,6 @@ def test_pretraining_takes_no_training_arguments():
     assert refused("--max_grad_norm", "1", stage=PretrainArguments).startswith("--max_grad_norm: unknown option")
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_recipes_can_be_listed(stage, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        parse_arguments(STAGES[stage], ["--recipe", "help"])
-    assert stopped.value.code == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == sorted(file.stem for file in (RECIPES / stage).glob("*.yaml"))
-    digits = next(line for line in lines if line.startswith("digits "))
-    assert digits.endswith("px. scikit-learn's digits (8x8 pixels) made long-tailed.")
-    assert all(line.endswith(".") for line in lines)
-
-
 def test_one_thing_has_one_option_and_the_name_of_the_other_stage_is_understood():
     pretraining = parse("--torch_compile", "--report_to", "tensorboard", stage=PretrainArguments)
     assert (pretraining.compile, pretraining.log_with) == (True, ["tensorboard"])
@@ -436,18 +386,6 @@ def test_reweighting_that_would_never_begin_is_refused():
         "drw_epoch: 20.0 of 20.0 epochs would never come; lower it"
     )
     assert parse("--loss", "ldam", "--drw_epoch", "16", "--epochs", "20").drw_epoch == 16
-
-
-def test_the_recipe_of_the_probe_leaves_data_and_model_to_the_user(capsys):
-    args = parse("--recipe", "linear_probe", "--dataset", "photos", "--pretrained", "mae")
-    assert (args.stage, args.loss, args.tau, args.label_smoothing) == ("probe", "bal_ce", 1.0, 0.0)
-    with pytest.raises(SystemExit):
-        parse_arguments(FinetuneArguments, ["--recipe", "help"])
-    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("linear_probe"))
-    assert line.split(maxsplit=1) == [
-        "linear_probe",
-        "A balanced linear probe of frozen features, for any --dataset and --pretrained.",
-    ]
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,10 @@ def test_identical_images_with_different_labels_are_an_error(folder, tmp_path, c
     assert "1 training image under another label than an identical one: one of the two labels is wrong" in out
     assert f"  {folder}/train/<lynx>/2.jpg (<lynx>) = {folder}/train/cat/same.jpg (cat)" in out
     assert "nearly" not in out
+    page = (tmp_path / "out" / "check.html").read_text(encoding="utf-8")
+    row = ("train/&lt;lynx&gt;/2.jpg", "&lt;lynx&gt;", "train/cat/same.jpg", "cat")
+    assert "".join(f"<td>{cell}</td>" for cell in row) in page
+    assert "1 pair." in page
 
 
 def test_a_page_of_another_dataset_is_not_replaced_unasked(folder, tmp_path, monkeypatch, capsys):

@@ -100,6 +100,17 @@ def launch_two(script: Path, *words: str) -> str:
     """What a script prints in two processes on a CPU."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command += ["--main_process_port", "0", str(script), *words]
+    return _printed(command)
+
+
+def launch_fsdp(script: Path, *words: str) -> str:
+    """What a script prints under FSDP2 in two processes on a CPU."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--use_fsdp"]
+    command += ["--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP", "--main_process_port", "0"]
+    return _printed([*command, str(script), *words])
+
+
+def _printed(command: list[str]) -> str:
     run = subprocess.run(command, capture_output=True, text=True, env=launch_environment(), timeout=300, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
     return run.stdout

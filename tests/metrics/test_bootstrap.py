@@ -190,3 +190,12 @@ def test_a_difference_of_nothing_is_significant_in_one_of_twenty_test_sets():
             models.append(model(predictions, confidences))
         found.append(paired_differences(labels, models[:1], models[1:], COUNTS, resamples=100)["accuracy"])
     assert 0.0 < np.mean([of["significant"] for of in found]) <= 0.1
+
+
+def test_a_model_that_always_predicts_one_class_is_not_certain():
+    """Resamples within classes are all equal; the interval is that of 4 right images of 12 (0.0992 to 0.6511)."""
+    labels = np.repeat([0, 1, 2], 4)
+    found = bootstrap_intervals(labels, np.zeros(12, dtype=np.int64), np.full(12, 0.5), [30, 30, 30], resamples=50)
+    assert found["accuracy"] == pytest.approx([9.92, 65.11], abs=0.01)
+    assert found["macro_accuracy"] == found["accuracy"]
+    assert "accuracy" in found["method"]["exact"]

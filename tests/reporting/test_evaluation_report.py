@@ -183,7 +183,7 @@ def test_results_of_an_earlier_version_have_no_intervals_and_no_selective_accura
 def test_intervals_and_test_time_ensembling_are_explained():
     report = report_markdown(naughty_results())
     assert "95 % confidence intervals over test images, from 1,000 bootstrap resamples within classes, seed 0" in report
-    assert "(Clopper-Pearson where all images, or none, are right)" in report
+    assert "(Clopper-Pearson where each class is all right or all wrong)" in report
     assert "Test-time ensembling (fivecrop): mean of the probabilities over five crops of each image." in report
     assert "the most confident 90 %: 55.0 %, the most confident 70 %: 65.0 %" in report
     assert "| 0.95 | 0.0 | – | – | – |" in report

@@ -89,7 +89,7 @@ def test_class_means_of_a_seeded_part_become_the_classifier(validation, tmp_path
     found = layer(torch.from_numpy(split_features(model, split, PROCESSOR, cache=False))).argmax(dim=1).numpy()
     accuracy = 100 * (found == dataset_labels(split)).mean()
     which = "the validation split" if validation else "the images that it is made of"
-    assert f"classifier of class means, before training, on {which}: accuracy {accuracy:.1f}," in caplog.text
+    assert f"accuracy of class means, before training, on {which}: {accuracy:.1f} %" in caplog.text
 
 
 def test_a_stream_has_no_class_means(tmp_path):
@@ -109,9 +109,9 @@ def test_a_run_starts_from_class_means_once_and_resumes_bit_for_bit(tmp_path, mo
     with monkeypatch.context() as patch:
         stop_at(4, patch)
         assert finetune(finetune_arguments(stopped, **options), QUIET) is None
-    assert caplog.text.count("classifier of class means, before training") == 2
+    assert caplog.text.count("accuracy of class means, before training") == 2
     finetune(finetune_arguments(stopped, **options), QUIET)
-    assert caplog.text.count("classifier of class means, before training") == 2
+    assert caplog.text.count("accuracy of class means, before training") == 2
     assert same_weights(whole, stopped)
     assert log_lines(whole) == log_lines(stopped)
     assert json.loads((whole / "run.json").read_text())["arguments"]["classifier_init"] == "class_mean"

@@ -14,6 +14,7 @@ from helpers.training import (
     QUIET,
     finetune_arguments,
     launch_environment,
+    launch_fsdp,
     log_lines,
     pretrain_arguments,
     same_weights,
@@ -90,13 +91,8 @@ def test_two_machines_form_one_world(finished, tmp_path):
 def test_fsdp2_is_the_same_run_and_its_checkpoints_resume_in_one_process(finished, tmp_path):
     """Sharded from the start to step 16, then one process; probe and pictures need whole weights in between."""
     options = {**PRETRAIN, "output_dir": tmp_path / "run", "batch_size": 16, "probe_every": 1.2, "picture_every": 1}
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--use_fsdp"]
-    command += ["--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP", "--main_process_port", "0"]
-    command += [str(HELPERS / "fsdp_mae.py")]
-    command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    run = subprocess.run(command, capture_output=True, text=True, env=launch_environment(), timeout=300, check=False)
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert "world size 2 on cpu, FSDP" in run.stdout
+    words = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    assert "world size 2 on cpu, FSDP" in launch_fsdp(HELPERS / "fsdp_mae.py", *words)
     assert losses(tmp_path / "run") == pytest.approx(losses(finished), rel=1e-4)
     reopen(tmp_path / "run", 16)
     pretrain(pretrain_arguments(tmp_path / "run", probe_every=1.2, picture_every=1))

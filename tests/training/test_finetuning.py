@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,7 +18,7 @@ from helpers.training import (
     QUIET,
     SIZES,
     finetune_arguments,
-    launch_environment,
+    launch_fsdp,
     launch_two,
     log_lines,
     same_weights,
@@ -265,17 +263,11 @@ def test_fsdp2_is_the_same_run_and_resumes_with_any_engine(finished, mae_dir, tm
                 shutil.rmtree(folder)
 
     flat = {**FINETUNE, **options, "batch_size": 16, "output_dir": run_dir}
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--use_fsdp"]
-    command += ["--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP", "--main_process_port", "0"]
-    command += [str(HELPERS / "fsdp_finetune.py")]
-    command += [part for name, value in flat.items() for part in (f"--{name}", str(value))]
+    words = [part for name, value in flat.items() for part in (f"--{name}", str(value))]
     for start in ("", "resumed from"):
-        run = subprocess.run(
-            command, capture_output=True, text=True, env=launch_environment(), timeout=300, check=False
-        )
-        assert run.returncode == 0, run.stderr[-3000:]
-        assert "world size 2 on cpu, FSDP" in run.stdout
-        assert start in run.stdout
+        output = launch_fsdp(HELPERS / "fsdp_finetune.py", *words)
+        assert "world size 2 on cpu, FSDP" in output
+        assert start in output
         check()
         cut_off_after(16)
     finetune(finetune_arguments(run_dir, **options), QUIET)

@@ -16,7 +16,7 @@ from helpers.training import (
     FINETUNE,
     QUIET,
     finetune_arguments,
-    launch_environment,
+    launch_fsdp,
     launch_two,
     log_lines,
     pretrain_arguments,
@@ -69,7 +69,8 @@ def test_trained_and_total_parameters_are_told(finished, capsys, mae_dir, tmp_pa
     results = json.loads((finished / "results.json").read_text())
     assert (results["trained_parameters"], results["parameters"]) == (number, total)
     card = (finished / "README.md").read_text(encoding="utf-8")
-    assert f"{total:,} parameters, {number:,} of them trained here (with LoRA, merged)" in " ".join(card.split())
+    told = f"{total:,} parameters, fine-tuned through {number:,} (LoRA, merged, and the classifier),"
+    assert told in " ".join(card.split())
     assert "| `adapter` | lora |" in card
     capsys.readouterr()
     finetune(finetune_arguments(tmp_path, **options_with(mae_dir, adapter="bias", max_steps=4)), QUIET)
@@ -77,7 +78,7 @@ def test_trained_and_total_parameters_are_told(finished, capsys, mae_dir, tmp_pa
     size = sum(file.stat().st_size for file in (tmp_path / "checkpoint-4").iterdir() if file.name != "complete.json")
     assert f"a checkpoint holds the trained parameters and the optimizer's: {size / 1e6:.1f} MB" in output
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "of them trained here (biases)" in " ".join(card.split())
+    assert "(biases, and the classifier)," in " ".join(card.split())
     assert "| `adapter_rank` |" not in card
 
 
@@ -139,16 +140,10 @@ def test_two_processes_train_as_one(mae_dir, tmp_path):
 @pytest.mark.slow
 def test_fsdp2_is_the_same_run_and_resumes(mae_dir, tmp_path):
     run = SameRun(mae_dir, tmp_path)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--use_fsdp"]
-    command += ["--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP", "--main_process_port", "0"]
-    command += [str(HELPERS / "fsdp_finetune.py"), *run.words]
     for start in ("", "resumed from"):
-        launched = subprocess.run(
-            command, capture_output=True, text=True, env=launch_environment(), timeout=300, check=False
-        )
-        assert launched.returncode == 0, launched.stderr[-3000:]
-        assert "world size 2 on cpu, FSDP" in launched.stdout
-        assert start in launched.stdout
+        output = launch_fsdp(HELPERS / "fsdp_finetune.py", *run.words)
+        assert "world size 2 on cpu, FSDP" in output
+        assert start in output
         run.check()
         for name in ("run.json", "model.safetensors", "checkpoint-12/complete.json"):
             (tmp_path / "two" / name).unlink()

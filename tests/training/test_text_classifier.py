@@ -3,7 +3,6 @@
 import io
 import json
 
-import numpy as np
 import PIL.Image
 import pytest
 import torch
@@ -22,7 +21,7 @@ from livt_hf.models.zero_shot import ZeroShot, load_tokenizer
 from livt_hf.training import classifier_init
 from livt_hf.training.data import LoadedImages
 from livt_hf.training.finetuning import finetune
-from livt_hf.training.text_classifier import init_from_text, spread_indices
+from livt_hf.training.text_classifier import init_from_text
 
 MEAN, STD = [0.5] * 3, [0.25] * 3
 PROCESSOR = image_processor(8, 1.0, MEAN, STD)
@@ -121,12 +120,6 @@ def test_fine_tuning_starts_from_it_and_a_resumed_run_does_not_repeat_it(checkpo
     torch.testing.assert_close(trained.classifier.weight, calls[0][1].classifier.weight, rtol=1e-4, atol=1e-5)
     assert trained.classifier.weight.abs().max() > 0.1
     assert json.loads((tmp_path / "run.json").read_text())["arguments"]["prompt"] == ["a photo of {}."]
-
-
-def test_at_most_some_images_of_each_class_evenly_spaced():
-    labels = np.array([0] * 9 + [1] * 2 + [0] * 2)
-    assert spread_indices(labels, 3) == [0, 5, 9, 10, 12]
-    assert spread_indices(labels, 50) == list(range(13))
 
 
 def test_what_cannot_be_is_named(checkpoints, tmp_path):
