@@ -5,9 +5,10 @@ from safetensors.torch import load_file, save_file
 from transformers import ResNetConfig, ResNetForImageClassification
 from transformers.utils import logging
 
+from helpers.tiny_towers import save_tower
 from livt_hf import LivtMAEForPreTraining, ViTForBalancedClassification
 from livt_hf.models.configuration_livt import LivtMAEConfig
-from livt_hf.models.loading import enable_gradient_checkpointing, load_model
+from livt_hf.models.loading import enable_gradient_checkpointing, load_classifier, load_model
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
 DECODER = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
@@ -42,6 +43,17 @@ def test_optional_weights_may_be_missing_and_are_returned(tmp_path):
         load_model(LivtMAEForPreTraining, tmp_path, "mae")
     _, missing = load_model(LivtMAEForPreTraining, tmp_path, "mae", optional=lambda model: names, quiet=True)
     assert missing == names
+
+
+def test_a_tower_without_a_classifier_is_one_line_without_a_report(tmp_path, caplog):
+    folder = save_tower("clip", tmp_path)
+    logging.enable_propagation()
+    try:
+        with pytest.raises(ValueError, match=r"it lacks the weights classifier\.bias, classifier\.weight"):
+            load_classifier(folder)
+    finally:
+        logging.disable_propagation()
+    assert not caplog.messages
 
 
 def test_an_architecture_without_gradient_checkpointing_is_named():

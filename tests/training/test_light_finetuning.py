@@ -115,7 +115,7 @@ class SameRun:
     """A run in one process, and others in two, whose log and weights are compared with it."""
 
     def __init__(self, mae_dir, tmp_path):
-        self.options, self.folder = options_with(mae_dir, drop_path=0.0), tmp_path
+        self.options, self.folder = options_with(mae_dir, drop_path=0.0, classifier_init="class_mean"), tmp_path
         finetune(finetune_arguments(tmp_path / "one", **self.options), QUIET)
         flat = {**FINETUNE, **self.options, "batch_size": 16, "output_dir": tmp_path / "two"}
         self.words = [part for name, value in flat.items() for part in (f"--{name}", str(value))]
