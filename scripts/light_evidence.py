@@ -54,19 +54,20 @@ def method_of(arguments: Mapping[str, Any]) -> str:
 
 
 def light_table(runs: Sequence[Mapping[str, Any]]) -> str:
-    """One row per method and loss: means over the seeds, with the ends of the intervals that are farthest apart."""
+    """One row per method, steps and loss: means over the seeds, with the ends of the intervals farthest apart."""
     rows = []
     for method in METHODS:
-        for loss in SHORT_NAMES:
-            members = [run for run in runs if run["method"] == method and run["loss"] == loss]
-            if members:
-                rows.append([method, SHORT_NAMES[loss], *_cells(members)])
+        for steps in sorted({run["steps"] for run in runs if run["method"] == method}):
+            for loss in SHORT_NAMES:
+                members = [run for run in runs if (run["method"], run["steps"], run["loss"]) == (method, steps, loss)]
+                if members:
+                    rows.append([method, str(steps or "–"), SHORT_NAMES[loss], *_cells(members)])
     neighbors = [run["knn"] for run in runs if "knn" in run]
     if neighbors:
         values = [percent(neighbors[0][name]) for name in ("accuracy", "many", "medium", "few")]
-        rows.append(["k-NN", "–", "–", "1", *values, "–"])
-    header = ["Trained", "Loss", "Parameters", "Seeds", "Macro ↑ (95 %)", "Many ↑", "Med. ↑", "Few ↑", "ECE ↓"]
-    return markdown_table(header, rows, "llrrrrrrr")
+        rows.append(["k-NN", "–", "–", "–", "1", *values, "–"])
+    header = ["Trained", "Steps", "Loss", "Parameters", "Seeds", "Macro ↑ (95 %)", "Many ↑", "Med. ↑", "Few ↑", "ECE ↓"]
+    return markdown_table(header, rows, "lrlrrrrrrr")
 
 
 def _cells(runs: Sequence[Mapping[str, Any]]) -> list[str]:
