@@ -334,17 +334,17 @@ def test_drop_path_in_training_is_that_of_transformers():
 
 def test_drop_path_under_autocast_keeps_a_float32_residual():
     """What is added is not rounded, and the gradient of the branch has its precision."""
-    residual = torch.randn(6, 5, 16, requires_grad=True)
-    branch = torch.randn(6, 5, 16, dtype=torch.bfloat16, requires_grad=True)
+    residual = torch.randn(32, 5, 16, requires_grad=True)
+    branch = torch.randn(32, 5, 16, dtype=torch.bfloat16, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         torch.manual_seed(3)
         output = add_kept(residual, branch, 0.6)
     torch.manual_seed(3)
-    kept = torch.floor(0.6 + torch.rand(6, 1, 1, dtype=torch.bfloat16)).float()
-    assert 0 < kept.sum() < 6
+    kept = torch.floor(0.6 + torch.rand(32, 1, 1, dtype=torch.bfloat16)).float()
+    assert 0 < kept.sum() < 32
     assert output.dtype == torch.float32
     torch.testing.assert_close(output, residual + branch.float() * kept / 0.6, rtol=1e-6, atol=1e-6)
-    gradient = torch.randn(6, 5, 16)
+    gradient = torch.randn(32, 5, 16)
     output.backward(gradient)
     assert torch.equal(residual.grad, gradient)
     assert branch.grad.dtype == torch.bfloat16

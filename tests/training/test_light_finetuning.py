@@ -237,7 +237,7 @@ def test_balanced_trainer_takes_a_peft_model(tmp_path):
 
     def trainer(folder, **options):
         torch.manual_seed(1)
-        config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"])
+        config = LoraConfig(r=2, target_modules=r".*\.(query|value|q_proj|v_proj)", modules_to_save=["classifier"])
         model = get_peft_model(named_model(names=[str(digit) for digit in range(10)]), config)
         args = arguments(tmp_path / folder, save_strategy="steps", save_steps=3, max_steps=6, **options)
         return BalancedTrainer(model, args, train_dataset=data["train"], eval_dataset=data["test"], loss="bal_ce")
