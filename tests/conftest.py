@@ -2,6 +2,7 @@
 `gpu`, a Hugging Face cache of their own, and a small dataset."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -11,6 +12,7 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="livt_hf_tests_")
 
+import numpy as np
 import pytest
 import torch
 
@@ -27,6 +29,34 @@ torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.2
 # comes after a test has used another device, such as "meta".
 if not torch.cuda.is_available():
     torch.ones(1, requires_grad=True).sum().backward()
+
+
+def pytest_collection_finish():
+    """Garbage collection, of which every run has one, skips the modules that are imported by now."""
+    gc.collect()
+    gc.freeze()
+
+
+class _OnePixel:
+    """In place of matplotlib's canvas: a picture of one pixel."""
+
+    def __init__(self, figure):
+        pass
+
+    def draw(self):
+        pass
+
+    def buffer_rgba(self):
+        return np.zeros((1, 1, 4), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def unrendered():
+    """Charts are built but not rendered, which is half of a short run: for modules that do not look at them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("livt_hf.reporting.charts.FigureCanvasAgg", _OnePixel)
+        patch.setattr("matplotlib.figure.Figure.savefig", lambda self, file, **options: file.write("<svg></svg>"))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,8 @@ from helpers.cli import (
 )
 from livt_hf.cli import main
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 # Output folders of other runs
 
 

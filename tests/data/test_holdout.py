@@ -9,6 +9,8 @@ from livt_hf.cli import main
 from livt_hf.data import class_counts, load_long_tailed
 from livt_hf.data.holdout import held_out_rows
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 
 @pytest.fixture
 def photos(tmp_path):

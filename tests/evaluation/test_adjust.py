@@ -37,6 +37,8 @@ from livt_hf.evaluation.predict import predict_images
 from livt_hf.evaluation.prior_shift import long_tailed_priors, target_prior
 from livt_hf.models.loading import classifier_layer
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 COUNTS = {"ant": 60, "bee": 30, "cat": 10}
 PI = np.array([0.6, 0.3, 0.1])
 SIZES = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}

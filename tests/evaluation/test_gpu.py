@@ -19,6 +19,8 @@ from livt_hf.models.loading import load_classifier
 from livt_hf.models.modeling_livt import config_for_classes
 from livt_hf.reporting.provenance import hardware
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 ROUNDING = 5e-3  # of probabilities: the patch embedding is a convolution, which cuDNN computes in TF32
 
 

@@ -14,6 +14,8 @@ from livt_hf.evaluation.knn import encode, knn_accuracy, knn_predictions
 from livt_hf.models.configuration_livt import LivtMAEConfig
 from livt_hf.training.pretraining import pretrain
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 SIZES = {
     "image_size": 8,
     "patch_size": 2,

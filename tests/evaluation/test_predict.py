@@ -25,6 +25,8 @@ from livt_hf.evaluation.predict import (
 )
 from livt_hf.reporting.blocks import csv_cell
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 NAMES = ["cat", "dog", "emu", "fox", "gnu", "hen", "bad\x1b[31m\nname"]
 
 PIPELINE = """

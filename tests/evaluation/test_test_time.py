@@ -24,6 +24,8 @@ from livt_hf.evaluation.predict import predict_images
 from livt_hf.evaluation.predictions import ProcessorTransform, predict_split
 from livt_hf.evaluation.test_time import VIEWS, ViewProcessor, ensemble_logits, margin
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 RAW = {"do_rescale": False, "do_normalize": False, "input_data_format": "channels_first"}
 
 

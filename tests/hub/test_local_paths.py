@@ -11,6 +11,8 @@ from livt_hf.cli import main
 from livt_hf.hub.local_paths import public_record
 from livt_hf.reporting.provenance import public_command, public_name
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 SECRET = "customer-acme"
 RUN = {**SIZES, "batch_size": 4, "max_steps": 2, "save_every": 1, "num_workers": 0, "logging_steps": 1}
 

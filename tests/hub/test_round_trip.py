@@ -21,6 +21,8 @@ from livt_hf.data import class_counts, load_long_tailed
 from livt_hf.training.finetuning import finetune
 from livt_hf.training.pretraining import pretrain
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 TOKEN = "hf_secret"
 SIZES = ["--hidden_size", "16", "--num_hidden_layers", "1", "--num_attention_heads", "2"]
 LOADING = ["--batch_size", "64", "--num_workers", "0"]

@@ -26,6 +26,8 @@ from livt_hf.optimization import layer_ids, parameter_groups
 from livt_hf.training.classifier import pixel_statistics
 from livt_hf.training.finetuning import finetune
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 COUNTS = {"ant": 5, "bee": 4, "cat": 2}
 PIXELS = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 CLASSIFIERS = [name for name in AVAILABLE if name != "vit_mae"]  # that one becomes a LivT

@@ -19,6 +19,8 @@ from livt_hf.models.loading import classifier_layers
 from livt_hf.models.transfer import load_pretrained_classifier, saved_image_size, saved_statistics
 from livt_hf.training.finetuning import finetune
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 DIGITS = {str(digit): count for digit, count in enumerate((120, 78, 50, 33, 21, 14, 9, 6, 4, 2))}
 OPTIONS = {"mixup": 0.8, "max_steps": 6, "save_every": 3, "logging_steps": 2, "batch_size": 16, "drop_path": 0.2}
 

@@ -14,6 +14,8 @@ from livt_hf.evaluation.evaluate import evaluate_checkpoint
 from livt_hf.training.finetuning import finetune
 from livt_hf.training.stage_run import StageRun
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 STEPS_PER_EPOCH = 10  # of digits, at batch size 32
 # A high rate, without augmentation and mixup: accuracy goes up and down.
 UNSTEADY = {

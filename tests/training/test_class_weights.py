@@ -15,6 +15,8 @@ from livt_hf.losses import balanced_weights, build_loss
 from livt_hf.training.classifier import class_weights
 from livt_hf.training.finetuning import finetune
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 COUNTS = {"ant": 60, "bee": 25, "cat": 10, "dog": 5}
 
 

@@ -24,6 +24,8 @@ from livt_hf.training.classifier_init import (
 from livt_hf.training.data import load_images
 from livt_hf.training.finetuning import finetune
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 PROCESSOR = image_processor(8, 1.0, [0.3] * 3, [0.4] * 3)
 
 

@@ -16,6 +16,8 @@ from livt_hf.prior import ClassPrior
 from livt_hf.training.classifier_retraining import fold_scales, scaled_layers, train_classifier_only
 from livt_hf.training.finetuning import finetune
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 LABELS = np.array([0] * 30 + [1] * 6 + [2] * 3 + [3])
 
 

@@ -16,6 +16,8 @@ from livt_hf.training.finetuning import finetune
 from livt_hf.training.pretraining import pretrain
 from livt_hf.training.run import Run
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 
 @pytest.fixture
 def compiled(monkeypatch):

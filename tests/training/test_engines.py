@@ -23,6 +23,8 @@ from livt_hf.models.attention import FusedAttention
 from livt_hf.training.finetuning import finetune
 from livt_hf.training.pretraining import pretrain
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:

@@ -20,6 +20,8 @@ from livt_hf.training.checkpoint import list_checkpoints
 from livt_hf.training.finetuning import finetune
 from livt_hf.training.pretraining import pretrain
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 TINY = {
     "dataset": "digits",
     "image_size": 8,

@@ -42,6 +42,8 @@ from livt_hf.models.configuration_livt import LivtMAEConfig
 from livt_hf.optimization import Schedule, adamw, learning_rate, parameter_groups
 from livt_hf.training.finetuning import finetune, trainer_arguments
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 
 @pytest.fixture(scope="module")
 def mae_dir(tmp_path_factory) -> Path:

@@ -15,6 +15,8 @@ from livt_hf.evaluation.evaluate import evaluate_checkpoint
 from livt_hf.models.modeling_livt import config_for_classes
 from livt_hf.training.finetuning import finetune
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 
 def test_it_trains_on_a_stream_and_evaluates(tmp_path):
     splits = load_long_tailed("digits")

@@ -30,6 +30,8 @@ from livt_hf.training.pretraining import pretrain
 from livt_hf.training.pretraining_loop import PretrainingLoop
 from livt_hf.training.recipe_trainer import RecipeTrainer
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 STEPS = 16  # of a run that is interrupted after 12, in the middle of a logging window of 5
 both_stages = pytest.mark.parametrize("stage", ["pretrain", "finetune"])
 

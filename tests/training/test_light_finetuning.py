@@ -31,6 +31,8 @@ from livt_hf.optimization import parameter_groups, sgd
 from livt_hf.training.finetuning import finetune
 from livt_hf.training.pretraining import pretrain
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 LORA = {"adapter": "lora", "adapter_rank": 4, "layer_decay": 1.0}
 
 

@@ -12,6 +12,8 @@ from livt_hf.training.finetuning import finetune
 from livt_hf.training.pretraining import pretrain
 from livt_hf.training.run import Run
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 READS = ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "__array__")
 OPERATORS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "_unique2", "index.Tensor_mask")
 FIRST, LAST = 3, 6  # counted steps are those after FIRST up to LAST

@@ -19,6 +19,8 @@ from livt_hf.models.loading import load_classifier
 from livt_hf.training.finetuning import finetune
 from livt_hf.training.probing import knn_accuracies
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 PROBE = {"stage": "probe", "loss": "bal_ce", "label_smoothing": 0.0, "drop_path": 0.1}
 
 

@@ -19,6 +19,8 @@ from livt_hf.optimization import WeightAverage, learning_rate
 from livt_hf.training.finetuning import finetune
 from livt_hf.training.recipe_trainer import RecipeTrainer
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 
 def test_accumulated_micro_batches_have_the_gradients_of_the_whole_batch(tmp_path):
     """8 x 1 = 4 x 2 = 2 x 4 accumulated, with mixup of the global batch."""

@@ -17,6 +17,8 @@ from livt_hf.training.finetuning import finetune
 from livt_hf.training.pretraining import pretrain
 from livt_hf.training.record import RunOptions
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 
 def test_the_record_has_the_command_that_repeats_the_run(tmp_path):
     args = pretrain_arguments(tmp_path / "mae", betas=[0.9, 0.99], norm_pix_loss=False)

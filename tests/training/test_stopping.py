@@ -28,6 +28,8 @@ from livt_hf.training.finetuning import finetune
 from livt_hf.training.pretraining import pretrain
 from livt_hf.training.stopping import StoppableBatches, Stopped, StopSignal
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 STAGES = {"pretrain": PRETRAIN, "finetune": FINETUNE}
 EVERY_8_STEPS = {"probe_every": 0.8}
 

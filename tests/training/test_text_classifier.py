@@ -23,6 +23,8 @@ from livt_hf.training.data import LoadedImages
 from livt_hf.training.finetuning import finetune
 from livt_hf.training.text_classifier import init_from_text
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 MEAN, STD = [0.5] * 3, [0.25] * 3
 PROCESSOR = image_processor(8, 1.0, MEAN, STD)
 OPTIONS = {

@@ -17,6 +17,8 @@ from livt_hf.files import read_run
 from livt_hf.training.finetuning import finetune
 from livt_hf.training.pretraining import pretrain
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 KILLED = 9
 LAST_STEP = {"max_steps": 4, "save_every": 3, "logging_steps": 2}  # a checkpoint, then one more step
 REPO = "tester/model"
