@@ -21,18 +21,18 @@ import json, sys
 from livt_hf.data import class_counts, load_long_tailed
 from livt_hf.data.streamed_evaluation import evaluation_splits
 from livt_hf.data.streaming import load_stream
-source = sys.argv[1]
-try:
-    if sys.argv[2] == "stream":
-        stream = load_stream(source, counts_folder=sys.argv[3])
-        held = {split: class_counts(rows) for split, rows in evaluation_splits(source, stream).items()}
-        print(json.dumps({"counts": stream.class_counts, "rows": len(list(stream.images)), "held": held}))
-    else:
-        splits = load_long_tailed(source)
-        first = len(splits["train"][0]["image"]["bytes"])
-        print(json.dumps({"counts": class_counts(splits), "splits": list(splits), "first": first}))
-except ValueError as error:
-    print(json.dumps({"error": str(error)}))
+for how, source in (word.split(":") for word in sys.argv[2:]):
+    try:
+        if how == "stream":
+            stream = load_stream(source, counts_folder=sys.argv[1])
+            held = {split: class_counts(rows) for split, rows in evaluation_splits(source, stream).items()}
+            print(json.dumps({"counts": stream.class_counts, "rows": len(list(stream.images)), "held": held}))
+        else:
+            splits = load_long_tailed(source)
+            first = len(splits["train"][0]["image"]["bytes"])
+            print(json.dumps({"counts": class_counts(splits), "splits": list(splits), "first": first}))
+    except ValueError as error:
+        print(json.dumps({"error": str(error)}))
 """
 
 
@@ -51,45 +51,36 @@ FILES = {
 }
 
 
-def load(endpoint: str, source: str, how: str, folder, **environment: str) -> dict:
-    """The output of a new process, because the client reads its endpoint at import."""
+def load(endpoint: str, folder, *words: str, **environment: str) -> list[dict]:
+    """The outputs of a new process, as the client reads its endpoint at import; a word is "load:id" or "stream:id"."""
     settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder), "HF_HUB_DISABLE_XET": "1", **environment}
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE_"))}
-    command = [sys.executable, "-c", CODE, source, how, str(folder)]
+    command = [sys.executable, "-c", CODE, str(folder), *words]
     run = subprocess.run(command, capture_output=True, text=True, env={**inherited, **settings}, check=False)
     assert run.returncode == 0, run.stderr[-2000:]
-    return json.loads(run.stdout.splitlines()[-1])
+    return [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
 
 
-@pytest.mark.parametrize("how", ["load", "stream"])
-def test_a_hub_dataset_is_read_by_its_id(tmp_path, how):
-    with hub({"datasets/org/animals": FILES}) as (endpoint, requests):
-        found = load(endpoint, "org/animals", how, tmp_path)
-    assert found["counts"] == {"zebra": 3, "ant": 1}
-    if how == "load":
-        assert (found["splits"], found["first"]) == (["train", "test"], len(png((0, 0, 0))))
-    else:
-        assert found["rows"] == 4
-        assert found["held"] == {"test": {"zebra": 1, "ant": 1}}
-    assert any("/datasets/org/animals/resolve/" in request for request in requests)
+def test_hub_datasets_are_read_by_their_ids_and_offline_from_the_cache(tmp_path):
+    """A missing one is named, on the Hub and offline."""
+    ids = ("animals", "streamed", "new")
+    with hub({f"datasets/org/{name}": FILES for name in ids}) as (endpoint, requests):
+        words = ("load:org/plants", "load:org/animals", "stream:org/streamed")
+        missing, loaded, streamed = load(endpoint, tmp_path, *words)
+        for found in (loaded, streamed):
+            assert found["counts"] == {"zebra": 3, "ant": 1}
+        assert (loaded["splits"], loaded["first"]) == (["train", "test"], len(png((0, 0, 0))))
+        assert streamed["rows"] == 4
+        assert streamed["held"] == {"test": {"zebra": 1, "ant": 1}}
+        for name in ("animals", "streamed"):
+            assert any(f"/datasets/org/{name}/resolve/" in request for request in requests)
+        assert missing["error"].startswith("dataset: 'org/plants' cannot be loaded from the Hub (")
+        assert missing["error"].endswith("; check the id")
 
-
-def test_a_missing_hub_dataset_is_named(tmp_path):
-    with hub({"datasets/org/animals": FILES}) as (endpoint, _):
-        error = load(endpoint, "org/plants", "load", tmp_path)["error"]
-    assert error.startswith("dataset: 'org/plants' cannot be loaded from the Hub (")
-    assert error.endswith("; check the id")
-
-
-def test_offline_the_cache_is_used_and_a_missing_dataset_is_named(tmp_path):
-    with hub({"datasets/org/animals": FILES}) as (endpoint, requests):
-        error = load(endpoint, "org/animals", "load", tmp_path, HF_HUB_OFFLINE="1")["error"]
-        assert error.endswith("; it is not in the local cache and HF_HUB_OFFLINE is set")
-        assert requests == []
-        load(endpoint, "org/animals", "load", tmp_path)
         requests.clear()
-        again = load(endpoint, "org/animals", "load", tmp_path, HF_HUB_OFFLINE="1")
-        assert again["counts"] == {"zebra": 3, "ant": 1}
+        new, again = load(endpoint, tmp_path, "load:org/new", "load:org/animals", HF_HUB_OFFLINE="1")
+        assert new["error"].endswith("; it is not in the local cache and HF_HUB_OFFLINE is set")
+        assert again == loaded
         assert requests == []
 
 
