@@ -53,8 +53,16 @@ class _OnePixel:
 @pytest.fixture(scope="module")
 def unrendered():
     """Charts are built but not rendered, which is half of a short run: for modules that do not look at them."""
+    from matplotlib.figure import Figure
+
+    from livt_hf.reporting.charts import save_png
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("livt_hf.reporting.charts.FigureCanvasAgg", _OnePixel)
+        patch.setattr(
+            "livt_hf.reporting.evaluation_report.plot_thumbnails",
+            lambda images, titles, path: save_png(Figure(), path),
+        )
         patch.setattr("matplotlib.figure.Figure.savefig", lambda self, file, **options: file.write("<svg></svg>"))
         yield
 

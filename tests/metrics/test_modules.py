@@ -1,8 +1,8 @@
 """The metrics as `evaluate` modules: loaded from a folder offline, combined, distributed, and their Spaces."""
 
+import functools
 import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,20 +10,11 @@ import evaluate
 import pytest
 import yaml
 
+from helpers.processes import exit_status, forked
 from livt_hf import metrics
 
 MODULES = Path(metrics.__file__).parent / "modules"
 NAMES = ("calibration_error", "long_tail_accuracy")
-WORKER = """
-import json, sys
-import evaluate
-folder, cache, process = sys.argv[1], sys.argv[2], int(sys.argv[3])
-metric = evaluate.load(folder, num_process=2, process_id=process, experiment_id="two", cache_dir=cache)
-labels, predictions = [0, 0, 1, 1, 2, 2], [0, 1, 1, 1, 0, 2]
-mine = slice(process, None, 2)
-metric.add_batch(predictions=predictions[mine], references=labels[mine])
-print(json.dumps(metric.compute(class_counts=[150, 50, 5])))
-"""
 
 
 def load(name, tmp_path):
@@ -71,9 +62,18 @@ def test_modules_of_a_folder_combine(tmp_path):
 
 
 def test_two_processes_give_the_result_of_one(tmp_path):
-    command = [sys.executable, "-c", WORKER, str(MODULES / "long_tail_accuracy"), str(tmp_path)]
-    workers = [subprocess.Popen([*command, str(process)], stdout=subprocess.PIPE, text=True) for process in (0, 1)]
-    first, second = (json.loads(worker.communicate(timeout=300)[0].splitlines()[-1]) for worker in workers)
+    def work(process):
+        options = {"num_process": 2, "process_id": process, "experiment_id": "two", "cache_dir": str(tmp_path)}
+        metric = evaluate.load(str(MODULES / "long_tail_accuracy"), **options)
+        labels, predictions = [0, 0, 1, 1, 2, 2], [0, 1, 1, 1, 0, 2]
+        mine = slice(process, None, 2)
+        metric.add_batch(predictions=predictions[mine], references=labels[mine])
+        print(json.dumps(metric.compute(class_counts=[150, 50, 5])))
+
+    logs = [tmp_path / f"log-{process}" for process in (0, 1)]
+    children = [forked(functools.partial(work, process), log) for process, log in enumerate(logs)]
+    assert [exit_status(child) for child in children] == [0, 0], [log.read_text() for log in logs]
+    first, second = (json.loads(log.read_text().splitlines()[-1]) for log in logs)
     assert first == metrics.long_tail_accuracy([0, 0, 1, 1, 2, 2], [0, 1, 1, 1, 0, 2], [150, 50, 5])
     assert second is None
 

@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import random
+import select
 import signal
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.processes import exit_status
 from livt_hf.config.arguments import FinetuneArguments, PretrainArguments
 from livt_hf.files import incompleteness
 from livt_hf.training.checkpoint import list_checkpoints
@@ -30,7 +32,7 @@ TINY = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "batch_size": 32,
-    "max_steps": 40,
+    "max_steps": 24,
     "epochs": 100,
     "warmup_epochs": 10,
     "num_workers": 0,
@@ -48,8 +50,9 @@ def run_finetuning(output_dir: Path) -> None:
     finetune(FinetuneArguments(**TINY, drop_path=0.3, output_dir=str(output_dir)), {"disable_tqdm": True})
 
 
-def start(run: Callable[[Path], None], output_dir: Path) -> int:
-    """Process id of a forked child that runs to its end and leaves with status 0."""
+def start(run: Callable[[Path], None], output_dir: Path) -> tuple[int, int]:
+    """Process id of a forked child that runs to its end and leaves with status 0, and a pipe that it then closes."""
+    alive, held = os.pipe()
     child = os.fork()
     if child == 0:
         status = 1
@@ -61,21 +64,24 @@ def start(run: Callable[[Path], None], output_dir: Path) -> int:
             status = 0
         finally:
             os._exit(status)
-    return child
+    os.close(held)
+    return child, alive
 
 
-def wait_or_kill(child: int, seconds: float, begin: Callable[[], bool] = lambda: True) -> int | None:
-    """Exit status of a child that ended by itself, None if it had to be killed, so long after ``begin`` came true."""
-    deadline = None
-    while deadline is None or time.monotonic() < deadline:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status)
-        if deadline is None and begin():
-            deadline = time.monotonic() + seconds
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return None
+def wait_or_kill(
+    run: Callable[[Path], None], output_dir: Path, seconds: float, begin: Callable[[], bool] = lambda: True
+) -> int | None:
+    """Exit status of a run that ended by itself, None if it had to be killed, so long after ``begin`` came true."""
+    child, alive = start(run, output_dir)
+    ended = False
+    while not (ended or begin()):
+        ended = bool(select.select([alive], [], [], 0.005)[0])
+    ended = ended or bool(select.select([alive], [], [], seconds)[0])
+    os.close(alive)
+    if not ended:
+        os.kill(child, signal.SIGKILL)
+    status = exit_status(child)
+    return status if ended else None
 
 
 def has_checkpoint(output_dir: Path) -> bool:
@@ -90,8 +96,9 @@ def log_lines(output_dir: Path) -> list[dict]:
 def survive(run: Callable[[Path], None], folder: Path, kills: int, seed: int) -> tuple[int, int]:
     """Kill runs until there were so many kills; how many came while a checkpoint was being written, and resumes."""
     left_alone = folder / "alone"
+    run(left_alone)  # here, so that forked runs need not import anything
     begin = time.monotonic()
-    assert wait_or_kill(start(run, left_alone), 300) == 0
+    assert wait_or_kill(run, folder / "forked", 300) == 0
     duration = time.monotonic() - begin
     generator = random.Random(seed)
     killed = while_writing = resumes = 0
@@ -102,7 +109,7 @@ def survive(run: Callable[[Path], None], folder: Path, kills: int, seed: int) ->
             # Every other kill waits for a checkpoint, however busy the machine is; the rest come at any moment.
             begin = functools.partial(has_checkpoint, output_dir) if killed % 2 == 0 else (lambda: True)
             seconds = generator.uniform(0.0, 0.7) * duration if killed < kills else 300
-            status = wait_or_kill(start(run, output_dir), seconds, begin)
+            status = wait_or_kill(run, output_dir, seconds, begin)
             ended = status is not None
             if ended:
                 assert status == 0

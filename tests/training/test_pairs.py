@@ -10,7 +10,8 @@ from helpers.cli import words
 from helpers.processes import exit_status, forked
 from helpers.training import FINETUNE, PRETRAIN, log_lines
 from livt_hf.cli import main
-from livt_hf.training import finetuning, pretraining  # noqa: F401  # here, so that forked runs need not import them
+
+pytestmark = pytest.mark.usefixtures("unrendered")
 
 STAGES = {"pretrain": PRETRAIN, "finetune": FINETUNE}
 SHORT = {"max_steps": 6, "save_every": 2, "logging_steps": 1}
@@ -28,6 +29,7 @@ def run_pairs(tmp_path, number, seed):
     """How many of the second runs were refused, and how many found nothing to do."""
     generator, alone, duration = random.Random(seed), {}, {}
     for stage in STAGES:
+        assert main(command(stage, tmp_path / "here" / stage)) == 0  # forked runs then need not import anything
         begin = time.monotonic()
         assert exit_status(forked(lambda stage=stage: main(command(stage, tmp_path / stage)))) == 0
         duration[stage], alone[stage] = time.monotonic() - begin, outcome(tmp_path / stage)

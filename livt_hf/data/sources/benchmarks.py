@@ -11,6 +11,7 @@ keeps.
 
 from __future__ import annotations
 
+import functools
 import io
 import warnings
 from collections.abc import Sequence
@@ -120,6 +121,11 @@ def warn_of_differences(name: str, splits: DatasetDict) -> None:
 
 def load_digits_dataset() -> DatasetDict:
     """Balanced digits: disjoint train, validation and test splits."""
+    return DatasetDict(_digits())
+
+
+@functools.cache  # one process may load them for many runs
+def _digits() -> DatasetDict:
     from sklearn.datasets import load_digits  # takes most of a second
 
     digits = load_digits()
