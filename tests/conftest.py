@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -13,6 +14,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="livt_hf_tests_")
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
@@ -51,18 +53,25 @@ class _OnePixel:
 
 
 @pytest.fixture(scope="module")
-def unrendered():
-    """Charts are built but not rendered, which is half of a short run: for modules that do not look at them."""
-    from matplotlib.figure import Figure
+def unrendered_reports():
+    """Reports of evaluations have pictures of one pixel; rendered ones take more than half the time of a short run."""
 
-    from livt_hf.reporting.charts import save_png
+    def one_pixel(*arguments):
+        path = next(argument for argument in arguments if isinstance(argument, Path))
+        PIL.Image.new("RGB", (1, 1)).save(path)
 
     with pytest.MonkeyPatch.context() as patch:
+        for name in ("save_png", "plot_thumbnails"):
+            patch.setattr(f"livt_hf.reporting.evaluation_report.{name}", one_pixel)
+        patch.setattr("livt_hf.reporting.evaluation_report.as_svg", lambda figure: "<svg></svg>")
+        yield
+
+
+@pytest.fixture(scope="module")
+def unrendered(unrendered_reports):
+    """Nor are other charts rendered, which are built all the same: for modules that look at none."""
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr("livt_hf.reporting.charts.FigureCanvasAgg", _OnePixel)
-        patch.setattr(
-            "livt_hf.reporting.evaluation_report.plot_thumbnails",
-            lambda images, titles, path: save_png(Figure(), path),
-        )
         patch.setattr("matplotlib.figure.Figure.savefig", lambda self, file, **options: file.write("<svg></svg>"))
         yield
 

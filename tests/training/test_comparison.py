@@ -19,6 +19,8 @@ from livt_hf.reporting.comparison_report import comparison_table, latex_table, s
 from livt_hf.training.comparison import plan_runs
 from livt_hf.training.finetuning import finetune
 
+pytestmark = pytest.mark.usefixtures("unrendered_reports")
+
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 OPTIONS = ["--recipe=digits", "--hidden_size=16", "--num_hidden_layers=1", "--num_attention_heads=2", "--epochs=2"]
 OPTIONS += ["--warmup_epochs=1", "--eval_every=1", "--num_workers=0", "--disable_tqdm=true"]

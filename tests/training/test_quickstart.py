@@ -12,6 +12,8 @@ from livt_hf.config import parsing
 from livt_hf.reporting.comparison_report import comparison_table, summarize
 from livt_hf.training.quickstart import RUNS, quickstart
 
+pytestmark = pytest.mark.usefixtures("unrendered_reports")
+
 
 @pytest.fixture
 def short_recipes(tmp_path, monkeypatch):
