@@ -13,6 +13,7 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="livt_hf_tests_")
 
+import datasets
 import numpy as np
 import PIL.Image
 import pytest
@@ -27,6 +28,8 @@ atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 show_messages()  # as the command does, for tests that call a stage directly
 # torch waits 5 seconds for the workers of a loader that is left in the middle, before it ends them.
 torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.2
+# `datasets` waits 5 seconds after each pass over a shuffled stream, for threads that may still read a file.
+datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0.1
 # The first backward pass of a process decides whether forked copies of it can have any (`helpers.processes`): not if it
 # comes after a test has used another device, such as "meta".
 if not torch.cuda.is_available():

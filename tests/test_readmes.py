@@ -30,6 +30,8 @@ from livt_hf.config.options import Options
 from livt_hf.config.parsing import RECIPES
 from livt_hf.losses import LOSS_NAMES
 
+pytestmark = pytest.mark.usefixtures("unrendered_reports")
+
 DOCUMENTS = [
     ROOT / "README.md",
     ROOT / ".github" / "CONTRIBUTING.md",

@@ -54,21 +54,21 @@ print(json.dumps({"logits": logits.tolist(), "scores": scores, "names": list(mod
     "masked": masked.tolist()}))
 """
 OURS = """
-import json
+del sys.modules["livt_hf"]
 from livt_hf import ViTForBalancedClassification
-config = ViTForBalancedClassification.from_pretrained("org/livt-vit-b").config
+config = ViTForBalancedClassification.from_pretrained("org/livt-vit-b", cache_dir=sys.argv[1]).config
 print(json.dumps({"counts": list(config.ordered_class_counts().items()), "loss": config.loss, "tau": config.tau}))
 """
 
 
-def in_a_fresh_process(code, endpoint, cache):
-    """The JSON that a script prints; a new process, since the client reads its endpoint at import."""
+def in_a_fresh_process(code, endpoint, cache, *words):
+    """The JSON lines that a script prints; a new process, since the client reads its endpoint at import."""
     settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE_"))}
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, "-c", code, *map(str, words)]
     run = subprocess.run(command, capture_output=True, text=True, env={**inherited, **settings}, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
-    return json.loads(run.stdout.splitlines()[-1])
+    return [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_the_loaded_model_equals_the_trained_and_pushed_one(hub, tmp_path):
         assert repository.messages[-1] == "Upload the trained model"
         assert not any(file.endswith((".pt", ".bin", "run.json")) for file in repository.files())
         assert f'"org/{name}"' in repository.files()["README.md"].decode()
-    found = in_a_fresh_process(PLAIN, hub.endpoint, tmp_path / "cache")
+    found, loaded = in_a_fresh_process(PLAIN + OURS, hub.endpoint, tmp_path / "cache", tmp_path / "other")
     here = ViTForBalancedClassification.from_pretrained(tmp_path / "livt-vit-b").eval()
     with torch.inference_mode():
         logits = here(torch.tensor(found["pixels"])).logits[0]
@@ -110,7 +110,6 @@ def test_the_loaded_model_equals_the_trained_and_pushed_one(hub, tmp_path):
     with torch.inference_mode():
         loss = mae(torch.tensor(found["masked"]), noise=noise).loss.item()
     assert found["loss"] == pytest.approx(loss, rel=1e-5)
-    loaded = in_a_fresh_process(OURS, hub.endpoint, tmp_path / "other")
     counts = class_counts(load_long_tailed("digits")["train"])
     assert loaded == {"counts": [[*pair] for pair in counts.items()], "loss": "bal_bce", "tau": 1.0}
 

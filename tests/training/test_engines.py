@@ -15,6 +15,7 @@ from helpers.training import (
     finetune_arguments,
     launch_environment,
     launch_fsdp,
+    launch_two,
     log_lines,
     pretrain_arguments,
     same_weights,
@@ -24,6 +25,7 @@ from livt_hf.training.finetuning import finetune
 from livt_hf.training.pretraining import pretrain
 
 pytestmark = pytest.mark.usefixtures("unrendered")
+SCRIPT = ROOT / "scripts" / "run_mae.py"
 
 
 @pytest.fixture(scope="module")
@@ -50,21 +52,10 @@ def reopen(folder: Path, step: int) -> None:
             shutil.rmtree(checkpoint)
 
 
-def launch(processes: int, output_dir: Path, **changed) -> str:
-    """`accelerate launch scripts/run_mae.py` on CPU processes joined by gloo; its output."""
-    options = {**PRETRAIN, "output_dir": output_dir, **changed}
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
-    command += ["--multi_gpu"] if processes > 1 else []
-    command += ["--main_process_port", "0", str(ROOT / "scripts" / "run_mae.py")]
-    command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    run = subprocess.run(command, capture_output=True, text=True, env=launch_environment(), timeout=300, check=False)
-    assert run.returncode == 0, run.stderr[-3000:]
-    return run.stdout
-
-
 def test_one_process_then_two_then_one_is_the_same_run(finished, tmp_path):
     begin(finished, tmp_path / "run", 8)
-    output = launch(2, tmp_path / "run", batch_size=16)
+    options = {**PRETRAIN, "output_dir": tmp_path / "run", "batch_size": 16}
+    output = launch_two(SCRIPT, *(part for name, value in options.items() for part in (f"--{name}", str(value))))
     assert "world size 2 on cpu" in output
     assert "checkpoint-8" in output
     reopen(tmp_path / "run", 16)
@@ -73,14 +64,14 @@ def test_one_process_then_two_then_one_is_the_same_run(finished, tmp_path):
 
 
 def test_two_machines_form_one_world(finished, tmp_path):
-    """Two launches with `--num_machines 2` that meet on the loopback, as two nodes of a cluster would."""
+    """Two real launches with `--num_machines 2` that meet on the loopback, as two nodes of a cluster would."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     options = {**PRETRAIN, "output_dir": tmp_path / "run", "batch_size": 16}
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "2"]
     command += ["--num_processes", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", str(port)]
-    script = [str(ROOT / "scripts" / "run_mae.py")]
+    script = [str(SCRIPT)]
     script += [part for name, value in options.items() for part in (f"--{name}", str(value))]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": launch_environment()}
     machines = [subprocess.Popen([*command, "--machine_rank", str(rank), *script], **pipes) for rank in range(2)]

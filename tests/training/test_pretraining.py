@@ -33,6 +33,8 @@ from livt_hf.training.finetuning import finetune
 from livt_hf.training.pretraining import build_autoencoder, pretrain
 from livt_hf.training.stopping import StopSignal
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:

@@ -17,7 +17,8 @@ from livt_hf.data import (
 )
 
 CODE = """
-import json, sys
+import datasets, json, sys
+datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0.1
 from livt_hf.data import class_counts, load_long_tailed
 from livt_hf.data.streamed_evaluation import evaluation_splits
 from livt_hf.data.streaming import load_stream
