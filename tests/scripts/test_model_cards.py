@@ -9,6 +9,7 @@ import pytest
 from helpers.paths import ROOT
 from livt_hf.reporting.evaluation_report import CHARTS
 
+pytestmark = pytest.mark.usefixtures("unrendered")
 spec = importlib.util.spec_from_file_location("model_cards", ROOT / "scripts" / "model_cards.py")
 model_cards = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(model_cards)
