@@ -72,7 +72,7 @@ def unrendered_reports():
 
 @pytest.fixture(scope="module")
 def unrendered(unrendered_reports):
-    """Nor are other charts rendered, which are built all the same: for modules that look at none."""
+    """Nor are other charts rendered, though they are still built: for modules that look at none."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("livt_hf.reporting.charts.FigureCanvasAgg", _OnePixel)
         patch.setattr("matplotlib.figure.Figure.savefig", lambda self, file, **options: file.write("<svg></svg>"))

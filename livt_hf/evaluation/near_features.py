@@ -98,7 +98,7 @@ class Calibration:
                 f"features of the model cannot tell copies from unrelated images ({start}, the rest being no more "
                 "similar than unrelated pairs); near-duplicates are those of the hash alone"
             )
-        alarms = f"roughly {self.false_alarms:.2g} of {self.pairs:,} unrelated pairs (an estimate: look at them)"
+        alarms = f"an estimated {self.false_alarms:.2g} of {self.pairs:,} unrelated pairs (it can be more)"
         return f"similar by features: {start} ({copies}) and by {alarms}"
 
 

@@ -50,7 +50,7 @@ def add_adapter(model: PreTrainedModel, adapter: Adapter) -> None:
         ValueError: the model has no such parameters or layers, or peft is not installed.
     """
     if adapter.kind != "lora" and adapter != Adapter(adapter.kind):
-        logger.warning(f"adapter: rank, alpha, dropout and targets are those of lora; {adapter.kind} does not use them")
+        logger.warning(f"adapter: rank, alpha, dropout and targets only apply to lora, not to {adapter.kind}")
     if adapter.kind == "none":
         return
     classifiers = classifier_layers(model)

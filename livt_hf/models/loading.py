@@ -110,7 +110,7 @@ def load_autoencoder(mae: str | Path) -> tuple[Any, Any]:
 
 
 def _load_with_processor(model_class: Any, checkpoint: str | Path, option: str, kind: str) -> tuple[Any, Any]:
-    model, _ = load_model(model_class, checkpoint, option, quiet=True)  # what is missing is an error, in one line
+    model, _ = load_model(model_class, checkpoint, option, quiet=True)  # missing weights are a one-line error
     return model, load_image_processor(checkpoint, option, kind)
 
 

@@ -50,7 +50,7 @@ def build_classifier(args: ClassifierArguments, counts: dict[str, int], shot_gro
         model = _from_classifier(args, counts, settings)
     if unused := unused_sizes(args.given_sizes(), vision_config(model.config), args.pretrained):
         logger.info(unused)
-    if args.drop_path not in (0, type(args)().drop_path) and not has_drop_path(model.config):
+    if args.drop_path not in (0, type(args).drop_path) and not has_drop_path(model.config):
         logger.info(f"drop_path: {type(model).__name__} does not have it; --drop_path {args.drop_path} has no effect")
     return model
 

@@ -20,8 +20,6 @@ from livt_hf.data.transforms import image_processor
 from livt_hf.models.configuration_livt import LivtMAEConfig
 from livt_hf.models.modeling_livt import config_for_classes
 
-pytestmark = pytest.mark.usefixtures("unrendered")
-
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory):

@@ -12,8 +12,6 @@ from livt_hf.data.sources import parquet
 from livt_hf.data.streamed_evaluation import evaluation_splits
 from livt_hf.data.streaming import load_stream
 
-pytestmark = pytest.mark.usefixtures("unrendered")
-
 NAMED, NUMBERS, WORDS = ClassLabel(names=["b", "a"]), Value("int64"), Value("string")
 
 

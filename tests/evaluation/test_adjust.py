@@ -1,6 +1,8 @@
 """`livt adjust`: closed forms of the logits, the minimum of the likelihood, exact undo."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -19,7 +21,6 @@ from transformers import (
     ResNetForImageClassification,
 )
 
-from helpers.plain import run_plain
 from livt_hf import ClassPrior, LivtConfig, ViTForBalancedClassification
 from livt_hf.class_names import label_names
 from livt_hf.cli import main
@@ -43,6 +44,7 @@ PI = np.array([0.6, 0.3, 0.1])
 SIZES = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
 NATIVE = """
 import json, sys
+sys.modules["livt_hf"] = None
 from transformers import pipeline
 print(json.dumps(pipeline("image-classification", sys.argv[1])(sys.argv[2:], top_k=None)))
 """
@@ -183,8 +185,9 @@ def test_plain_transformers_gives_the_adjusted_probabilities_and_undo_the_weight
         likelihoods.append(np.mean([own[np.array(labels) == label].mean() for label in range(3)]))
     assert likelihoods[1] == max(likelihoods)
 
-    printed = run_plain(NATIVE, adjusted, *files[:3]).splitlines()[-1]
-    native = [scores({"predictions": result}) for result in json.loads(printed)]
+    command = [sys.executable, "-c", NATIVE, str(adjusted), *files[:3]]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    native = [scores({"predictions": result}) for result in json.loads(run.stdout.splitlines()[-1])]
     np.testing.assert_allclose(native, after[:3], atol=1e-6)
 
     assert main([*fit, "--split=test", f"--output_dir={tmp_path / 'leaked'}"]) == 0

@@ -11,8 +11,6 @@ from livt_hf.evaluation.label_issues import (
     stratified_folds,
 )
 
-pytestmark = pytest.mark.usefixtures("unrendered")
-
 LABELS = np.array([0, 0, 0, 1, 1, 2, 2])
 PROBABILITIES = np.array(
     [

@@ -36,7 +36,7 @@ def test_the_threshold_is_what_nearly_all_copies_reach():
     assert (found.pairs, found.false_alarms) == (1000, pytest.approx(10 * 0.19**2, rel=1e-4))
     assert found.separates
     assert "95 % of altered copies (JPEG quality 60 95 %" in str(found)
-    assert "roughly 0.36 of 1,000 unrelated pairs" in str(found)
+    assert "an estimated 0.36 of 1,000 unrelated pairs" in str(found)
 
 
 def test_the_threshold_is_not_below_what_one_unrelated_pair_reaches():

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,6 @@ import torch
 from PIL import Image
 from transformers import BeitImageProcessor
 
-from helpers.plain import run_plain
 from livt_hf import LivtConfig, ViTForBalancedClassification
 from livt_hf.class_names import label_names
 from livt_hf.cli import main
@@ -24,12 +25,11 @@ from livt_hf.evaluation.predict import (
 )
 from livt_hf.reporting.blocks import csv_cell
 
-pytestmark = pytest.mark.usefixtures("unrendered")
-
 NAMES = ["cat", "dog", "emu", "fox", "gnu", "hen", "bad\x1b[31m\nname"]
 
 PIPELINE = """
 import json, sys
+sys.modules["livt_hf"] = None
 from transformers import pipeline
 print(json.dumps(pipeline("image-classification", sys.argv[1])(sys.argv[2:], top_k=7)))
 """
@@ -85,7 +85,10 @@ def images(tmp_path_factory):
 
 
 def test_scores_are_those_of_a_pipeline_without_this_package(folder, images):
-    expected = json.loads(run_plain(PIPELINE, folder, *images).splitlines()[-1])
+    result = subprocess.run(
+        [sys.executable, "-c", PIPELINE, str(folder), *images], capture_output=True, text=True, check=True
+    )
+    expected = json.loads(result.stdout.splitlines()[-1])
     results = list(predict_images(folder, images, top_k=7, batch_size=3))
     assert [result["image"] for result in results] == images
     for ours, theirs in zip(results, expected, strict=True):

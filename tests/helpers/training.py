@@ -1,24 +1,16 @@
 """Runs of both stages that take a second, what they leave behind, and launches of several processes."""
 
-import functools
 import json
 import os
-import runpy
 import signal
+import subprocess
 import sys
-import tempfile
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
-from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
 
 from helpers.paths import ROOT, TESTS
-from helpers.processes import exit_status, forked
 from livt_hf.config.arguments import FinetuneArguments, PretrainArguments
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -106,45 +98,19 @@ def launch_environment() -> dict[str, str]:
 
 def launch_two(script: Path, *words: str) -> str:
     """What a script prints in two processes on a CPU."""
-    return _launch(["--multi_gpu", "--num_processes", "2"], script, words)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--main_process_port", "0", str(script), *words]
+    return _printed(command)
 
 
 def launch_fsdp(script: Path, *words: str) -> str:
     """What a script prints under FSDP2 in two processes on a CPU."""
-    options = ["--num_processes", "2", "--use_fsdp", "--fsdp_version", "2"]
-    return _launch([*options, "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"], script, words)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--use_fsdp"]
+    command += ["--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP", "--main_process_port", "0"]
+    return _printed([*command, str(script), *words])
 
 
-def _launch(options: list[str], script: Path, words: Sequence[str]) -> str:
-    """As `accelerate launch`, but the processes are forked copies of this one, which has imported everything."""
-    command = [*options, "--main_process_port", "0", str(script), *words]
-    args = _validate_launch_command(launch_command_parser().parse_args(command))[0]
-    number = args.num_processes
-    variables = {**prepare_multi_gpu_env(args), "ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1"}
-    variables |= {"MASTER_PORT": args.master_port, "WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
-
-    def run(rank: int) -> int:
-        os.environ.update(variables, RANK=str(rank), LOCAL_RANK=str(rank))
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-        sys.argv = [str(script), *words]
-        try:
-            runpy.run_path(str(script), run_name="__main__")
-        except SystemExit as end:
-            return int(end.code or 0)
-        return 0
-
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log"
-        children = [forked(functools.partial(run, rank), log) for rank in range(number)]
-        with ThreadPoolExecutor(number) as pool:
-            ends = {pool.submit(exit_status, child): child for child in children}
-            try:
-                failed = any(end.result() != 0 for end in as_completed(ends, timeout=300))
-            finally:  # one that is left waits for the others
-                for end, child in ends.items():
-                    if not end.done():
-                        os.kill(child, signal.SIGKILL)
-        output = log.read_text()
-    assert not failed, output[-3000:]
-    return output
+def _printed(command: list[str]) -> str:
+    run = subprocess.run(command, capture_output=True, text=True, env=launch_environment(), timeout=300, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return run.stdout

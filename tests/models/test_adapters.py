@@ -137,11 +137,11 @@ def test_gradient_checkpointing_reaches_the_first_block():
 
 
 @pytest.mark.parametrize("kind", ["none", "bias"])
-def test_settings_of_lora_without_it_are_told(kind, caplog):
+def test_settings_of_lora_without_lora_are_reported(kind, caplog):
     add_adapter(model_of("livt"), Adapter(kind))
     assert not caplog.messages
     add_adapter(model_of("livt"), Adapter(kind, rank=2))
-    assert caplog.messages == [f"adapter: rank, alpha, dropout and targets are those of lora; {kind} does not use them"]
+    assert caplog.messages == [f"adapter: rank, alpha, dropout and targets only apply to lora, not to {kind}"]
 
 
 def test_what_cannot_be_adapted_is_one_line(monkeypatch):

@@ -1,6 +1,8 @@
 """The classifier: equal to the official one, complete mapping from a masked autoencoder, native round trip."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,6 @@ from transformers import (
 from transformers.models.beit.modeling_beit import BeitLayer
 
 from helpers.paths import FIXTURES
-from helpers.plain import run_plain
 from livt_hf import LivtConfig, LivtMAEForPreTraining, ViTForBalancedClassification
 from livt_hf.conversion.key_map import key_map, to_native
 from livt_hf.conversion.official import read_checkpoint
@@ -248,14 +249,16 @@ def test_plain_transformers_gives_the_same_logits_where_this_package_cannot_be_i
     model.save_pretrained(tmp_path)
     torch.save(images, tmp_path / "images.pt")
     code = """
-import sys, torch
+import sys; sys.modules["livt_hf"] = None
+import torch
 from transformers import AutoModelForImageClassification
 model, info = AutoModelForImageClassification.from_pretrained(sys.argv[1], output_loading_info=True)
 assert not any(info.values()), info
 assert type(model).__name__ == "BeitForImageClassification"
 torch.save(model.eval()(torch.load(sys.argv[1] + "/images.pt")).logits, sys.argv[1] + "/logits.pt")
 """
-    run_plain(code, tmp_path)
+    run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected, rtol=0, atol=1e-6)
 
 

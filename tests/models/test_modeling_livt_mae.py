@@ -1,6 +1,8 @@
 """The masked autoencoder: official initialization, official loss, native checkpoints."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +11,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForPreTraining, ViTMAEConfig, ViTMAEForPreTraining
 
 from helpers.paths import FIXTURES
-from helpers.plain import run_plain
 from livt_hf import LivtMAEForPreTraining
 from livt_hf.conversion.key_map import key_map, to_native
 from livt_hf.conversion.official import read_checkpoint
@@ -242,7 +243,8 @@ def test_saved_as_plain_vit_mae_that_transformers_loads_alone(tmp_path):
     assert (config["model_type"], config["architectures"]) == ("vit_mae", ["ViTMAEForPreTraining"])
     torch.save((images, noise), tmp_path / "inputs.pt")
     code = """
-import sys, torch
+import sys; sys.modules["livt_hf"] = None
+import torch
 from transformers import AutoModelForPreTraining, ViTMAEModel
 model, info = AutoModelForPreTraining.from_pretrained(sys.argv[1], output_loading_info=True)
 assert not any(info.values()), info
@@ -251,7 +253,9 @@ with torch.no_grad():
     print(model.eval()(images, noise=noise).loss.item())
     ViTMAEModel.from_pretrained(sys.argv[1])(images)
 """
-    assert float(run_plain(code, tmp_path)) == pytest.approx(expected.item(), rel=1e-6)
+    run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert float(run.stdout) == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_checkpoints_of_upstream_load(tmp_path):

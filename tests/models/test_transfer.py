@@ -17,6 +17,7 @@ from helpers.training import QUIET, finetune_arguments, log_lines
 from livt_hf.data import class_counts, load_long_tailed
 from livt_hf.models.loading import classifier_layers
 from livt_hf.models.transfer import load_pretrained_classifier, saved_image_size, saved_statistics
+from livt_hf.training.classifier import build_classifier
 from livt_hf.training.finetuning import finetune
 
 pytestmark = pytest.mark.usefixtures("unrendered")
@@ -140,6 +141,17 @@ def test_size_and_statistics_are_those_of_the_saved_image_processor(tmp_path):
     )
     assert (saved_image_size(path, config), saved_statistics(path)) == (24, ([0.5] * 3, [0.25] * 3))
     assert load_pretrained_classifier(path, DIGITS).config.image_size == 24
+
+
+@pytest.mark.parametrize(("drop_path", "told"), [(0.0, False), (0.1, False), (0.2, True)])
+def test_drop_path_without_effect_is_told_if_it_was_asked_for(drop_path, told, checkpoints, tmp_path, caplog):
+    """0.1 is the default."""
+    caplog.set_level("INFO")
+    args = finetune_arguments(tmp_path, pretrained=str(checkpoints["vit"]), image_size=None, drop_path=drop_path)
+    args.ignore_mismatched_classifier = True
+    build_classifier(args, DIGITS, args.shot_groups())
+    assert ("--drop_path 0.2 has no effect" in caplog.text) == told
+    assert ("drop_path" in caplog.text) == told
 
 
 # The whole fine-tuning

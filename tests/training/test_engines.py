@@ -64,7 +64,7 @@ def test_one_process_then_two_then_one_is_the_same_run(finished, tmp_path):
 
 
 def test_two_machines_form_one_world(finished, tmp_path):
-    """Two real launches with `--num_machines 2` that meet on the loopback, as two nodes of a cluster would."""
+    """Two launches with `--num_machines 2` that meet on the loopback, as two nodes of a cluster would."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -10,8 +10,6 @@ from torchvision import datasets as vision
 
 from livt_hf.training.label_counts import count_labels
 
-pytestmark = pytest.mark.usefixtures("unrendered")
-
 NAMES = ["ant", "bee", "cat"]
 COUNTS = {"ant": 1, "bee": 3, "cat": 2}
 LABELS = [1, 0, 2, 1, 1, 2]

@@ -1,6 +1,8 @@
 """`livt finetune --adapter`: runs that train a part of the model, their checkpoints, and the native model they save."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, TrainerCallback
 
 from helpers.paths import HELPERS, ROOT
-from helpers.plain import run_plain
 from helpers.training import (
     FINETUNE,
     QUIET,
@@ -151,9 +152,9 @@ def test_fsdp2_is_the_same_run_and_resumes(mae_dir, tmp_path):
 
 
 NATIVE = """
-import json, sys, torch
-assert "peft" not in sys.modules
-sys.modules["peft"] = None
+import sys
+sys.modules["livt_hf"] = sys.modules["peft"] = None
+import json, torch
 from PIL import Image
 from transformers import AutoModelForImageClassification, pipeline
 folder, *images = sys.argv[1:]
@@ -169,7 +170,10 @@ def test_the_result_is_native_without_this_package_and_without_peft(finished, tm
     for number, image in enumerate(load_long_tailed("digits")["test"].select(range(4))["image"]):
         images.append(str(tmp_path / f"{number}.png"))
         Path(images[-1]).write_bytes(image["bytes"])
-    answers = json.loads(run_plain(NATIVE, finished, *images).rpartition("answers:")[2])
+    command = [sys.executable, "-c", NATIVE, str(finished), *images]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    answers = json.loads(run.stdout.rpartition("answers:")[2])
     for answer, ours in zip(answers, predict_images(finished, images, top_k=3), strict=True):
         for first, second in zip(answer, ours["predictions"], strict=True):
             assert first["label"] == second["label"]

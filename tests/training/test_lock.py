@@ -21,8 +21,6 @@ from livt_hf.files import LOCK_FILE, RUN_FILE, check_new_folder
 from livt_hf.hub.upload import PUBLISHED
 from livt_hf.training.lock import lock_folder
 
-pytestmark = pytest.mark.usefixtures("unrendered")
-
 COMMANDS = {
     "compare": {"losses": "ce", "dataset": "digits"},
     "quickstart": {},

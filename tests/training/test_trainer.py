@@ -37,8 +37,6 @@ from livt_hf.data import class_counts, load_long_tailed
 from livt_hf.losses import build_loss, compute_loss_func
 from livt_hf.metrics import calibration_error, long_tail_accuracy
 
-pytestmark = pytest.mark.usefixtures("unrendered")
-
 NAMES = [f"digit {number}" for number in range(10)]
 NUMBERS = {"image_mean": [0.3] * 3, "image_std": [0.4] * 3, "size": {"height": 8, "width": 8}}
 
