@@ -4,8 +4,8 @@ import multiprocessing
 import os
 import signal
 import time
-from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -62,11 +62,6 @@ def at_step(number, action, monkeypatch):
     monkeypatch.setattr(torch.optim.AdamW, "step", act)
 
 
-def children_of(process: int) -> list[int]:
-    tasks = Path(f"/proc/{process}/task").glob("*/children")
-    return [int(child) for task in tasks for child in task.read_text().split()]
-
-
 def wait_until(condition) -> None:
     deadline = time.monotonic() + 60
     while not condition():
@@ -97,14 +92,14 @@ def test_a_step_without_end_is_ended(tmp_path, monkeypatch, stage, signals):
     child = forked(run, log)
     os.close(write)  # the child's end of it then is the only one: no hang if it dies
     assert os.read(ready, 1) == b"1", log.read_text()
-    workers = children_of(child)
+    workers = psutil.Process(child).children()
     assert workers
     for number in range(signals):
         os.kill(child, signal.SIGTERM)
         if number == 0 and signals == 2:
             wait_until(lambda: "stopping after" in log.read_text())
     assert exit_status(child) == 128 + signal.SIGTERM
-    wait_until(lambda: not any(Path(f"/proc/{worker}/cmdline").exists() for worker in workers))
+    assert psutil.wait_procs(workers, timeout=60)[1] == []
     lines = [line for line in log.read_text().replace("\r", "\n").splitlines() if line.startswith("SIGTERM")]
     seconds, why = ("0.3", " because the current step took more than 0.3 seconds") if signals == 1 else ("3000", "")
     assert lines == [
