@@ -1,4 +1,4 @@
-"""What `livt dataset check` found, as files: check.html with pictures, near_duplicates.csv, label_issues.csv.
+"""What `livt dataset check` found, as files: check.html with pictures, duplicates.csv, label_issues.csv.
 
 With a model, also finds the doubted labels of the training split, and images that are similar by features.
 """
@@ -26,7 +26,7 @@ from ..reporting.check_report import DoubtedLabels, Shown, ShownGroups, write_ch
 from .label_issues import LabelIssues, find_label_issues, log_rare_classes
 from .near_features import SimilarByFeatures
 
-REPORT, DUPLICATES, ISSUES = "check.html", "near_duplicates.csv", "label_issues.csv"
+REPORT, DUPLICATES, ISSUES = "check.html", "duplicates.csv", "label_issues.csv"
 PICTURED, SIDE = 48, 320  # groups and images shown; longer side in pixels to which they are reduced on reading
 PER_CLASS = 3  # doubted images of a class that are shown before a second round over the classes
 
@@ -78,13 +78,14 @@ def write_findings(
     rows_of = {split: Rows(rows) for split, rows in splits.items()}
     counts = class_counts(splits["train"])
     names, root = list(counts), Path(dataset).absolute()
-    groups = [("hash", group) for group in checked.near]
+    groups = [("bytes", group) for group in checked.identical]
+    groups += [("hash", group) for group in checked.near]
     groups += [("features", group) for group in (similar.groups if similar else [])]
-    near = [(number, by, *image) for number, (by, group) in enumerate(groups, start=1) for image in group]
+    duplicates = [(number, by, *image) for number, (by, group) in enumerate(groups, start=1) for image in group]
     _write_table(
         folder / DUPLICATES,
         ("group", "found_by", "split", "file", "label"),
-        [(number, by, split, file, label) for number, by, split, _, file, label in near],
+        [(number, by, split, file, label) for number, by, split, _, file, label in duplicates],
     )
     doubts = None
     if issues is not None:
@@ -128,8 +129,8 @@ def write_findings(
         doubts=doubts,
         command=command,
     )
-    tables = [folder / DUPLICATES] * bool(near) + [folder / ISSUES] * (issues is not None and len(issues.rows) > 0)
-    return [folder / REPORT, *tables]
+    tables = {DUPLICATES: bool(duplicates), ISSUES: issues is not None and len(issues.rows) > 0}
+    return [folder / REPORT, *(folder / name for name, filled in tables.items() if filled)]
 
 
 def _to_show(issues: LabelIssues, sizes: Sequence[int]) -> list[int]:

@@ -31,7 +31,10 @@ SIMILAR_ACROSS = (
 SIMILAR_CLASSES = (
     "Training images that the model sees as alike, with different labels: copies, or classes that overlap."
 )
-IDENTICAL = "Images with the same bytes in two splits, or in training under two labels. Remove one of each pair."
+IDENTICAL = (
+    "Images with the same bytes in two splits, or in training under two labels. Remove one of each pair; "
+    "duplicates.csv lists all of them, and those within a class."
+)
 DOUBTS = (
     "Labels that confident learning doubts (Northcutt, Jiang and Chuang, JAIR 2021): a balanced linear probe on the "
     "features of the model, fitted without the image, is confident of another class. This is a list of images to look "
@@ -127,9 +130,7 @@ def write_check_report(
         sections.append(Section("Doubted labels", _doubts(doubts)))
     if not any(part.groups for *_, part in shown):
         missing = "No near-duplicates between splits or between classes were found."
-        sections.append(
-            Section("Near-duplicates", [missing, "near_duplicates.csv lists those within a class, if any."])
-        )
+        sections.append(Section("Near-duplicates", [missing, "duplicates.csv lists those within a class, if any."]))
     sections.append(Section("Command", [Code(public_command(command))]))
     subtitle = ", ".join(f"{split} {count:,}" for split, count in images.items()) + " images."
     write_text(file, html_page(page_title(dataset), subtitle, tiles, sections))

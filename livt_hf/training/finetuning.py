@@ -174,6 +174,9 @@ def build_trainer(
 ) -> RecipeTrainer:
     """Build the trainer from the arguments."""
     config: Any = model.config
+    unused, them = ("betas", "them") if args.optimizer == "sgd" else ("momentum", "it")
+    if getattr(args, unused) != getattr(type(args)(), unused):
+        logger.warning(f"{unused}: --optimizer {args.optimizer} does not use {them}")
     eval_split = data.splits.get(args.eval_split)
     eval_transform = EvalTransform(config.image_size, args.crop_ratio)
     return RecipeTrainer(

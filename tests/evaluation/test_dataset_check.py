@@ -62,7 +62,7 @@ def test_near_duplicates_are_warnings_with_pictures(folder, tmp_path, capsys):
     assert f"  train {folder}/train/cat/3.jpg (cat) ~ test {folder}/test/cat/copy.jpg (cat)" in out
     assert "warning: 1 group of nearly equal training images with different labels" in out
     assert "within a class of a split: 2 images in 1 group of near-duplicates" in out
-    table = rows(tmp_path / "out/near_duplicates.csv")
+    table = rows(tmp_path / "out/duplicates.csv")
     assert {row["found_by"] for row in table} == {"hash"}
     assert [(row["group"], row["split"], row["label"]) for row in table] == [
         ("1", "train", "<lynx>"),  # the smallest class first
@@ -91,6 +91,18 @@ def test_identical_images_with_different_labels_are_an_error(folder, tmp_path, c
     row = ("train/&lt;lynx&gt;/2.jpg", "&lt;lynx&gt;", "train/cat/same.jpg", "cat")
     assert "".join(f"<td>{cell}</td>" for cell in row) in page
     assert "1 pair." in page
+
+
+def test_identical_images_are_listed_wherever_they_are(folder, tmp_path):
+    for copy, of in {"train/cat/a": "train/cat/0", "train/cat/b": "train/cat/0", "test/cat/c": "test/cat/1"}.items():
+        shutil.copy(folder / f"{of}.jpg", folder / f"{copy}.jpg")
+    assert check(folder, tmp_path) == 0
+    table = [(row["group"], row["split"], row["file"]) for row in rows(tmp_path / "out/duplicates.csv")]
+    assert table == [
+        *(("1", "train", f"{folder}/train/cat/{name}.jpg") for name in "0ab"),
+        *(("2", "test", f"{folder}/test/cat/{name}.jpg") for name in "1c"),
+    ]
+    assert {row["found_by"] for row in rows(tmp_path / "out/duplicates.csv")} == {"bytes"}
 
 
 def test_a_page_of_another_dataset_is_not_replaced_unasked(folder, tmp_path, monkeypatch, capsys):
@@ -156,7 +168,7 @@ def test_images_similar_by_features_stand_apart(folder, tmp_path, monkeypatch, c
     assert "similar by features: a similarity of 0." in out
     assert "warning: 1 group of training images similar by features with different labels" in out
     assert "of test similar by features" not in out  # the hash has found that one
-    table = rows(tmp_path / "out/near_duplicates.csv")
+    table = rows(tmp_path / "out/duplicates.csv")
     assert [(row["group"], row["found_by"], row["split"], row["label"]) for row in table] == [
         ("1", "hash", "train", "cat"),
         ("1", "hash", "test", "cat"),

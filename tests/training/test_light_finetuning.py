@@ -212,6 +212,20 @@ def test_sgd_is_torchs_with_momentum_and_scaled_rates():
         torch.testing.assert_close(first, second)
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"optimizer": "sgd", "betas": [0.9, 0.9]}, ["betas: --optimizer sgd does not use them"]),
+        ({"momentum": 0.5}, ["momentum: --optimizer adamw does not use it"]),
+        ({"optimizer": "sgd", "momentum": 0.5}, []),
+        ({"betas": [0.9, 0.9]}, []),
+    ],
+)
+def test_settings_of_the_other_optimizer_are_told(mae_dir, tmp_path, caplog, given, told):
+    finetune(finetune_arguments(tmp_path, **options_with(mae_dir, max_steps=1, **given)), QUIET)
+    assert [line for line in caplog.messages if line.startswith(("betas", "momentum"))] == told
+
+
 def test_options_that_contradict_an_adapter_are_refused(tmp_path):
     for changed, message in (
         ({"pretrained": "none"}, "^adapter: lora adapts a pretrained model; name it with --pretrained$"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from .duplicates import SMALLEST_SIDE, Groups, has_contrast, join_near_duplicate
 from .parallel import Chunk, map_chunks, split_into_chunks
 
 IMAGES_PER_CHUNK = 256
-MAX_LISTED = 20  # unreadable images and duplicates printed; the log lists all unreadable ones
+MAX_LISTED = 20  # unreadable images and duplicates printed; the log and duplicates.csv list all
 
 
 class CheckedImage(NamedTuple):
@@ -46,6 +46,7 @@ class CheckResult:
         shared: images with the same bytes in two splits, as (split, name, other split, name there).
         repeated: number of images per split that duplicate an earlier one in it.
         contradicting: training images with the same bytes and different labels, as (name, label, name, label).
+        identical: groups of images with the same bytes, by split and row.
         near: groups of near-duplicates, each of at least two different files, by split and row.
         too_small, plain: numbers of images that are compared by their bytes only: too small, or of one color.
         digests: hash of the bytes of each image, all splits in order; None for an unreadable one.
@@ -58,6 +59,7 @@ class CheckResult:
     shared: list[tuple[str, str, str, str]] = field(default_factory=list)
     repeated: dict[str, int] = field(default_factory=dict)
     contradicting: list[tuple[str, str, str, str]] = field(default_factory=list)
+    identical: NearGroups = field(default_factory=list)
     near: NearGroups = field(default_factory=list)
     too_small: int = 0
     plain: int = 0
@@ -191,6 +193,11 @@ def check_dataset(
     found.too_small = len(first_with) - len(thumbnails)
     if thumbnails:
         _compare(found, np.array(list(thumbnails)), np.stack(list(thumbnails.values())))
+    same: defaultdict[bytes, list[int]] = defaultdict(list)
+    for index, digest in enumerate(found.digests):
+        if digest is not None:
+            same[digest].append(index)
+    found.identical = near_groups((group for group in same.values() if len(group) > 1), splits)
     different = [group for group in found.groups.members() if len({found.digests[index] for index in group}) > 1]
     found.near = near_groups(different, splits)
     log = None if bad_images_log is None else Path(bad_images_log)
