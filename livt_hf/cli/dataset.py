@@ -107,6 +107,9 @@ def check(args: CheckArguments) -> int:
     if args.output_dir == type(args).output_dir:  # a folder that was not named may hold another page of that name
         check_page(folder / "check.html", args.dataset)
     splits, log = _load(args), folder / "bad_images.log"
+    given = [name for name in ("folds", "batch_size", "device") if getattr(args, name) != getattr(type(args), name)]
+    if given and args.model is None:
+        print(f"{', '.join(given)}: no effect without --model")
     model = _feature_model(args)
     several = model is not None and _has_classes(args, splits["train"])
     checked = check_dataset(splits, args.num_workers, log)

@@ -24,6 +24,13 @@ from .options import AT_LEAST_1, BELOW_1, FINITE, FRACTION, NOT_NEGATIVE, Option
 LossName = Literal["ce", "bce", "bal_ce", "bal_bce", "cb_ce", "cb_bce", "focal", "ldam", "las", "lade"]
 BALANCED_LOSSES = ("bal_ce", "bal_bce", "lade")
 WEIGHTED_LOSSES = ("ce", "bce", "bal_ce", "bal_bce")  # those that take --class_weights
+_LORA_OPTIONS = ("adapter_rank", "adapter_alpha", "adapter_dropout", "adapter_targets")
+_STEP_OPTIONS = (  # of training in steps, with augmented images
+    *("epochs", "warmup_epochs", "max_steps", "gradient_accumulation_steps", "base_lr", "min_lr", "weight_decay"),
+    *("optimizer", "momentum", "betas", "layer_decay", "compile", "gradient_checkpointing"),
+    *("min_crop_scale", "horizontal_flip", "rand_augment", "random_erasing"),
+    *("mixup", "cutmix", "mixup_prob", "mixup_switch_prob", "eval_every"),
+)
 
 
 @dataclass
@@ -330,6 +337,8 @@ class FinetuneArguments(
         super().__post_init__()
         if self.early_stopping is not None and self.keep_best is None:
             raise ValueError("early_stopping: by which accuracy? name it with --keep_best, for instance few")
+        if self.adapter != "none" and self.stage != "all":
+            raise ValueError(f"adapter: --stage {self.stage} trains the classifier alone; use one without the other")
         if self.stage == "probe":
             self._check_probe()
             return
@@ -353,16 +362,38 @@ class FinetuneArguments(
         if self.pretrained == "none" and self.stage == "probe":
             raise ValueError("stage: probe fits a classifier on the features of a model; name it with --pretrained")
 
+    def without_effect(self) -> dict[str, list[str]]:
+        """Options with another value than their default that have no effect beside the others.
+
+        Returns:
+            The option that makes them superfluous and its value, as on the command line -> their names.
+        """
+        superfluous: dict[str, tuple[str, ...]] = {}
+        if self.stage == "probe":
+            superfluous["--stage probe"] = _STEP_OPTIONS
+        else:
+            superfluous[f"--optimizer {self.optimizer}"] = ("betas",) if self.optimizer == "sgd" else ("momentum",)
+        if self.adapter != "lora":
+            superfluous[f"--adapter {self.adapter}"] = _LORA_OPTIONS
+        if self.loss not in BALANCED_LOSSES:
+            superfluous[f"--loss {self.loss}"] = ("tau",)
+        if self.classifier_init != "text":
+            superfluous[f"--classifier_init {self.classifier_init}"] = ("prompt",)
+        default = type(self)()
+        changed = {
+            given: [name for name in names if getattr(self, name) != getattr(default, name)]
+            for given, names in superfluous.items()
+        }
+        return {given: names for given, names in changed.items() if names}
+
     def _check_adapter(self) -> None:
         if self.pretrained == "none":
             raise ValueError(f"adapter: {self.adapter} adapts a pretrained model; name it with --pretrained")
-        if self.stage != "all":
-            raise ValueError(f"adapter: --stage {self.stage} trains the classifier alone; use one without the other")
         if self.adapter != "lora" and self.adapter_targets:
             raise ValueError(f"adapter_targets: they belong to --adapter lora, not {self.adapter}; leave them out")
 
     def _check_probe(self) -> None:
-        """ValueError for options that contradict a probe; those that it has no use for are ignored."""
+        """ValueError for options that contradict a probe."""
         for name in ("keep_best", "ema", "drw_epoch"):
             if getattr(self, name) is not None:
                 raise ValueError(f"{name}: --stage probe has no epochs and no batches; leave one of the two out")

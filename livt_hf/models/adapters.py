@@ -10,7 +10,6 @@ LIFT (Shi et al., ICML 2024) finds it better than full fine-tuning of foundation
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -20,8 +19,6 @@ from transformers import PreTrainedModel
 from ..class_names import abbreviate
 from ..optimization import block_names
 from .loading import classifier_layers
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,8 +46,6 @@ def add_adapter(model: PreTrainedModel, adapter: Adapter) -> None:
     Raises:
         ValueError: the model has no such parameters or layers, or peft is not installed.
     """
-    if adapter.kind != "lora" and adapter != Adapter(adapter.kind):
-        logger.warning(f"adapter: rank, alpha, dropout and targets only apply to lora, not to {adapter.kind}")
     if adapter.kind == "none":
         return
     classifiers = classifier_layers(model)

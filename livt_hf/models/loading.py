@@ -37,6 +37,7 @@ _ADVICE = {
     "an image classifier": "give the output folder of `livt finetune`, or the Hub id of an image classifier",
     "a masked autoencoder": "give the output folder of `livt pretrain`, or a Hub id such as facebook/vit-mae-base",
 }
+_PARTIAL = " (it is a checkpoint of light fine-tuning: repeat that command to finish it)"
 
 
 def load_config(checkpoint: str | Path, option: str = "pretrained") -> PreTrainedConfig:
@@ -117,7 +118,12 @@ def _load_with_processor(model_class: Any, checkpoint: str | Path, option: str, 
 def load_image_processor(checkpoint: str | Path, option: str = "model", kind: str = "a model") -> Any:
     """Load an image processor; ValueError in which the checkpoint is ``kind``, a key of ``_ADVICE``."""
     with _errors_in_one_line(option, checkpoint, kind):
-        return AutoImageProcessor.from_pretrained(checkpoint)
+        try:
+            return AutoImageProcessor.from_pretrained(checkpoint)
+        except OSError:
+            if not Path(checkpoint).is_dir():
+                raise
+            raise ValueError("it has no image processor (preprocessor_config.json)") from None
 
 
 def _fits(model_class: Any, config: PreTrainedConfig) -> bool:
@@ -137,15 +143,18 @@ def _errors_in_one_line(option: str, checkpoint: str | Path, kind: str) -> Itera
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         near = "" if Path(checkpoint).exists() else similar_name(str(checkpoint), "model")
+        # of safetensors: a truncated file, most often
+        advice = "copy or download it again" if isinstance(error, SafetensorError) else _ADVICE[kind]
         raise ValueError(
-            f"{option}: {str(checkpoint)!r} cannot be loaded as {kind}: {reason};{near} {_ADVICE[kind]}"
+            f"{option}: {str(checkpoint)!r} cannot be loaded as {kind}: {reason};{near} {advice}"
         ) from None
 
 
 def _check_exists(checkpoint: str | Path) -> None:
     folder = Path(checkpoint)
     if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ValueError("the folder has no config.json")
+        partial = (folder / "trained.safetensors").is_file()
+        raise ValueError(f"the folder has no config.json{_PARTIAL if partial else ''}")
     is_hub_id = isinstance(checkpoint, str) and re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", checkpoint)
     if not is_hub_id and not folder.is_dir():
         raise ValueError("it is a file" if folder.exists() else "there is no such folder")

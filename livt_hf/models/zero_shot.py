@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoTokenizer, CLIPModel, MetaClip2Model, Siglip2Model, SiglipModel
+from transformers import AutoTokenizer, CLIPModel, MetaClip2Model, PreTrainedConfig, Siglip2Model, SiglipModel
 
 from ..class_names import placeholder_names
 from .loading import load_config, load_model
@@ -80,11 +80,7 @@ def load_zero_shot(pretrained: str, names: Sequence[str], prompts: Sequence[str]
             f"classifier_init: text needs names of the classes, which are {names[0]}, ... here; rename them, or use "
             "class_mean"
         )
-    if config.model_type not in _MODELS:
-        raise ValueError(
-            f"classifier_init: {pretrained!r} is a {config.model_type!r} model and has no text tower, which text "
-            f"needs; use class_mean, or a whole CLIP or SigLIP as --pretrained ({_EXAMPLES})"
-        )
+    check_text_tower(pretrained, config)
     options: dict[str, Any] = {
         "quiet": True,
         "dtype": torch.float32,
@@ -99,6 +95,15 @@ def load_zero_shot(pretrained: str, names: Sequence[str], prompts: Sequence[str]
     model = fixed_resolution(model).eval()
     text = class_embeddings(model, load_tokenizer(pretrained), names, prompts)
     return ZeroShot(model, text, float(model.logit_scale.detach().exp()))
+
+
+def check_text_tower(pretrained: str, config: PreTrainedConfig) -> None:
+    """ValueError unless it is the config of a model of images and texts."""
+    if config.model_type not in _MODELS:
+        raise ValueError(
+            f"classifier_init: {pretrained!r} is a {config.model_type!r} model and has no text tower, which text "
+            f"needs; use class_mean, or a whole CLIP or SigLIP as --pretrained ({_EXAMPLES})"
+        )
 
 
 def load_tokenizer(pretrained: str) -> Any:
@@ -122,7 +127,7 @@ def class_embeddings(model: Any, tokenizer: Any, names: Sequence[str], prompts: 
     """Normalized text embeddings of classes, float32 (C, E): the mean over the prompts of their normalized embeddings.
 
     Raises:
-        ValueError: the tokenizer is that of another model.
+        ValueError: the tokenizer is that of another model, or a text is longer than the model reads.
     """
     positions = model.config.text_config.max_position_embeddings
     is_siglip = model.config.model_type == "siglip"
@@ -133,6 +138,7 @@ def class_embeddings(model: Any, tokenizer: Any, names: Sequence[str], prompts: 
         rows = []
         for start in range(0, len(names), 256):
             texts = [prompt.replace("{}", spoken(name)) for name in names[start : start + 256]]
+            _check_lengths(tokenizer(texts, verbose=False)["input_ids"], texts, positions)
             tokens = tokenizer(texts, return_tensors="pt", **padding)
             if tokens["input_ids"].max() >= model.config.text_config.vocab_size:
                 raise ValueError(
@@ -145,6 +151,16 @@ def class_embeddings(model: Any, tokenizer: Any, names: Sequence[str], prompts: 
             rows.append(F.normalize(_pooled(model.get_text_features(**inputs)).float(), dim=1))
         mean = mean + torch.cat(rows)
     return F.normalize(mean, dim=1)
+
+
+def _check_lengths(tokens: Sequence[Sequence[int]], texts: Sequence[str], positions: int) -> None:
+    """ValueError if a text would be cut off, perhaps in the name of the class."""
+    length, text = max((len(ids), text) for ids, text in zip(tokens, texts, strict=True))
+    if length > positions:
+        raise ValueError(
+            f"prompt: {text!r} has {length} tokens, and the text tower reads {positions}; shorten the prompt, or the "
+            "name of the class"
+        )
 
 
 def spoken(name: str) -> str:

@@ -69,7 +69,7 @@ def _on_autoencoder(args: ClassifierArguments, counts: dict[str, int], settings:
 
 def _from_classifier(args: ClassifierArguments, counts: dict[str, int], settings: dict[str, Any]) -> PreTrainedModel:
     if args.pooling == "cls":
-        raise ValueError(f"pooling: {args.pretrained!r} is a trained classifier and keeps its pooling; leave it out")
+        raise ValueError(f"pooling: {args.pretrained!r} has a pooling of its own, which it keeps; leave it out")
     model = load_pretrained_classifier(
         args.pretrained,
         counts,

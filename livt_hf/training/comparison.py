@@ -26,6 +26,7 @@ from ..evaluation.splits import has_evaluation_split
 from ..files import RUN_FILE, check_folder, read_json, read_metrics
 from ..losses import BALANCED_LOSSES, check_loss_name
 from ..models.loading import load_config
+from ..models.zero_shot import check_text_tower
 from ..reporting.comparison_report import MEASURES, summarize, write_comparison
 from ..reporting.provenance import command_line
 from .checkpoint import list_checkpoints
@@ -189,7 +190,7 @@ def plan_runs(
         args.imbalance_seed = IMBALANCE_SEED if args.imbalance_seed is None else args.imbalance_seed
         _check_sizes(model_sizes, args.pretrained, args.hidden_size)
         if args.pretrained not in kinds:
-            kinds[args.pretrained] = _kind(args.pretrained)
+            kinds[args.pretrained] = _kind(args)
         runs.append(PlannedRun(name, kinds[args.pretrained], args, training_arguments))
     if len(set(kinds.values())) < len(kinds):  # two models of the same kind
         runs = [dataclasses.replace(run, pretraining=Path(run.args.pretrained).name) for run in runs]
@@ -216,11 +217,14 @@ def _check_sizes(model_sizes: Sequence[str], pretrained: str, hidden_size: int |
         raise ValueError(f"model_sizes: hidden_size {hidden_size} is given, too; leave one of them out")
 
 
-def _kind(pretrained: str) -> str:
-    """The table's name for a pretrained model: MAE, none, or its model type."""
-    if pretrained == "none":
+def _kind(args: FinetuneArguments) -> str:
+    """The table's name for the pretrained model: MAE, none, or its model type; ValueError without the text tower."""
+    if args.pretrained == "none":
         return "none"
-    model_type = load_config(pretrained).model_type
+    config = load_config(args.pretrained)
+    if args.classifier_init == "text":
+        check_text_tower(args.pretrained, config)
+    model_type = config.model_type
     return "MAE" if model_type == "vit_mae" else model_type
 
 

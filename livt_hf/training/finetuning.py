@@ -22,6 +22,7 @@ from ..data.transforms import image_processor
 from ..evaluation.evaluate import describe_unevaluated, evaluate_model, mistaken_images
 from ..evaluation.splits import has_evaluation_split, log_coverage, split_coverage, split_to_evaluate
 from ..files import RUN_FILE, read_json
+from ..losses import BALANCED_LOSSES
 from ..models.adapters import Adapter, add_adapter
 from ..models.compilation import check_compiler
 from ..models.loading import enable_gradient_checkpointing, load_classifier
@@ -57,6 +58,8 @@ def finetune(args: FinetuneArguments, training_arguments: dict[str, Any] | None 
     """
     run = StageRun(args, training_arguments=training_arguments)
     with run.opened():
+        for given, names in args.without_effect().items() if run.is_main else ():
+            logger.warning(f"{', '.join(names)}: no effect with {given}")
         if args.stage == "probe":
             from .probing import probe  # it evaluates and writes as this module does
 
@@ -174,9 +177,6 @@ def build_trainer(
 ) -> RecipeTrainer:
     """Build the trainer from the arguments."""
     config: Any = model.config
-    unused, them = ("betas", "them") if args.optimizer == "sgd" else ("momentum", "it")
-    if getattr(args, unused) != getattr(type(args)(), unused):
-        logger.warning(f"{unused}: --optimizer {args.optimizer} does not use {them}")
     eval_split = data.splits.get(args.eval_split)
     eval_transform = EvalTransform(config.image_size, args.crop_ratio)
     return RecipeTrainer(
@@ -250,9 +250,14 @@ def describe(model: PreTrainedModel, num_images: int) -> str:
     config: Any = model.config
     trained, total = model.num_parameters(only_trainable=True), model.num_parameters()
     return (
-        f"fine-tuning {trained:,} of {total:,} parameters with {config.loss} (tau {config.tau}) on "
+        f"fine-tuning {trained:,} of {total:,} parameters with {loss_words(config)} on "
         f"{counted(num_images, 'image')} of {config.num_labels} classes at {config.image_size} px"
     )
+
+
+def loss_words(config: Any) -> str:
+    """Loss of a model, with its tau if it has an effect, for the log."""
+    return f"{config.loss} (tau {config.tau})" if config.loss in BALANCED_LOSSES else config.loss
 
 
 def _device_options(mixed_precision: str | None) -> dict[str, bool]:

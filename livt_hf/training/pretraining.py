@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 
 from ..config.arguments import AutoencoderArguments, PretrainArguments
@@ -121,6 +122,8 @@ def build_accelerator(
     check_precision(mixed_precision)
     check_compiler()
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    # As `TrainingArguments` do: otherwise the precision of an earlier run in the same process would stay.
+    AcceleratorState._reset_state()
     return Accelerator(
         mixed_precision=mixed_precision,
         log_with=list(trackers) or None,

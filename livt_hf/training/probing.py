@@ -31,7 +31,7 @@ from ..prior import ClassPrior
 from ..reporting.blocks import accuracy_words, counted
 from .classifier import build_classifier, pixel_statistics
 from .data import load_images
-from .finetuning import write_results
+from .finetuning import loss_words, write_results
 from .frozen import frozen_precision, local_device
 from .stage_run import StageRun
 from .stopping import StopSignal
@@ -84,7 +84,7 @@ def _fit(
     )
     logger.info(
         f"probing {counted(len(splits['train']), 'image')} of {config.num_labels} classes at {config.image_size} px "
-        f"with {config.loss} (tau {config.tau}): {parameters:,} of {model.num_parameters():,} parameters are fitted"
+        f"with {loss_words(config)}: {parameters:,} of {model.num_parameters():,} parameters are fitted"
     )
     features = {name: _features(args, run, model, split, processor, name) for name, split in splits.items()}
     labels = {name: dataset_labels(split) for name, split in splits.items()}

@@ -95,7 +95,8 @@ class StageRun(Run):
         if self.trained:
             left = f"missing: {', '.join(self.owed())}" if self.owed() else "nothing to do"
             done = (read_run(self.folder) or {}).get("kept", {}).get("stopped_at", steps)  # by --early_stopping
-            logger.info(f"{self.folder} contains this run, finished after {counted(done, 'step')}; {left}")
+            after = f" after {counted(done, 'step')}" if steps else ""
+            logger.info(f"{self.folder} contains this run, finished{after}; {left}")
         return self.trained
 
     def owed(self) -> list[str]:

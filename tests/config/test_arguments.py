@@ -396,6 +396,7 @@ def test_reweighting_that_would_never_begin_is_refused():
         (["--loss", "ldam", "--drw_epoch", "8"], "drw_epoch: --stage probe has no epochs and no batches; leave one"),
         (["--streaming"], "streaming: --stage probe keeps the features of all images; leave one of the two out"),
         (["--classifier_init", "zero"], "classifier_init: --stage probe has its own start; leave out zero"),
+        (["--adapter", "bias"], "adapter: --stage probe trains the classifier alone; use one without the other"),
     ],
 )
 def test_what_contradicts_a_probe_is_refused(words, error):

@@ -105,6 +105,11 @@ def test_identical_images_are_listed_wherever_they_are(folder, tmp_path):
     assert {row["found_by"] for row in rows(tmp_path / "out/duplicates.csv")} == {"bytes"}
 
 
+def test_options_of_the_model_without_one_are_told(folder, tmp_path, capsys):
+    assert check(folder, tmp_path, "--folds", "3", "--batch_size", "8") == 0
+    assert "folds, batch_size: no effect without --model\n" in capsys.readouterr().out
+
+
 def test_a_page_of_another_dataset_is_not_replaced_unasked(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["dataset", "check", "--dataset", "photos", "--num_workers", "0"]

@@ -136,14 +136,6 @@ def test_gradient_checkpointing_reaches_the_first_block():
         assert gradient.abs().max() > 0, name
 
 
-@pytest.mark.parametrize("kind", ["none", "bias"])
-def test_settings_of_lora_without_lora_are_reported(kind, caplog):
-    add_adapter(model_of("livt"), Adapter(kind))
-    assert not caplog.messages
-    add_adapter(model_of("livt"), Adapter(kind, rank=2))
-    assert caplog.messages == [f"adapter: rank, alpha, dropout and targets only apply to lora, not to {kind}"]
-
-
 def test_what_cannot_be_adapted_is_one_line(monkeypatch):
     with pytest.raises(
         ValueError, match=r"^adapter_targets: no linear layer of ViT\w+ is named 'query2'; .* named .*fc1"

@@ -2,13 +2,14 @@
 
 import pytest
 from safetensors.torch import load_file, save_file
-from transformers import ResNetConfig, ResNetForImageClassification
+from transformers import AutoModel, ResNetConfig, ResNetForImageClassification
 from transformers.utils import logging
 
 from helpers.tiny_towers import save_tower
 from livt_hf import LivtMAEForPreTraining, ViTForBalancedClassification
 from livt_hf.models.configuration_livt import LivtMAEConfig
-from livt_hf.models.loading import enable_gradient_checkpointing, load_classifier, load_model
+from livt_hf.models.loading import enable_gradient_checkpointing, load_classifier, load_image_processor, load_model
+from livt_hf.training.checkpoint import TRAINED_FILE
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
 DECODER = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
@@ -54,6 +55,23 @@ def test_a_tower_without_a_classifier_is_one_line_without_a_report(tmp_path, cap
     finally:
         logging.disable_propagation()
     assert not caplog.messages
+
+
+def test_what_is_wrong_with_a_folder_is_named(tmp_path):
+    folder = save_tower("dinov2", tmp_path / "whole")
+    (folder / "preprocessor_config.json").unlink(missing_ok=True)
+    with pytest.raises(ValueError, match=r"cannot be loaded as a model: it has no image processor \(preprocessor_con"):
+        load_image_processor(folder)
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[:-100])
+    with pytest.raises(ValueError, match=r"incomplete metadata.*; copy or download it again$"):
+        load_model(AutoModel, folder, "model")
+    (tmp_path / "checkpoint-4").mkdir()
+    (tmp_path / "checkpoint-4" / TRAINED_FILE).touch()
+    with pytest.raises(
+        ValueError, match=r"no config\.json \(it is a checkpoint of light fine-tuning: repeat that"
+    ):
+        load_model(AutoModel, tmp_path / "checkpoint-4", "model")
 
 
 def test_an_architecture_without_gradient_checkpointing_is_named():

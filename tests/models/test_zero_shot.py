@@ -47,12 +47,18 @@ def test_logits_are_those_of_transformers(name, checkpoints):
 
 @pytest.mark.skipif("siglip2" not in AVAILABLE, reason="this transformers has no SigLIP 2")
 def test_naflex_embeds_square_images_as_its_patches(checkpoints):
-    loaded = load_zero_shot(checkpoints["siglip2"], NAMES, ["a {} here"])
+    loaded = load_zero_shot(checkpoints["siglip2"], NAMES, ["a {}"])
     patches = PIXELS.unflatten(3, (4, 2)).unflatten(2, (4, 2)).permute(0, 2, 4, 3, 5, 1).reshape(4, 16, 12)
     inputs = {"pixel_attention_mask": torch.ones(4, 16, dtype=torch.int32), "spatial_shapes": torch.full((4, 2), 4)}
     with torch.no_grad():
         expected = tiny_tower("siglip2").eval().vision_model(pixel_values=patches, **inputs).pooler_output
     torch.testing.assert_close(loaded.embed(PIXELS), F.normalize(expected, dim=1))
+
+
+def test_a_text_that_would_be_cut_off_is_refused(checkpoints):
+    longest = "many of the {}"
+    with pytest.raises(ValueError, match=r"^prompt: 'many of the honey bee' has \d+ tokens, and .* reads 16; shorten"):
+        load_zero_shot(checkpoints["siglip2"], NAMES, ["a {}", longest])
 
 
 def test_prompts_are_averaged_as_unit_vectors(checkpoints):

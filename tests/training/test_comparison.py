@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from helpers.tiny_towers import save_tower
 from livt_hf import LivtMAEForPreTraining
 from livt_hf.cli import main
 from livt_hf.config.arguments import FinetuneArguments
@@ -201,6 +202,15 @@ def test_post_hoc_rows_are_the_adjusted_models_of_the_same_runs(folder, tmp_path
     assert main(command) == 0
     assert (adjusted / "model.safetensors").stat().st_mtime_ns == written
     assert "LA: post-hoc logit adjustment of the trained model" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_a_model_without_the_text_tower_is_refused_before_anything_is_trained(tmp_path):
+    for name in ("clip", "dinov2"):
+        save_tower(name, tmp_path / name)
+    starts = [str(tmp_path / name) for name in ("clip", "dinov2")]
+    options = [*OPTIONS, "--classifier_init=text"]
+    with pytest.raises(ValueError, match=r"^classifier_init: '.*/dinov2' is a 'dinov2' model and has no text tower"):
+        plan_runs(options, tmp_path / "out", ["ce"], ["0"], starts)
 
 
 @pytest.mark.parametrize(

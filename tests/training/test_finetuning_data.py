@@ -120,7 +120,7 @@ def test_what_a_pretrained_classifier_or_the_machine_cannot_do_is_reported(tmp_p
         finetune_arguments(tmp_path / "out", pretrained=str(tmp_path / "classifier"), patch_size=4, max_steps=1), QUIET
     )
     assert "patch_size 4: not used, the sizes are those of" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="pooling: '.*' is a trained classifier and keeps its pooling; leave it out"):
+    with pytest.raises(ValueError, match="pooling: '.*' has a pooling of its own, which it keeps; leave it out"):
         finetune(finetune_arguments(tmp_path / "out", pretrained=str(tmp_path / "classifier"), pooling="cls"), QUIET)
 
 

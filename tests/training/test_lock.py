@@ -182,7 +182,7 @@ def test_a_refused_lock_ends_all_processes_of_a_run(tmp_path):
     command += words(**PRETRAIN, output_dir=tmp_path)
     with locked_by_another(tmp_path):
         run = subprocess.run(
-            command, capture_output=True, text=True, env=launch_environment(), timeout=100, check=False
+            command, capture_output=True, text=True, env=launch_environment(), timeout=300, check=False
         )
     assert run.returncode != 0
     assert f"error: output_dir: '{tmp_path}' is in use by another run" in run.stderr

@@ -134,6 +134,12 @@ def test_a_torn_checkpoint_is_skipped_and_the_result_is_the_same(finished, tmp_p
     assert log_lines(tmp_path) == log_lines(finished)
 
 
+def test_the_precision_is_not_that_of_an_earlier_run_in_the_process(tmp_path, capsys):
+    for number, precision in enumerate(("bf16", None, "bf16", "no")):
+        pretrain(pretrain_arguments(tmp_path / str(number), max_steps=1, mixed_precision=precision))
+        assert f"mixed precision {precision or 'no'}\n" in capsys.readouterr().out
+
+
 def test_gradient_accumulation_gives_the_same_run(finished, tmp_path):
     pretrain(pretrain_arguments(tmp_path, batch_size=8, gradient_accumulation_steps=4))
     one, four = log_lines(finished), log_lines(tmp_path)
