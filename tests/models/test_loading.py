@@ -68,9 +68,7 @@ def test_what_is_wrong_with_a_folder_is_named(tmp_path):
         load_model(AutoModel, folder, "model")
     (tmp_path / "checkpoint-4").mkdir()
     (tmp_path / "checkpoint-4" / TRAINED_FILE).touch()
-    with pytest.raises(
-        ValueError, match=r"no config\.json \(it is a checkpoint of light fine-tuning: repeat that"
-    ):
+    with pytest.raises(ValueError, match=r"no config\.json \(it is a checkpoint of light fine-tuning: repeat that"):
         load_model(AutoModel, tmp_path / "checkpoint-4", "model")
 
 
