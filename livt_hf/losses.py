@@ -310,6 +310,11 @@ LOSS_TITLES = {key: loss.title for key, loss in _LOSSES.items()}
 BALANCED_LOSSES = tuple(key for key, loss in _LOSSES.items() if loss.balanced)
 
 
+def loss_words(name: str, tau: float) -> str:
+    """A loss with its tau, if it has one, for logs and reports."""
+    return f"{name} (tau {tau:g})" if name in BALANCED_LOSSES else name
+
+
 def check_loss_name(name: str) -> str:
     """Return ``name``; ValueError with the closest known name if it is unknown."""
     if name not in _LOSSES:

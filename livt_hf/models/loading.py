@@ -37,7 +37,7 @@ _ADVICE = {
     "an image classifier": "give the output folder of `livt finetune`, or the Hub id of an image classifier",
     "a masked autoencoder": "give the output folder of `livt pretrain`, or a Hub id such as facebook/vit-mae-base",
 }
-_PARTIAL = " (it is a checkpoint of light fine-tuning: repeat that command to finish it)"
+_PARTIAL = " (a checkpoint of light fine-tuning holds only what is trained; its run's command, repeated, finishes it)"
 
 
 def load_config(checkpoint: str | Path, option: str = "pretrained") -> PreTrainedConfig:

@@ -376,12 +376,14 @@ def _trained(results: Mapping[str, Any]) -> str | None:
 
 def _applies(name: str, arguments: Mapping[str, Any]) -> bool:
     """Whether an option has an effect beside the others."""
-    if arguments.get("stage") == "probe":
-        return name in PROBE_OPTIONS
+    if arguments.get("stage") == "probe" and name not in PROBE_OPTIONS:
+        return False
     if name == "epochs":
         return not arguments.get("max_steps")
     if name in ("betas", "momentum"):
         return (name == "momentum") == (arguments.get("optimizer") == "sgd")
+    if name == "tau":
+        return arguments.get("loss") in BALANCED_LOSSES
     if name == "adapter_targets":
         return bool(arguments[name])
     if name in ("adapter", "classifier_init"):

@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..files import write_text
+from ..losses import loss_words
 from ..metrics import describe_groups
 from ..prior import GROUP_NAMES, ClassPrior
 from .blocks import (
@@ -300,7 +301,7 @@ def _training_sentence(results: Mapping[str, Any]) -> str:
     if results["loss"] is None:
         return f"The checkpoint does not record how it was trained.{adjusted}"
     start = f"initialized from {public_name(results['pretrained'])}" if results["pretrained"] else "from scratch"
-    return f"Trained {start} with loss {results['loss']}, tau {results['tau']:g}.{adjusted}"
+    return f"Trained {start} with loss {loss_words(results['loss'], results['tau'])}.{adjusted}"
 
 
 def adjustments(adjustment: Mapping[str, Any] | None) -> list[str]:

@@ -22,7 +22,7 @@ from ..data.transforms import image_processor
 from ..evaluation.evaluate import describe_unevaluated, evaluate_model, mistaken_images
 from ..evaluation.splits import has_evaluation_split, log_coverage, split_coverage, split_to_evaluate
 from ..files import RUN_FILE, read_json
-from ..losses import BALANCED_LOSSES
+from ..losses import loss_words
 from ..models.adapters import Adapter, add_adapter
 from ..models.compilation import check_compiler
 from ..models.loading import enable_gradient_checkpointing, load_classifier
@@ -250,14 +250,9 @@ def describe(model: PreTrainedModel, num_images: int) -> str:
     config: Any = model.config
     trained, total = model.num_parameters(only_trainable=True), model.num_parameters()
     return (
-        f"fine-tuning {trained:,} of {total:,} parameters with {loss_words(config)} on "
+        f"fine-tuning {trained:,} of {total:,} parameters with {loss_words(config.loss, config.tau)} on "
         f"{counted(num_images, 'image')} of {config.num_labels} classes at {config.image_size} px"
     )
-
-
-def loss_words(config: Any) -> str:
-    """Loss of a model, with its tau if it has an effect, for the log."""
-    return f"{config.loss} (tau {config.tau})" if config.loss in BALANCED_LOSSES else config.loss
 
 
 def _device_options(mixed_precision: str | None) -> dict[str, bool]:

@@ -23,6 +23,7 @@ from ..evaluation.knn import NEIGHBORS, TEMPERATURE, knn_predictions
 from ..evaluation.probe import choose_l2, fit_probe
 from ..evaluation.splits import has_evaluation_split, log_coverage, split_coverage, split_to_evaluate
 from ..files import read_json
+from ..losses import loss_words
 from ..metrics import long_tail_accuracy
 from ..models.configuration_livt import ordered_class_counts
 from ..models.features import set_classifier
@@ -31,7 +32,7 @@ from ..prior import ClassPrior
 from ..reporting.blocks import accuracy_words, counted
 from .classifier import build_classifier, pixel_statistics
 from .data import load_images
-from .finetuning import loss_words, write_results
+from .finetuning import write_results
 from .frozen import frozen_precision, local_device
 from .stage_run import StageRun
 from .stopping import StopSignal
@@ -82,9 +83,10 @@ def _fit(
     parameters = sum(
         parameter.numel() for layer in classifier_layers(model).values() for parameter in layer.parameters()
     )
+    trained_with = loss_words(config.loss, config.tau)
     logger.info(
         f"probing {counted(len(splits['train']), 'image')} of {config.num_labels} classes at {config.image_size} px "
-        f"with {loss_words(config)}: {parameters:,} of {model.num_parameters():,} parameters are fitted"
+        f"with {trained_with}: {parameters:,} of {model.num_parameters():,} parameters are fitted"
     )
     features = {name: _features(args, run, model, split, processor, name) for name, split in splits.items()}
     labels = {name: dataset_labels(split) for name, split in splits.items()}

@@ -403,5 +403,26 @@ def test_what_contradicts_a_probe_is_refused(words, error):
     assert refused("--stage", "probe", *words).startswith(error)
 
 
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["--optimizer", "sgd", "--betas", "0.9", "0.9"], {"--optimizer sgd": ["betas"]}),
+        (["--optimizer", "sgd", "--momentum", "0.5", "--betas", "0.9", "0.99"], {}),
+        (["--momentum", "0.5", "--betas", "0.9", "0.9"], {"--optimizer adamw": ["momentum"]}),
+        (["--loss", "ce", "--tau", "2"], {"--loss ce": ["tau"]}),
+        (["--loss", "lade", "--mixup", "0", "--cutmix", "0", "--tau", "2"], {}),
+        (["--adapter_targets", "fc1"], {"--adapter none": ["adapter_targets"]}),
+        (["--adapter", "lora", "--adapter_rank", "2"], {}),
+        (["--prompt", "a {}."], {"--classifier_init random": ["prompt"]}),
+        (["--classifier_init", "text", "--prompt", "a {}."], {}),
+        (["--stage", "probe", "--mixup", "0.5", "--epochs", "3"], {"--stage probe": ["epochs", "mixup"]}),
+        (["--recipe", "linear_probe"], {}),
+        (["--recipe", "lift"], {}),
+    ],
+)
+def test_options_without_effect_are_found(words, found):
+    assert parse("--pretrained", "mae", *words).without_effect() == found
+
+
 def test_what_a_probe_has_no_use_for_is_not_checked():
     assert parse("--stage", "probe", "--batch_size", "33", "--loss", "lade").mixup == 0.8

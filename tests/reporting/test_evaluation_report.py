@@ -164,7 +164,7 @@ def test_report_tables():
     ]
     assert "4 images of my&#124;images (test split)." in report
     assert "Trained from scratch with loss bal&#95;ce" not in report  # an underscore within a word is harmless
-    assert "Trained from scratch with loss bal_ce, tau 1." in report
+    assert "Trained from scratch with loss bal_ce (tau 1)." in report
     assert "````bash\nlivt evaluate --model ```\n````" in report
 
 
