@@ -7,12 +7,14 @@ table in model_cards/README.md, are then regenerated from these files.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from documents.tables import quickstart_table, with_section
 from livt_hf.files import RUN_FILE
 from livt_hf.losses import BALANCED_LOSSES, SHORT_NAMES
 from livt_hf.reporting.blocks import escape_markdown, markdown_table, percent
@@ -24,7 +26,8 @@ from livt_hf.reporting.provenance import public_name
 FILES = ("README.md", "results.json", "config.json")
 MODEL_CARDS = Path(__file__).parents[1] / "model_cards"
 FIGURES = {"many": "Many ↑", "medium": "Med. ↑", "few": "Few ↑", "accuracy": "Acc ↑", "ece": "ECE ↓", "mce": "MCE ↓"}
-START, END = "<!-- measured -->\n", "<!-- /measured -->"
+MARK = "measured"
+COMPARED = "Compared with other losses"  # section of a quickstart's card
 
 
 def add_model(model_dir: Path, model_cards: Path = MODEL_CARDS) -> None:
@@ -45,11 +48,19 @@ def add_model(model_dir: Path, model_cards: Path = MODEL_CARDS) -> None:
 
 def write_card(folder: Path) -> None:
     """Write card and charts from the other files; sections that the template does not have are kept."""
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    record = (folder / "results.json").read_bytes()
+    results = json.loads(record)
     sections = extra_sections((folder / "README.md").read_text(encoding="utf-8"))
+    if COMPARED in sections:
+        sections[COMPARED] = f"{quickstart_table()}\n\nOne seed ({results['seed']}); the same recipe for every loss."
     for file, figure in chart_figures(results).items():
-        save_png(figure, folder / file)
+        save_png(figure, folder / file, source=digest(record))
     write_model_card(folder, results, sections=sections)
+
+
+def digest(record: bytes) -> str:
+    """Of the results that a chart shows; stored in its file, so that a stale one is found."""
+    return hashlib.sha256(record).hexdigest()
 
 
 def extra_sections(card: str) -> dict[str, str]:
@@ -69,13 +80,6 @@ def measured_section(model_cards: Path = MODEL_CARDS) -> str:
     table = markdown_table(header, [_row(name, results) for name, results in measured], "llrl" + "r" * len(FIGURES))
     lines = "\n".join(f"- {_measured_on(name, results)}" for name, results in measured)
     return f"{table}\n\n{lines}\n"
-
-
-def with_section(readme: str, section: str) -> str:
-    """The README with this text between its marks."""
-    before, rest = readme.split(START)
-    _, after = rest.split(END)
-    return f"{before}{START}{section}{END}{after}"
 
 
 def _row(name: str, results: Mapping[str, Any]) -> list[str]:
@@ -111,7 +115,7 @@ def main() -> None:
     for file in MODEL_CARDS.glob("*/results.json"):
         write_card(file.parent)
     readme = MODEL_CARDS / "README.md"
-    readme.write_text(with_section(readme.read_text(encoding="utf-8"), measured_section()), encoding="utf-8")
+    readme.write_text(with_section(readme.read_text(encoding="utf-8"), MARK, measured_section()), encoding="utf-8")
 
 
 if __name__ == "__main__":

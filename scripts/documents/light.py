@@ -13,7 +13,7 @@ from typing import Any
 
 from livt_hf.files import read_json, read_run
 from livt_hf.losses import SHORT_NAMES
-from livt_hf.reporting.blocks import code_block, markdown_table, percent
+from livt_hf.reporting.blocks import markdown_table, percent
 
 FOLDER, RUNS, NOTES = "light", "runs.json", "notes.md"
 TITLE = "Light fine-tuning"
@@ -81,10 +81,10 @@ def _cells(runs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def light_section(folder: Path) -> list[str]:
-    """The paragraphs of the section, without those on pretraining and hardware; none if there are no runs."""
+    """The paragraphs of the section; none if there are no runs."""
     runs = load(folder)
     if not runs:
         return []
-    commands = code_block("\n".join(run["command"] for run in runs.values()))
     notes = (folder / NOTES).read_text(encoding="utf-8").strip()
-    return [f"## {TITLE}", notes, light_table(list(runs.values())), commands]
+    link = f"Commands: [{RUNS}](comparisons/{FOLDER}/{RUNS})."
+    return [f"## {TITLE}", notes, light_table(list(runs.values())), link]
