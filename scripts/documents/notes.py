@@ -1,9 +1,9 @@
 """Hand-written notes, whose figures are filled in from the records.
 
 `{SET: LOSS, MEASURE}` is a mean in percent and `{SET: LOSS - LOSS, MEASURE}` a difference in points, which must be
-positive, so that a sentence that became false is found. SET is a folder of comparisons, `held-out` (the names of its
-runs in place of losses), or `paper ViT-B`; `LOSS@none` and `LOSS@balanced` name other pretraining; `all` is macro
-accuracy.
+positive, so that a sentence that became false is found. SET is a folder of comparisons; `held-out`, with the names of
+its runs in place of losses; `paper ViT-B`; or `published`, with an entry of published.json. `LOSS@none` and
+`LOSS@balanced` name other pretraining; `all` is macro accuracy.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from livt_hf.reporting.blocks import percent
 
-from .published import published_difference, published_value
+from .published import published, published_difference, published_value
 from .records import ALL, BALANCED, HELD_OUT, NONE, TAIL, TRIED, RunSet, mean_of, select
 
 FIGURE = re.compile(r"\{([\w -]+): ([\w@-]+)(?: - ([\w@-]+))?, (\w+)\}")
@@ -35,6 +35,8 @@ def filled(notes: str, sets: Sequence[RunSet], comparisons: Path) -> str:
         if source == HELD_OUT:
             tried = json.loads((comparisons / HELD_OUT / TRIED).read_text(encoding="utf-8"))
             return tried[name]["accuracy" if measure == ALL else measure]
+        if source == "published":
+            return published()[name]["accuracy" if measure == ALL else measure]
         if source.startswith("paper "):
             return published_value(loss, measure, PRETRAINING[pretraining], source.removeprefix("paper "))
         mean = mean_of(select(found.get(source, []), loss, PRETRAINING[pretraining]), measure)

@@ -76,19 +76,17 @@ def quickstart_table(comparisons: Path = COMPARISONS) -> str:
 
 def quickstart_section(comparisons: Path = COMPARISONS) -> str:
     """What the command prints, and where it ran."""
-    first = quickstart_runs(comparisons)[0]
-    versions, machine = first["versions"], first["hardware"]
-    where = ", ".join(f"{name} {versions[name]}" for name in ("livt_hf", "torch", "transformers"))
-    return f"{quickstart_table(comparisons)}\n\n*{where}, {machine['cpu']}, {machine['cores']} cores.*\n"
+    return f"{quickstart_table(comparisons)}\n\n*{_where(quickstart_runs(comparisons)[0])}*\n"
 
 
 def photos_table() -> str:
-    """livt-grocery's results."""
+    """livt-grocery's results, and where they were measured."""
     results = read_json(MODEL_CARDS / "livt-grocery", RESULTS)
     sizes = results["groups"]["sizes"]
     groups = (f"Many ({sizes['many']} classes)", f"Med. ({sizes['medium']})", f"Few ({sizes['few']})")
     header = (*groups, "Acc", "ECE", "MCE")
-    return markdown_table(header, [[percent(results[measure]) for measure in COLUMNS]], "r" * len(header)) + "\n"
+    table = markdown_table(header, [[percent(results[measure]) for measure in COLUMNS]], "r" * len(header))
+    return f"{table}\n\n*{_where(results)}*\n"
 
 
 def loading_section() -> str:
@@ -172,6 +170,12 @@ def gpu_section() -> str:
         "likely the host cannot enqueue a step faster. A run repeated, and one resumed at step 30 of 60, ended with "
         "the same weights, bit for bit.\n"
     )
+
+
+def _where(results: Mapping[str, Any]) -> str:
+    versions, machine = results["versions"], results["hardware"]
+    words = ", ".join(f"{name} {versions[name]}" for name in ("livt_hf", "torch", "transformers"))
+    return f"{words}, {machine['cpu']}, {machine['cores']} cores."
 
 
 def _ratio(of: Figures) -> str:
