@@ -41,7 +41,11 @@ DOCUMENTS = [
     ROOT / "tests" / "README.md",
     *sorted((ROOT / "livt_hf").glob("*/README.md")),
 ]
-LIMITS = {path: 6_000 for path in DOCUMENTS if path.parent.parent == ROOT / "livt_hf"} | {ROOT / "README.md": 9_000}
+EVIDENCE = [ROOT / "model_cards" / "EVIDENCE.md", ROOT / "model_cards" / "comparisons" / "README.md"]
+LIMITS = {path: 6_000 for path in DOCUMENTS if path.parent.parent == ROOT / "livt_hf"} | {
+    ROOT / "README.md": 9_000,
+    EVIDENCE[0]: 25_000,
+}
 RUN, SHOWN = {"bash", "python"}, {"text", "bibtex"}
 
 ENCODER = "--image_size 8 --patch_size 4 --hidden_size 16 --num_hidden_layers 1 --num_attention_heads 2"
@@ -161,7 +165,7 @@ def hub(monkeypatch):
         yield state
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+@pytest.mark.parametrize("document", [*DOCUMENTS, *EVIDENCE], ids=name)
 def test_links_and_paths_lead_somewhere(document):
     text = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):

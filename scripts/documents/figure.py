@@ -72,7 +72,7 @@ def _draw(axes: Axes, runs: Sequence[Run]) -> None:
             mean = mean_of(members, group)
             if mean is not None:
                 _bar(axes, place + (offset - 1) * WIDTH, mean, group)
-                lowest[place] = min(mean.value, lowest.get(place, 100.0))
+                lowest[place] = min((mean.ends or (mean.value,))[0], lowest.get(place, 100.0))
     _name_bars(axes, max(lowest, key=lambda place: lowest[place]))
     axes.set_xticks(range(len(LOSSES)), ticks)
     axes.set_xlim(-0.55, len(LOSSES) - 0.45)
@@ -81,7 +81,7 @@ def _draw(axes: Axes, runs: Sequence[Run]) -> None:
 
 
 def _name_bars(axes: Axes, place: int) -> None:
-    """Write the groups into the bars of the loss whose lowest bar is highest, in place of a legend."""
+    """Write the groups into the bars with most room below their intervals, in place of a legend."""
     for offset, group in enumerate(GROUP_NAMES):
         color = INK if group == "medium" else "white"  # the better contrast
         position = place + (offset - 1) * WIDTH

@@ -26,12 +26,13 @@ INTRODUCTION = (
 INTERVALS = (
     "**Intervals** (95 %) are Student's t over runs: differences are taken between runs of the same autoencoder and "
     "seed, and seeds are nested in autoencoders, so that the standard error is the larger of that between "
-    "autoencoders (A − 1 degrees of freedom) and that between seeds within them (N − A). For accuracies, the "
-    "sampling of the test images is added in quadrature, as if both sides had been tested on different images, "
-    "which is too wide rather than too narrow; from a single autoencoder, an interval says nothing about others."
+    "autoencoders (A − 1 degrees of freedom) and that between seeds within them (N − A); from a single autoencoder, "
+    "an interval says nothing about others. For accuracies, the sampling of the test images is added in quadrature, "
+    "as if both sides had been tested on different images, which is too wide rather than too narrow; for "
+    "calibration errors, it is left out."
 )
 PARITY = (
-    "Training follows the official code: losses of the same steps from the same weights on the same images agree "
+    "Training follows the official code step by step, from the same weights on the same images "
     "(`pytest tests/training/test_parity.py`)."
 )
 
@@ -39,12 +40,12 @@ PARITY = (
 def evidence_page(comparisons: Path = COMPARISONS) -> str:
     """The text; figure, tables and notes from the records."""
     sets = read_sets(comparisons)
-    names = [one.short for one in sets if one.panel]
+    names = "; ".join(one.title for one in sets if one.panel)
     notes = filled((comparisons / "notes.md").read_text(encoding="utf-8").strip(), sets, comparisons)
     return "\n\n".join(
         [
             "# Evidence",
-            f"![Accuracy of many-, medium- and few-shot classes by loss: {', '.join(names)}]({FIGURE})",
+            f"![Accuracy of many-, medium- and few-shot classes by loss: {names}]({FIGURE})",
             "*After masked pretraining on the long-tailed images alone. Bars: mean over runs; lines: its 95 % "
             "interval, where there are three or more.*",
             INTRODUCTION,
@@ -67,12 +68,12 @@ def _repeated(sets: Sequence[RunSet], comparisons: Path) -> str:
     digits = next((one for one in sets if one.folder.name == "digits"), None)
     if digits is None:
         return ""
-    runs = {run["loss"]: run for run in digits.runs if run["seed"] == 0}
-    pairs = [(run, runs[run["loss"]]) for run in quickstart_runs(comparisons) if run["pretrained"]]
-    if any(percent(one[measure]) != percent(other[measure]) for one, other in pairs for measure in MEASURES):
+    found = {(run["loss"], *(percent(run[measure]) for measure in MEASURES)) for run in digits.runs if run["seed"] == 0}
+    runs = [run for run in quickstart_runs(comparisons) if run["pretrained"]]
+    if any((run["loss"], *(percent(run[measure]) for measure in MEASURES)) not in found for run in runs):
         return ""
     return (
-        f"`livt quickstart` ({measured_on([pairs[0][0]])[:-1]}) and the runs of seed 0 on digits "
+        f"`livt quickstart` ({measured_on(runs[:1])[:-1]}) and the runs of seed 0 on digits "
         f"({measured_on(digits.comparisons)[:-1]}) give the same results to the last digit shown."
     )
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from livt_hf.losses import SHORT_NAMES
-from livt_hf.reporting.blocks import markdown_table, percent
+from livt_hf.reporting.blocks import counted, markdown_table, percent
 
 from .intervals import Estimate
 from .published import published_difference, published_sizes
-from .records import ALL, BALANCED, NONE, TAIL, Run, RunSet, difference_of, mean_of, select
+from .records import ALL, BALANCED, LOSSES, NONE, TAIL, Run, RunSet, autoencoder, difference_of, mean_of, select
 
 RULE = (
     "**Rule.** A difference counts (bold) where its 95 % interval excludes 0; one from fewer than three runs per "
@@ -95,7 +95,7 @@ def _signed(value: float) -> str:
 
 def statements_table(sets: Sequence[RunSet]) -> str:
     """The statements with the paper's difference, verdict, and ours in every setting, in points."""
-    runs = {one.short: one.runs for one in sets}
+    runs = {f"{one.short} ({_runs_words(one.runs)})": one.runs for one in sets}
     rows = []
     for statement in STATEMENTS:
         found = [statement.difference(members) for members in runs.values()]
@@ -103,6 +103,13 @@ def statements_table(sets: Sequence[RunSet]) -> str:
         rows.append([statement.text, published, verdict(statement.sign, found), *map(difference_words, found)])
     header = ["Statement (difference in points)", "Paper", "Verdict", *runs]
     return markdown_table(header, rows, "lrl" + "r" * len(runs))
+
+
+def _runs_words(runs: Sequence[Run]) -> str:
+    """Runs of the loss that has most, and autoencoders that they start from."""
+    most = max((select(runs, loss) for loss in LOSSES), key=len)
+    starts = len({autoencoder(run) for run in most})
+    return counted(len(most), "run") + (f", {starts} autoencoders" if starts > 1 else "")
 
 
 def size_table(sets: Sequence[RunSet]) -> str:

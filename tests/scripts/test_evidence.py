@@ -177,3 +177,17 @@ def test_tuning_runs_keep_their_commands_and_accuracies(comparisons, tmp_path, m
     assert filled("{held-out: masks - base, all}", [], comparisons) == "2.0"
     with pytest.raises(ValueError, match="not the output folder of a finished `livt finetune`"):
         add(comparisons / "held-out", tmp_path / "mae")
+
+
+def test_the_quickstart_is_said_to_repeat_the_runs_of_seed_0_only_where_it_does(comparisons):
+    (comparisons / "cifar10-lt-100").rename(comparisons / "digits")
+    names = {"digits": {"title": "Digits", "short": "Digits", "about": ""}}
+    (comparisons / "sets.json").write_text(json.dumps(names))
+    (comparisons / "notes.md").write_text("None.")
+    (comparisons / "quickstart").mkdir()
+    same = {**run("x", "ce", "pretrain", 60.0, 20.0), **{key: COMMON[key] for key in ("hardware", "versions")}}
+    (comparisons / "quickstart" / "results.json").write_text(json.dumps([same]))
+    sentence = "`livt quickstart` (CPU (a CPU, 2 cores), torch 2, transformers 5) and the runs of seed 0 on digits"
+    assert sentence in evidence_page(comparisons)
+    (comparisons / "quickstart" / "results.json").write_text(json.dumps([{**same, "few": 20.1}]))
+    assert sentence not in evidence_page(comparisons)
