@@ -166,7 +166,8 @@ def add(folder: Path, output_dir: Path) -> None:
     """Copy the results of `livt compare`, `livt pretrain` or `livt quickstart`; into held-out, of `livt finetune`.
 
     Raises:
-        ValueError: it is not the output folder of such a run, or the run is not finished.
+        ValueError: it is not the output folder of such a run, the run is not finished, or a record with other runs
+            has its name.
     """
     record = read_run(output_dir)
     pretrained = record is not None and "mask_ratio" in record["arguments"]
@@ -185,8 +186,11 @@ def add(folder: Path, output_dir: Path) -> None:
         for run in comparison["runs"]:
             if (output_dir / run["name"] / RESULTS).is_file():  # `livt compare` leaves the intervals there
                 run["intervals"] = read_json(output_dir / run["name"], RESULTS).get("intervals")
-        text = json.dumps(comparison, indent=2, ensure_ascii=False)
-        (folder / f"{output_dir.name}.json").write_text(text + "\n", encoding="utf-8")
+        file = folder / f"{output_dir.name}.json"
+        known = read_json(folder, file.name)["runs"] if file.exists() else []
+        if missing := {run["name"] for run in known} - {run["name"] for run in comparison["runs"]}:
+            raise ValueError(f"{output_dir}: lacks {min(missing)}, which {file} has; rename the folder")
+        file.write_text(json.dumps(comparison, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _add_pretraining(file: Path, output_dir: Path, record: Mapping[str, Any]) -> None:

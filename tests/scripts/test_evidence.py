@@ -134,6 +134,9 @@ def test_outputs_are_added_and_others_refused(comparisons, tmp_path):
     }
     with pytest.raises(ValueError, match="not the output folder of a finished"):
         add(folder, tmp_path)
+    (compared / "results.json").write_text(json.dumps({**comparison, "runs": comparison["runs"][1:]}))
+    with pytest.raises(ValueError, match=r"more: lacks ce-0, which .*more\.json has; rename the folder"):
+        add(folder, compared)
 
 
 def test_the_quickstarts_record_has_no_more_than_its_table_needs(tmp_path):
