@@ -77,7 +77,7 @@ def publish_files(path: Path, last: str = "", replaced: Sequence[str] = ()) -> I
 
 
 def _apply_umask(folder: Path) -> None:
-    """Give all files in a new folder the permissions of new files; those of safetensors are readable by the owner alone.
+    """Give all files in a new folder the permissions of new files: safetensors lets only the owner read its files.
 
     The umask is read off the folder: asking for it would change it for a moment, in all threads.
     """
