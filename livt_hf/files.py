@@ -35,6 +35,7 @@ def check_folder(folder: str | Path, option: str = "output_dir") -> None:
 
 def publish(folder: Path, path: Path) -> None:
     """Flush a folder to disk, add the list of its files, and rename it to ``path`` (same file system), replacing it."""
+    _apply_umask(folder)
     sizes = {}
     for file in sorted(file for file in folder.rglob("*") if file.is_file()):
         _flush(file)
@@ -59,6 +60,7 @@ def publish_files(path: Path, last: str = "", replaced: Sequence[str] = ()) -> I
     temporary.mkdir(parents=True)
     try:
         yield temporary
+        _apply_umask(temporary)
         files = sorted(temporary.iterdir(), key=lambda file: (file.name == last, file.name))
         for file in files:
             _flush(file)
@@ -72,6 +74,17 @@ def publish_files(path: Path, last: str = "", replaced: Sequence[str] = ()) -> I
         _flush(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _apply_umask(folder: Path) -> None:
+    """Give all files in a new folder the permissions of new files: safetensors lets only the owner read its files.
+
+    The umask is read off the folder: asking for it would change it for a moment, in all threads.
+    """
+    permissions = folder.stat().st_mode & 0o666
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(permissions)
 
 
 @contextmanager

@@ -40,6 +40,7 @@ def run(argv: list[str]) -> int:
     args = read_options(EvaluateArguments, argv, "livt evaluate", __doc__, EXAMPLES)
     from ..evaluation.evaluate import evaluate_checkpoint
     from ..reporting.blocks import percent, percent_range
+    from ..reporting.card import add_results
     from ..reporting.certainty import tta_sentence
     from ..reporting.evaluation_report import accuracy_table
     from ..training.lock import lock_folder
@@ -59,6 +60,8 @@ def run(argv: list[str]) -> int:
             device=args.device,
             **args.source_options(),
         )
+    if Path(args.model).is_dir():
+        add_results(args.model, results)
     print(accuracy_table(results))
     for name, values in results.get("test_prior", {}).items():
         print(f"{name + ':':<14}{percent(values['accuracy']):>6} %, prior-corrected {percent(values['shifted']):>5} %")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import ClassVar, Literal
 
 from ..config.options import AT_LEAST_1, FRACTION, Options, option
 from .console import read_options
+
+logger = logging.getLogger(__name__)
 
 EXAMPLES = (
     "livt predict --model classifier photo.jpg",
@@ -31,7 +34,7 @@ class PredictArguments(Options):
     )
     top_k: int = option(5, "Number of classes per image.")
     probabilities: Literal["top", "all"] = option(
-        "top", "top: of the --top_k classes; all: also of every class, a column each in --output."
+        "top", "top: of the --top_k classes; all: also of every class, one column each in --output."
     )
     min_score: float | None = option(
         None, "Abstain below this score: no label, in --sort_into the folder uncertain (default: never).", FRACTION
@@ -63,7 +66,14 @@ def run(argv: list[str]) -> int:
     args = read_options(PredictArguments, argv, "livt predict", __doc__, EXAMPLES)
     from tqdm.auto import tqdm
 
-    from ..evaluation.predict import abstain_below, find_images, predict_images, print_predictions, write_predictions
+    from ..evaluation.predict import (
+        abstain_below,
+        calibration_advice,
+        find_images,
+        predict_images,
+        print_predictions,
+        write_predictions,
+    )
     from ..evaluation.sorting import sort_into
     from ..reporting.blocks import counted
 
@@ -74,6 +84,8 @@ def run(argv: list[str]) -> int:
         results = abstain_below(results, args.min_score)
     if args.sort_into is not None:
         results = sort_into(results, args.sort_into)
+    if advice := calibration_advice(args.model):
+        logger.warning(advice)
     if args.output is None:
         return print_predictions(results)
     errors = write_predictions(tqdm(results, "predict", len(files), unit="image", disable=None), args.output)

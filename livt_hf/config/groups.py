@@ -210,7 +210,7 @@ class OptimizerArguments(Options):
         },
     )
     weight_decay: float = option(
-        0.05, "Weight decay; 1-d parameters have none.", NOT_NEGATIVE, in_card=True, replaces={"wd": ""}
+        0.05, "Weight decay (not applied to 1-D parameters).", NOT_NEGATIVE, in_card=True, replaces={"wd": ""}
     )
     mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
         None,

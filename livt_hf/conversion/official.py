@@ -68,7 +68,7 @@ def convert_checkpoint(
         labels: file of class names in label order: one per line, or JSON, a list or {label: name}.
         class_counts: JSON file of training images per class: {name: count}, or a list in label order.
         dataset: one of `DATASETS`, which the model was trained on; default: from the checkpoint's `args`. Selects the
-            image statistics, and the published figures of the card.
+            image statistics, and the published results of the card.
         num_attention_heads, decoder_num_attention_heads: needed for widths outside the ViT family.
         norm_pix_loss: whether an autoencoder predicts pixels normalized per patch; default: from `args`, else True.
 

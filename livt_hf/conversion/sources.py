@@ -1,6 +1,6 @@
-"""Sources of converted checkpoints: licenses, image statistics, published figures; the card of a converted model.
+"""Sources of converted checkpoints: licenses, image statistics, published results; the card of a converted model.
 
-Published figures are quoted as the source's, and only for the kind, size, dataset and loss that they were published
+Published results are quoted as the source's, and only for the kind, size, dataset and loss that they were published
 for. They are from README.md and the logs of XuZhengzhuo/LiVT (ViT-B/16; LiVT Tables 2 to 4) and from README.md and
 FINETUNE.md of facebookresearch/mae; image statistics are from `util/datasets.py` and `main_pretrain.py` of the former.
 """
@@ -154,9 +154,9 @@ def conversion_card(conversion: Conversion, config: Any, parameters: int, name: 
 
 
 def published_figures(conversion: Conversion, config: Any) -> str:
-    """Markdown: the source's figures for such a model, not measured here, or a sentence that none are known."""
+    """Markdown: the source's results for such a model, not measured here, or a sentence that none are known."""
     key, size = (conversion.dataset, config.image_size), (config.hidden_size, config.patch_size)
-    origin = "These are the source's figures: this file was converted, not evaluated."
+    origin = "These are the source's results: this file was converted, not evaluated."
     is_base = size == (768, 16)
     if conversion.source == "livt-finetune" and is_base and config.loss == "bal_bce" and key in LIVT_ACCURACY:
         header = ("", *(f"{group} (%)" for group in ("All", "Many-shot", "Medium-shot", "Few-shot")))

@@ -24,11 +24,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..class_names import check_same_names, class_names
-from ..files import check_new_folder, publish_files
+from ..files import check_new_folder, publish_files, read_run
 from ..models.loading import classifier_layer, load_classifier
 from ..prior import ClassPrior
 from ..reporting.blocks import counted
-from .evaluate import counts_by_model_name
+from ..reporting.card import write_model_card
+from .evaluate import counts_by_model_name, describe_unevaluated
 from .predictions import split_logits
 from .prior_shift import assumed_log_prior, read_prior, target_prior
 from .splits import held_out_as_trained, open_dataset
@@ -97,6 +98,7 @@ def adjust(
         "layer": layer_name,
     }
     _save(classifier, image_processor, output_dir, original)
+    _write_card(classifier, model, output_dir)
     return config.adjustment if nll is None else {**config.adjustment, "nll": nll}
 
 
@@ -163,6 +165,7 @@ def undo(model: str | Path, output_dir: str | Path) -> dict[str, Any]:
         layer.bias.copy_(original["bias"])
     del config.adjustment
     _save(classifier, image_processor, output_dir, None)
+    _write_card(classifier, model, output_dir)
     return adjustment
 
 
@@ -225,6 +228,15 @@ def _save(
         image_processor.save_pretrained(folder)
         if original is not None:
             save_file({name: tensor.cpu().contiguous() for name, tensor in original.items()}, folder / ORIGINAL_LAYER)
+
+
+def _write_card(classifier: PreTrainedModel, model: str | Path, output_dir: Path) -> None:
+    """README.md, which says that the copy was not evaluated; not if the config records no training."""
+    if None in (getattr(classifier.config, name, None) for name in ("class_counts", "loss")):
+        return
+    run = read_run(Path(model)) if Path(model).is_dir() else None
+    described = {"model": output_dir.resolve().name, "dataset": run["arguments"]["dataset"] if run else None}
+    write_model_card(output_dir, describe_unevaluated(classifier, described))
 
 
 def fit_temperature(logits: Tensor, labels: Tensor, shift: np.ndarray, weights: Tensor | None = None) -> float:

@@ -11,6 +11,7 @@ import csv
 import glob
 import json
 import logging
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
@@ -25,10 +26,13 @@ from tqdm.auto import tqdm
 from ..class_names import class_names
 from ..data import decode_image
 from ..data.sources.walk import describe_content, image_paths
+from ..files import read_json
 from ..models.loading import load_classifier
 from ..reporting.blocks import counted, csv_cell
 from .predictions import choose_device
 from .test_time import VIEWS, ViewProcessor, ensemble_logits
+
+LARGE_ECE = 10.0  # percent, from which scores of a model mislead
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +74,23 @@ def predict_images(
     classifier.to(device).eval()  # type: ignore[arg-type]
     for start in range(0, len(paths), batch_size):
         yield from _predict_batch(classifier, views, paths[start : start + batch_size], top_k, probabilities)
+
+
+def calibration_advice(model: str | Path) -> str | None:
+    """How to calibrate a model, if the results in its folder say that its scores are far from its accuracy."""
+    folder = Path(model)
+    place = next((place for place in (folder, folder / "evaluation") if (place / "results.json").is_file()), None)
+    try:
+        results = {} if place is None else read_json(place, "results.json")
+    except ValueError:  # damaged: the predictions do not need it
+        return None
+    ece = results.get("ece") or 0.0
+    if ece < LARGE_ECE or results.get("adjustment"):
+        return None
+    return (
+        f"scores and accuracy of this model differ by {ece:.1f} points on average (ECE); to calibrate it: livt adjust "
+        f"--model {shlex.quote(str(model))} --temperature fit --dataset DATASET --output_dir calibrated"
+    )
 
 
 @torch.inference_mode()

@@ -4,9 +4,9 @@ The bootstrap is stratified: of each class with n test images, n are drawn with 
 means over classes whose sizes are fixed. A statistic is then T(m), with m (N,) how often each image was drawn.
 
 Small strata. Within a class of n images, drawing n of n gives (n - 1) / n of the variance of an unbiased estimate; with
-the 3 test images a class of iNaturalist the interval would be 18 % too narrow. So deviations of a class are enlarged by
-sqrt(n / (n - 1)) (Rao and Wu, "Resampling inference with complex survey data", JASA 1988, with resamples of n). Classes
-with one image say nothing about their spread: those of a shot group are drawn from together (collapsed strata).
+the 3 test images per class of iNaturalist the interval would be 18 % too narrow. So deviations of a class are enlarged
+by sqrt(n / (n - 1)) (Rao and Wu, "Resampling inference with complex survey data", JASA 1988, with resamples of n).
+Classes with one image say nothing about their spread: those of a shot group are drawn from together (collapsed strata).
 
 Accuracies: percentile intervals (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13), within 0
 to 100 %. Where each class is all right or all wrong, as of a model that always predicts the same class, all resamples
@@ -111,7 +111,7 @@ def paired_differences(
 
     Args:
         labels: true class of each image, integers of shape (N,), the same images for all models.
-        models, baseline: of each model, such as one a seed, ``predictions`` and ``confidences``, (N,) each.
+        models, baseline: of each model, such as one per seed, ``predictions`` and ``confidences``, (N,) each.
         class_counts, groups: as in `long_tail_accuracy`.
 
     Returns:

@@ -224,6 +224,11 @@ def unused_sizes(given: Mapping[str, int], config: Any, pretrained: str) -> str 
     return f"{', '.join(unused)}: not used, the sizes are those of {pretrained}" if unused else None
 
 
+def other_image_size(image_size: int, saved: int, pretrained: str) -> str:
+    """A message that a model is trained at another image size than before."""
+    return f"image_size {image_size}: {pretrained} was trained at {saved} px; its positions are interpolated"
+
+
 def check_width(prefix: str, width: int, heads: int) -> None:
     """ValueError unless a width fits the heads and the position embeddings; ``prefix`` is that of the options."""
     if width % heads or width % 4:

@@ -49,6 +49,7 @@ from .provenance import hardware_words, measurement_blocks, public_name, version
 LOSS_CURVE, RECONSTRUCTIONS = "loss_curve.png", "reconstructions.png"
 PROBE_OPTIONS = ("imbalance_factor", "loss", "tau", "label_smoothing", "class_weights", "mixed_precision", "seed")
 ENDS_SHOWN = 5  # largest and smallest classes in the card
+NOT_EVALUATED = "This model has not been evaluated: its accuracy is unknown."
 LONG_TAIL = 10  # imbalance factor from which a card speaks of very unequal sizes
 # Values are blocks, rendered as in a report: text is escaped unless it is `Markdown`.
 _TEMPLATES = jinja2.Environment(
@@ -114,6 +115,7 @@ def write_model_card(
         "adjust_command": Code(_adjust_command(name, results, config)),
         "measurement": Section("", measurement_blocks(results)),
         "measured": "accuracy" in results,
+        "not_evaluated": NOT_EVALUATED,
         "coverage": coverage_sentences(results.get("coverage")),
         **(_result_values(results) if "accuracy" in results else {}),
         **_data_values(results),
@@ -161,7 +163,7 @@ def _data_values(results: Mapping[str, Any]) -> dict[str, Any]:
     columns += [[percent(accuracies[name]) for name in names]] if accuracies else []
     header = ("Class", "Training images", "Accuracy (%)")[: len(columns)]
     return {
-        "dataset": public_name(results["dataset"]),
+        "dataset": public_name(results["dataset"]) if results["dataset"] else None,
         "classes": f"{len(prior):,}",
         "training_images": f"{counts.sum():,}",
         "largest": counted(int(counts.max()), "image"),
@@ -410,6 +412,13 @@ def ensure_card(folder: str | Path, repo_id: str) -> None:
             write_model_card(folder, read_json(results.parent, results.name), repo_id=repo_id)
             return
     write_text(folder / "README.md", plain_card(folder, repo_id, "An image classifier. It was not evaluated."))
+
+
+def add_results(folder: str | Path, results: Mapping[str, Any]) -> None:
+    """Rewrite a card that says that the model was not evaluated; any other one, perhaps edited, stays as it is."""
+    card = Path(folder) / "README.md"
+    if card.is_file() and NOT_EVALUATED in card.read_text(encoding="utf-8"):
+        write_model_card(folder, results)
 
 
 def plain_card(folder: Path, repo_id: str, text: str) -> str:

@@ -8,13 +8,11 @@ from typing import Any
 
 from ..files import read_metrics, read_run, write_text
 from .blocks import Block, Picture, Section, Table, data_uri
-from .card import LOSS_CURVE, RECONSTRUCTIONS, hyperparameters, loss_sentence
+from .card import LOSS_CURVE, NOT_EVALUATED, RECONSTRUCTIONS, hyperparameters, loss_sentence
 from .charts import as_svg, loss_curve_figure, save_png
 from .coverage import coverage_sentences
 from .pages import html_page, markdown_page
 from .provenance import measurement_blocks, public_name
-
-NOT_EVALUATED = "This model has not been evaluated: its accuracy is unknown."
 
 
 def write_training_report(folder: str | Path, description: Mapping[str, Any], statement: str = NOT_EVALUATED) -> None:

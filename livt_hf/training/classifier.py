@@ -14,11 +14,11 @@ from ..class_names import check_same_names
 from ..config.arguments import ClassifierArguments
 from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from ..losses import balanced_weights
-from ..models.configuration_livt import LivtConfig, encoder_sizes, store_class_counts, unused_sizes
+from ..models.configuration_livt import LivtConfig, encoder_sizes, other_image_size, store_class_counts, unused_sizes
 from ..models.loading import load_config
 from ..models.modeling_livt import ViTForBalancedClassification, config_for_classes
 from ..models.towers import family_statistics, vision_config
-from ..models.transfer import has_drop_path, load_pretrained_classifier, saved_statistics
+from ..models.transfer import has_drop_path, load_pretrained_classifier, saved_image_size, saved_statistics
 from .classifier_retraining import train_classifier_only
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,9 @@ def build_classifier(args: ClassifierArguments, counts: dict[str, int], shot_gro
         model = _from_classifier(args, counts, settings)
     if unused := unused_sizes(args.given_sizes(), vision_config(model.config), args.pretrained):
         logger.info(unused)
+    saved_size = saved_image_size(args.pretrained, load_config(args.pretrained))
+    if saved_size != model.config.image_size:
+        logger.info(other_image_size(model.config.image_size, saved_size, args.pretrained))
     if args.drop_path not in (0, type(args).drop_path) and not has_drop_path(model.config):
         logger.info(f"drop_path: {type(model).__name__} does not have it; --drop_path {args.drop_path} has no effect")
     return model

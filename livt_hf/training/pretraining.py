@@ -21,7 +21,7 @@ from ..data import PretrainTransform
 from ..data.transforms import image_processor
 from ..files import explain_failed_write
 from ..models.compilation import check_compiler
-from ..models.configuration_livt import LivtMAEConfig, check_width, encoder_sizes, unused_sizes
+from ..models.configuration_livt import LivtMAEConfig, check_width, encoder_sizes, other_image_size, unused_sizes
 from ..models.loading import enable_gradient_checkpointing, load_model
 from ..models.modeling_livt import interpolate_position_embeddings
 from ..models.modeling_livt_mae import LivtMAEForPreTraining
@@ -216,6 +216,8 @@ def build_autoencoder(args: AutoencoderArguments) -> LivtMAEForPreTraining:
         logger.info(line)
     settings = {name: getattr(args, name) for name in ("mask_ratio", "norm_pix_loss", "partial_reconstruction")}
     image_size = args.image_size or given.config.image_size
+    if image_size != given.config.image_size:
+        logger.info(other_image_size(image_size, given.config.image_size, args.pretrained))
     config = LivtMAEConfig(**{**given.config.to_dict(), **settings, "image_size": image_size})
     model = LivtMAEForPreTraining(config)
     weights = given.state_dict()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,8 +75,20 @@ def _quickstart(output_dir: Path) -> list[dict[str, Any]] | None:
         rows.append(results)
     table = _write_results(output_dir, rows)
     logger.info(f"\n{table}\n")
-    logger.info(f"report: {output_dir}/report.md   model: {output_dir}/livt-digits")
+    logger.info(closing_words(output_dir))
     return rows
+
+
+def closing_words(output_dir: Path) -> str:
+    """What there is to look at now, and the commands that one would try next."""
+    model, mae = (shlex.quote(str(output_dir / name)) for name in ("livt-digits", "runs/pretrain"))
+    return (
+        f"comparison of the losses: {output_dir}/report.md\n"
+        f"model trained with {SHORT_NAMES[PUBLISHED[0]]}: {output_dir}/livt-digits, its report: "
+        f"{output_dir}/livt-digits/report.html\n"
+        f"next: livt evaluate --model {model} --dataset digits --mae {mae}\n"
+        f"      livt predict --model {model} IMAGE"
+    )
 
 
 def _check_output_dir(output_dir: Path) -> None:

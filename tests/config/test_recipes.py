@@ -40,7 +40,7 @@ def test_each_data_set_has_a_recipe_for_both_stages():
     # 384: fine-tuned from the model pretrained for 224; log: what the official log records where it differs.
     comparisons = {"vit", "deit3", "mae"}  # of other papers
     finetune = {name.removesuffix("_384").removesuffix("_log") for name in names["finetune"]}
-    foundation = {"lift", "linear_probe"}  # for any data set
+    foundation = {"lift", "linear_probe"}  # for any dataset
     assert finetune == names["pretrain"] | comparisons | foundation
 
 

@@ -221,6 +221,32 @@ def scores(result):
     return [of_class[name] for name in COUNTS]
 
 
+def test_the_copy_has_a_card_which_gets_the_results_of_an_evaluation(tmp_path, images, folder, capsys):
+    adjusted, card = tmp_path / "calibrated", tmp_path / "calibrated" / "README.md"
+    adjust(folder, adjusted, temperature=2)
+    text = card.read_text(encoding="utf-8")
+    assert "# calibrated\n" in text
+    assert "This model has not been evaluated: its accuracy is unknown." in text
+    assert "100 training images in 3 classes, from 60 images in the largest class to 10" in text
+    assert "- Adjusted post hoc with `livt adjust`: temperature 2.\n" in text
+
+    evaluate = ["evaluate", f"--dataset={images}", "--num_workers=0", "--device=cpu", f"--model={adjusted}"]
+    assert main(evaluate) == 0
+    evaluated = card.read_text(encoding="utf-8")
+    assert "has not been evaluated" not in evaluated
+    assert f"On 36 images of {images.name}" in evaluated
+    assert "- Adjusted post hoc with `livt adjust`: temperature 2.\n" in evaluated
+
+    card.write_text("my own words")
+    assert main(evaluate) == 0
+    assert card.read_text() == "my own words"
+
+    undo(adjusted, tmp_path / "original")
+    restored = (tmp_path / "original" / "README.md").read_text(encoding="utf-8")
+    assert "This model has not been evaluated" in restored
+    assert "- Adjusted post hoc" not in restored
+
+
 def test_labels_for_an_adjusted_model_are_an_error(tmp_path, folder):
     adjust(folder, tmp_path / "out", temperature=2)
     model = ViTForBalancedClassification.from_pretrained(tmp_path / "out")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from livt_hf.class_names import label_names
 from livt_hf.cli import main
 from livt_hf.evaluation.predict import (
     abstain_below,
+    calibration_advice,
     find_images,
     format_predictions,
     predict_images,
@@ -262,3 +264,23 @@ def test_below_a_score_the_label_is_left_out_and_the_score_kept(folder, images, 
     assert "min_score: 1.5" in capsys.readouterr().err
     with pytest.raises(ValueError, match="min_score: -1; a probability from 0 to 1 is needed"):
         abstain_below([], -1)
+
+
+def test_how_to_calibrate_is_said_where_the_scores_are_far_off(folder, images, tmp_path, capsys):
+    model = tmp_path / "my model"
+    shutil.copytree(folder, model)
+    (model / "evaluation").mkdir()
+    command = ["predict", "--model", str(model), images[0]]
+    for results, said in (({"ece": 9.9}, False), ({"ece": 23.84}, True), ({"ece": 23.84, "adjustment": {}}, True)):
+        (model / "evaluation" / "results.json").write_text(json.dumps(results))
+        assert main(command) == 0
+        error = (
+            "scores and accuracy of this model differ by 23.8 points on average (ECE); to calibrate it: livt adjust "
+            f"--model '{model}' --temperature fit --dataset DATASET --output_dir calibrated\n"
+        )
+        assert capsys.readouterr().err == (error if said else "")
+    (model / "results.json").write_text(json.dumps({"ece": 50.0, "adjustment": {"temperature": 2.0}}))
+    assert calibration_advice(model) is None  # calibrated already; the folder's own results come first
+    (model / "results.json").write_text("{")
+    assert calibration_advice(model) is None
+    assert calibration_advice("org/name") is None

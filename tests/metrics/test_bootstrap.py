@@ -31,7 +31,7 @@ def test_the_overall_accuracy_has_the_quantiles_of_the_binomial_distribution():
 
 
 def test_intervals_are_those_of_drawing_images_one_by_one():
-    """An independent reference, without the enlarged deviations, which 200 images a class hardly change."""
+    """An independent reference, without the enlarged deviations, which 200 images per class hardly change."""
     labels, predictions, confidences = outcomes(200, 0.6)
     found = bootstrap_intervals(labels, predictions, confidences, COUNTS, seed=3)
     rng, drawn = np.random.default_rng(8), []

@@ -26,7 +26,7 @@ def figures(source, kind, dataset, **config):
 
 
 def test_published_figures_are_the_sources_and_only_where_the_kind_matches():
-    not_ours = "These are the source's figures: this file was converted, not evaluated."
+    not_ours = "These are the source's results: this file was converted, not evaluated."
     text = figures("livt-finetune", "classifier", "inat18", image_size=384)
     assert "LiVT's authors published for ViT-B/16 at 384 px on iNat18" in text
     assert "| Top-1 accuracy | 81.0 | 83.2 | 81.5 | 79.7 |" in text

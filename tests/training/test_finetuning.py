@@ -281,6 +281,13 @@ def test_sizes_set_by_the_pretrained_model_are_reported(mae_dir, tmp_path, capsy
     assert f"num_hidden_layers 5: not used, the sizes are those of {mae_dir}" in capsys.readouterr().out
 
 
+def test_another_image_size_than_in_pretraining_is_reported(mae_dir, tmp_path, capsys):
+    for size, times in ((8, 0), (12, 1)):
+        finetune(finetune_arguments(tmp_path / str(size), pretrained=str(mae_dir), image_size=size, max_steps=1), QUIET)
+        said = f"image_size {size}: {mae_dir} was trained at 8 px; its positions are interpolated\n"
+        assert capsys.readouterr().out.count(said) == times
+
+
 def test_a_finished_model_is_not_replaced_by_another_run(finished, mae_dir, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     for checkpoint in (tmp_path / "run").glob("checkpoint-*"):

@@ -235,11 +235,13 @@ def test_a_full_disk_is_reported_in_one_line_and_loses_nothing(finished, tmp_pat
     assert same_weights(finished, tmp_path)
 
 
-def test_it_continues_from_a_published_autoencoder_at_another_image_size(finished, tmp_path):
+def test_it_continues_from_a_published_autoencoder_at_another_image_size(finished, tmp_path, capsys):
     """Sizes and weights come from a file as transformers writes it, such as facebook/vit-mae-*."""
     given = LivtMAEForPreTraining.from_pretrained(finished)
     args = pretrain_arguments(tmp_path, pretrained=str(finished), image_size=12, hidden_size=64, num_hidden_layers=None)
     model = build_autoencoder(args)
+    said = f"image_size 12: {finished} was trained at 8 px; its positions are interpolated\n"
+    assert said in capsys.readouterr().out
     assert (model.config.image_size, model.config.hidden_size) == (12, 32)
     assert model.training
     for name, weight in model.state_dict().items():

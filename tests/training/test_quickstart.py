@@ -10,7 +10,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from livt_hf import cli
 from livt_hf.config import parsing
 from livt_hf.reporting.comparison_report import comparison_table, summarize
-from livt_hf.training.quickstart import RUNS, quickstart
+from livt_hf.training.quickstart import RUNS, closing_words, quickstart
 
 pytestmark = pytest.mark.usefixtures("unrendered_reports")
 
@@ -35,6 +35,10 @@ def test_it_writes_report_results_pictures_and_a_hub_ready_model(tmp_path, short
     named = [{**entry, "pretraining": "MAE" if entry["pretrained"] else "none"} for entry in results]
     table = comparison_table(summarize(named))
     assert table in printed
+    assert closing_words(output) in printed
+    for file in ("report.md", "livt-digits/report.html", "runs/pretrain"):
+        assert str(output / file) in closing_words(output)
+        assert (output / file).exists()
     assert table in (output / "report.md").read_text()
     for picture in ("comparison.png", "reconstructions.png"):
         assert (output / picture).read_bytes().startswith(b"\x89PNG")
