@@ -13,12 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..class_names import printable
 from ..prior import GROUP_NAMES
 
 # Characters that can start markup, a table cell, HTML or a link; an underscore only at the edge of a word.
 _MARKUP = re.compile(r"[|`<>&*\[\]~$\\#!]|(?<![^\W_])_|_(?![^\W_])|(?<=:)//|@")
-# Line breaks, control characters, and marks that reverse text direction.
-INVISIBLE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]+")
 
 
 class Strong(str):
@@ -152,13 +151,12 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]], alignme
 
 def escape_markdown(text: Any) -> str:
     """Text such as a class name on one line, escaped for Markdown, table cells included."""
-    line = INVISIBLE.sub(" ", str(text)).strip()
-    return _MARKUP.sub(lambda match: "".join(f"&#{ord(character)};" for character in match.group()), line)
+    return _MARKUP.sub(lambda match: "".join(f"&#{ord(character)};" for character in match.group()), printable(text))
 
 
 def escape_html(text: Any) -> str:
     """Text such as a class name on one line, escaped for an HTML element or quoted attribute."""
-    return html.escape(INVISIBLE.sub(" ", str(text)).strip())
+    return html.escape(printable(text))
 
 
 def csv_cell(value: Any) -> Any:
@@ -178,8 +176,7 @@ def code_block(text: str) -> str:
 
 def code_span(text: Any) -> str:
     """Text as a one-line code span, without backticks."""
-    line = "".join(character if character.isprintable() and character != "`" else " " for character in str(text))
-    return f"`{line}`"
+    return f"`{printable(text).replace('`', ' ')}`"
 
 
 def counted(number: int, noun: str) -> str:

@@ -41,7 +41,8 @@ from .certainty import (
     selective_table,
     tta_sentence,
 )
-from .charts import as_svg, class_frequency_figure, plot_thumbnails, prediction_figure, reliability_figure, save_png
+from .chart_style import as_svg, save_png
+from .charts import class_frequency_figure, plot_thumbnails, prediction_figure, reliability_figure
 from .coverage import coverage_sentences
 from .pages import Tile, html_page, markdown_page
 from .provenance import measurement_blocks, public_name

@@ -9,7 +9,8 @@ from typing import Any
 from ..files import read_metrics, read_run, write_text
 from .blocks import Block, Picture, Section, Table, data_uri
 from .card import LOSS_CURVE, RECONSTRUCTIONS, hyperparameters, loss_sentence
-from .charts import as_svg, loss_curve_figure, save_png
+from .chart_style import as_svg, save_png
+from .charts import loss_curve_figure
 from .coverage import coverage_sentences
 from .pages import html_page, markdown_page
 from .provenance import measurement_blocks, public_name

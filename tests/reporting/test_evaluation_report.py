@@ -107,7 +107,7 @@ def test_names_cannot_start_markup_or_scripts(page):
     assert f"script-src 'sha256-{digest}'" in policy
     assert "default-src 'none'" in policy
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
-    assert escape_html("a\r\n\tb\u202e<\"'&") == "a b &lt;&quot;&#x27;&amp;"
+    assert escape_html("a\r\n\tb\u202e<\"'&") == "a b\\u202e&lt;&quot;&#x27;&amp;"
 
 
 def test_charts_take_their_colors_from_the_page(page, written):
@@ -198,5 +198,5 @@ def test_a_report_that_cannot_be_written_as_json_leaves_the_old_one(tmp_path):
 
 
 def test_escaped_text_stays_on_one_line_and_in_one_direction():
-    assert escape_markdown("a\r\n\tb\x1b[31m\u202ec\u2028d") == "a b &#91;31m c d"
+    assert escape_markdown("a\r\n\tb\x1b[31m\u202ec\u2028d") == "a b &#91;31m&#92;u202ec d"
     assert code_block("a") == "```bash\na\n```"
