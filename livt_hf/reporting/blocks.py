@@ -68,7 +68,14 @@ class Code:
     text: str
 
 
-Block = str | Table | Picture | Code  # a string is a paragraph
+@dataclass(frozen=True)
+class InMarkdown:
+    """Blocks that HTML does not need, since a picture there has this text."""
+
+    blocks: Sequence[str | Table]
+
+
+Block = str | Table | Picture | Code | InMarkdown  # a string is a paragraph
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,8 @@ def _markdown(block: Block | Section) -> str:
         return f"![{escape_markdown(block.caption)}]({block.file})"
     if isinstance(block, Code):
         return code_block(block.text)
+    if isinstance(block, InMarkdown):
+        return to_markdown(*block.blocks)
     return block if isinstance(block, Markdown) else escape_markdown(block)
 
 
@@ -117,6 +126,8 @@ def _html(block: Block | Section) -> str:
         return _html_table(block)
     if isinstance(block, Picture):
         return block.html
+    if isinstance(block, InMarkdown):
+        return ""
     if isinstance(block, Code):
         return f"<pre>{html.escape(block.text)}</pre>"
     return f"<p>{escape_html(block)}</p>"
@@ -131,8 +142,8 @@ def _html_table(table: Table) -> str:
         f'<table class="{table.kind}"><thead><tr>{cells("th", table.header)}</tr></thead><tbody>{body}</tbody></table>'
     )
     if table.kind == "sortable":
-        return f'<p>Click a column header to sort.</p><div class="scroll">{text}</div>'
-    return text
+        return f'<p>Click a column header to sort.</p><div class="scroll tall">{text}</div>'
+    return f'<div class="scroll">{text}</div>'
 
 
 def _html_cell(tag: str, cell: Any, side: str) -> str:
@@ -182,6 +193,11 @@ def code_span(text: Any) -> str:
 def counted(number: int, noun: str) -> str:
     """ "1 image", "1,200 images", "2 classes"."""
     return f"{number:,} {noun}" + ("" if number == 1 else "es" if noun.endswith("s") else "s")
+
+
+def rounded(epoch: float) -> str:
+    """An epoch with two significant digits, or as a whole number from 10 on: "0.49", "2.5", "12"."""
+    return f"{epoch:.2g}" if epoch < 10 else f"{epoch:.0f}"
 
 
 def percent(value: float | None) -> str:

@@ -71,7 +71,10 @@ logger = logging.getLogger(__name__)
 
 
 def clean_axes(axes: Axes) -> None:
-    """Apply the common style: no frame, a light grid behind the bars, muted ticks."""
+    """Apply the common style: no frame, a light grid behind the bars, muted ticks, the title on the left.
+
+    A page that is too narrow for the chart shows its left part first.
+    """
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(MUTED)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
@@ -79,7 +82,7 @@ def clean_axes(axes: Axes) -> None:
     axes.tick_params(which="both", length=0, colors=MUTED, labelcolor=INK)
     axes.yaxis.label.set(color=MUTED, fontsize=9)
     axes.xaxis.label.set(color=MUTED, fontsize=9)
-    axes.title.set(color=INK, fontsize=11, fontweight="bold")
+    axes.title.set(color=INK, fontsize=11, fontweight="bold", x=0, horizontalalignment="left")
 
 
 def add_tooltip(artist: Artist, text: str) -> None:

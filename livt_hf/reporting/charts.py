@@ -33,6 +33,7 @@ from .chart_style import (
     wrapped,
 )
 
+WIDTH = 8.6  # inches, of a chart over the whole width of a page
 MAX_NAMED_CLASSES = 45  # that fit below an axis
 MAX_SINGLE_BARS = 200  # classes with a bar each
 MAX_BARS_PER_GROUP = 60  # with more classes, a bar is the mean of several adjacent ones
@@ -93,7 +94,7 @@ def class_frequency_figure(
         tooltips[int(bar[0])] = (
             f"{ranking.bar_title(bar)}: {counts[bar].mean():,.4g} training images, accuracy {measured}"
         )
-    figure = Figure(figsize=(8.6, 6.4 if len(counts) <= MAX_NAMED_CLASSES else 5.4), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 6.4 if len(counts) <= MAX_NAMED_CLASSES else 5.4), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
     _draw_frequency(top, ranking, counts, tooltips)
     _draw_accuracy(bottom, ranking, accuracy, tooltips)
@@ -162,7 +163,7 @@ def prediction_figure(
         f"{test[bar].mean():.3g} % of the test images, {train[bar].mean():.3g} % of the training images"
         for bar in bars
     }
-    figure = Figure(figsize=(8.6, 4.4 if len(train) <= MAX_NAMED_CLASSES else 3.6), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4.4 if len(train) <= MAX_NAMED_CLASSES else 3.6), layout="constrained")
     axes = figure.subplots()
     _draw_bars(axes, ranking, predicted, tooltips)
     centers = [bar.mean() for bar in bars]
@@ -244,19 +245,18 @@ def plot_thumbnails(images: Sequence[np.ndarray], titles: Sequence[str], path: s
         titles: names separated by a line break; a long name takes two or three lines.
         path: PNG file to write.
     """
-    parts = [[wrapped(name, 17) for name in short_names(title.split("\n"), 40)] for title in titles]
-    lines = [1 + "\n".join(part).count("\n") for part in parts]
-    heights = [1.45 + 0.16 * max(lines[start : start + columns]) for start in range(0, len(images), columns)]
-    figure = Figure(
-        figsize=(8.6, sum(heights)),
-        layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.04, wspace=0.01, hspace=0.01),
-    )
-    grid = figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights).ravel()
-    for axes in grid:
+    parts = ["\n".join(wrapped(name, 17) for name in short_names(title.split("\n"), 40)) for title in titles]
+    lines = [1 + part.count("\n") for part in parts]
+    cell, gap = WIDTH / columns, 0.06  # inches
+    heights = [cell + gap + 0.165 * max(lines[start : start + columns]) for start in range(0, len(images), columns)]
+    figure = Figure(figsize=(WIDTH, sum(heights)))
+    for place, (image, part) in enumerate(zip(images, parts, strict=True)):
+        row, column = divmod(place, columns)
+        x, y, side = column * cell + gap / 2, sum(heights[row + 1 :]) + gap / 2, cell - gap
+        axes = figure.add_axes((x / WIDTH, y / sum(heights), side / WIDTH, side / sum(heights)), anchor="N")
         axes.axis("off")
-    for axes, image, part in zip(grid, images, parts, strict=False):
         axes.imshow(image, interpolation="nearest")
-        axes.set_title("\n".join(part), fontsize=9, color=INK, parse_math=False)
+        axes.set_title(part, fontsize=9, color=INK, parse_math=False, pad=3)
     save_png(figure, path, colors=None)
 
 
@@ -326,7 +326,7 @@ def plot_reconstructions(
         titles: one per column.
     """
     columns = len(originals)
-    names = [wrapped(name, 14) for name in short_names(titles or [], 40)]
+    names = [wrapped(name, 13) for name in short_names(titles or [], 36)]
     lines = max((name.count("\n") + 1 for name in names), default=0)
     figure = Figure(
         figsize=(0.4 + 1.25 * columns, 3.95 + 0.2 * lines),
@@ -342,8 +342,8 @@ def plot_reconstructions(
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
             if row == 0 and names:
-                axes.set_title(names[column], fontsize=10, color=INK, parse_math=False)
-        grid[row, 0].set_ylabel(name, fontsize=10, color=INK)
+                axes.set_title(names[column], fontsize=11, color=INK, parse_math=False)
+        grid[row, 0].set_ylabel(name, fontsize=11, color=INK)
     save_png(figure, path, colors=None)
 
 

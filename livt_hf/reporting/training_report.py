@@ -43,7 +43,8 @@ def _sections(folder: Path, description: Mapping[str, Any]) -> list[Section]:
         save_png(figure, folder / LOSS_CURVE)
         sections.append(Section("Training loss", [sentence, Picture("Loss by epoch", LOSS_CURVE, as_svg(figure))]))
     if reconstructions.is_file():
-        image = f'<img class="wide" alt="Masked reconstructions" src="{data_uri(reconstructions.read_bytes())}">'
+        source = data_uri(reconstructions.read_bytes())
+        image = f'<div class="chart"><img alt="Masked reconstructions" src="{source}"></div>'
         sections.append(Section("Masked reconstructions", [Picture("Masked reconstructions", RECONSTRUCTIONS, image)]))
     if counts := description.get("class_counts"):
         by_size = sorted(counts.items(), key=lambda item: -item[1])
