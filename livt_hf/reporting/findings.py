@@ -120,9 +120,12 @@ def _accuracy_step(results: Mapping[str, Any]) -> str | None:
     if behind <= -GAP and is_balanced and not is_adjusted:
         return "fine-tune with a smaller --tau, or livt adjust --target_prior with the class frequencies to expect"
     small = sum(results["class_counts"].values()) < SMALL
-    if results["macro_accuracy"] < POOR and small and results["loss"] is not None and not results["pretrained"]:
-        return "start from a pretrained model (--pretrained facebook/dinov2-small for photos, or livt pretrain first)"
-    if behind >= GAP:
+    is_poor, start = results["macro_accuracy"] < POOR, results["pretrained"] or ""
+    if is_poor and small and results["loss"] is not None and "/" not in start:  # not from the Hub
+        if not start:
+            return "start from a pretrained model (--pretrained facebook/dinov2-small for photos, or livt pretrain)"
+        return "train longer, or start from a model of many images (--pretrained facebook/dinov2-small for photos)"
+    if behind >= GAP or is_poor:
         return "collect more training images of the classes with the lowest accuracy"
     if any(entry["confidence"] >= 90 for entry in results["hardest_images"]):
         return "look at the most confident mistakes below, and check the labels with livt dataset check --model"
