@@ -79,7 +79,7 @@ def selective_figure(selective: Mapping[str, Any]) -> Figure:
             lowest = min(lowest, *curve[key])
     bottom = max(0.0, 10 * (lowest // 10) - 5)
     axes.set(xlim=(0, 100), ylim=(bottom, 102))
-    places = _apart([value for value, _ in ends.values()], 0.22 * (102 - bottom))
+    places = _apart([value for value, _ in ends.values()], 0.17 * (102 - bottom), bottom)
     for (text, (_, color)), place in zip(ends.items(), places, strict=True):
         axes.text(101.5, place, text, color=color, fontsize=9, va="center", clip_on=False)
     axes.set_xlabel("coverage: most confident images answered (%)")
@@ -89,9 +89,10 @@ def selective_figure(selective: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _apart(values: list[float], gap: float) -> list[float]:
-    """One or two values, moved apart to a distance of at least ``gap``."""
-    if len(values) == 1 or abs(values[0] - values[1]) >= gap:
-        return values
-    middle, side = sum(values) / 2, 1 if values[0] >= values[1] else -1
-    return [middle + side * gap / 2, middle - side * gap / 2]
+def _apart(values: list[float], gap: float, bottom: float) -> list[float]:
+    """One or two values, moved to a distance of at least ``gap`` from each other, and of half of it from the bottom."""
+    if len(values) == 2 and abs(values[0] - values[1]) < gap:
+        middle, side = sum(values) / 2, 1 if values[0] >= values[1] else -1
+        values = [middle + side * gap / 2, middle - side * gap / 2]
+    up = max(0.0, bottom + gap / 2 - min(values))
+    return [value + up for value in values]

@@ -69,11 +69,16 @@ def _rarity(results: Mapping[str, Any]) -> str:
     if ends is None:
         return "rare and frequent classes cannot be compared"
     (rare, low), (frequent, high) = ends
-    if high - low >= GAP:
+    if _is_behind(low, high):
         verdict = "rare classes are behind"
     else:
-        verdict = "frequent classes are behind" if low - high >= GAP else "rare classes are not behind"
+        verdict = "frequent classes are behind" if _is_behind(high, low) else "rare classes are not behind"
     return f"{verdict} ({rare} {percent(low)} %, {frequent} {percent(high)} %)"
+
+
+def _is_behind(accuracy: float, other: float) -> bool:
+    """Whether an accuracy is `GAP` points below another, or below half of it."""
+    return other - accuracy >= GAP or 2 * accuracy < other
 
 
 def _rare_and_frequent(results: Mapping[str, Any]) -> tuple[tuple[str, float], tuple[str, float]] | None:
@@ -110,14 +115,14 @@ def next_step(results: Mapping[str, Any]) -> str:
 
 def _accuracy_step(results: Mapping[str, Any]) -> str | None:
     interval, ends = interval_of(results, "accuracy"), _rare_and_frequent(results)
-    behind = 0.0 if ends is None else ends[1][1] - ends[0][1]  # points; negative where frequent classes are behind
+    low, high = (0.0, 0.0) if ends is None else (ends[0][1], ends[1][1])  # of rare and of frequent classes
     if results["images"] < 100 if interval is None else interval[1] - interval[0] > WIDE:
         return "test on more images, since so few leave the accuracy uncertain"
     is_adjusted = bool((results.get("adjustment") or {}).get("target_prior"))
     is_balanced = results["loss"] in BALANCED_LOSSES
-    if behind >= GAP and results["loss"] is not None and not is_balanced and not is_adjusted:
+    if _is_behind(low, high) and results["loss"] is not None and not is_balanced and not is_adjusted:
         return "fine-tune with a balanced loss (--loss bal_bce, or bal_ce for short training), which helps rare classes"
-    if behind <= -GAP and is_balanced and not is_adjusted:
+    if _is_behind(high, low) and is_balanced and not is_adjusted:
         return "fine-tune with a smaller --tau, or livt adjust --target_prior with the class frequencies to expect"
     small = sum(results["class_counts"].values()) < SMALL
     is_poor, start = results["macro_accuracy"] < POOR, results["pretrained"] or ""
@@ -125,7 +130,7 @@ def _accuracy_step(results: Mapping[str, Any]) -> str | None:
         if not start:
             return "start from a pretrained model (--pretrained facebook/dinov2-small for photos, or livt pretrain)"
         return "train longer, or start from a model of many images (--pretrained facebook/dinov2-small for photos)"
-    if behind >= GAP or is_poor:
+    if _is_behind(low, high) or is_poor:
         return "collect more training images of the classes with the lowest accuracy"
     if any(entry["confidence"] >= 90 for entry in results["hardest_images"]):
         return "look at the most confident mistakes below, and check the labels with livt dataset check --model"

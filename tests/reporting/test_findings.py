@@ -55,6 +55,11 @@ def test_three_sentences():
             "many-shot 60.0 %).",
         ),
         (
+            {"many": 7.1, "few": 1.0},  # a few points, but less than half
+            "The classes with the lowest accuracy are class 7 (40.0 %), class 6 (50.0 %) and class 5 (60.0 %); rare "
+            "classes are behind (few-shot 1.0 %, many-shot 7.1 %).",
+        ),
+        (
             {"many": None, "medium": None},  # one group: the halves of the classes
             "The classes with the lowest accuracy are class 7 (40.0 %), class 6 (50.0 %) and class 5 (60.0 %); rare "
             "classes are behind (the rarer half 55.0 %, the more frequent half 82.5 %).",
