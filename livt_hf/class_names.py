@@ -1,4 +1,4 @@
-"""Class names: stored in a config in label order, and matched between a dataset and a model."""
+"""Class names: stored in a config in label order, matched between a dataset and a model, and made printable."""
 
 from __future__ import annotations
 
@@ -9,6 +9,18 @@ from typing import Any
 import numpy as np
 
 KEY = re.compile(r"(n\d{8}|\d+)(?: |$)")  # a WordNet id, or a number such as iNaturalist's category ids
+_DIRECTION_MARKS = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_BREAKS = re.compile(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]+")  # line breaks, control characters, lone surrogates
+
+
+def printable(text: Any) -> str:
+    """A class or file name for people, on one line.
+
+    Marks that would turn the text beside them around are shown as escapes, such as ``\\u202e``; line breaks and control
+    characters become a space.
+    """
+    escaped = _DIRECTION_MARKS.sub(lambda mark: f"\\u{ord(mark.group()):04x}", str(text))
+    return _BREAKS.sub(" ", escaped).strip()
 
 
 def match_labels(data_names: Sequence[str], model_names: Sequence[str], where: str = "the data") -> np.ndarray:
@@ -49,7 +61,7 @@ def _keys(names: Sequence[str]) -> list[str]:
 
 def abbreviate(names: Sequence[str], limit: int = 20) -> str:
     """The first names of a list, and how many there are beyond them."""
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+    return ", ".join(map(printable, names[:limit])) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def class_names(config: Any) -> list[str]:

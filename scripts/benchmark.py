@@ -32,6 +32,7 @@ from benchmarks.steps import DTYPES, Side, choose_device, finetuning_sides, pret
 from benchmarks.timing import Speed, matmul_peak, step_memory, take_turns
 from benchmarks.whole_command import print_end_to_end
 from livt_hf.models.configuration_livt import VIT_SIZES
+from livt_hf.reporting.blocks import counted
 from livt_hf.reporting.provenance import available_cores, command_line, hardware, versions
 
 RESULTS = Path(__file__).resolve().parents[1] / "model_cards" / "benchmarks"
@@ -90,8 +91,8 @@ def measure_sides(
     peak = max(peak, matmul_peak(device, DTYPES[args.dtype]))  # either may suffer from other load on the machine
     print(
         f"ViT-{args.model_size}/{args.patch_size}, {args.image_size} px, batch {args.batch_size}, {args.dtype}, "
-        f"{'compiled, ' * compiled}{device}, {torch.get_num_threads()} threads; matmul peak {peak / 1e12:.2f} "
-        f"TFLOP/s; {args.repeats} repeats of {args.steps} steps"
+        f"{'compiled, ' * compiled}{device}, {counted(torch.get_num_threads(), 'thread')}; "
+        f"matmul peak {peak / 1e12:.2f} TFLOP/s; {args.repeats} repeats of {args.steps} steps"
     )
     figures: dict[str, Any] = {"matmul_peak_tflops": peak / 1e12}
     for name, side in sides.items():

@@ -19,7 +19,7 @@ from livt_hf.files import RUN_FILE
 from livt_hf.losses import BALANCED_LOSSES, SHORT_NAMES
 from livt_hf.reporting.blocks import escape_markdown, markdown_table, percent
 from livt_hf.reporting.card import write_model_card
-from livt_hf.reporting.charts import save_png
+from livt_hf.reporting.chart_style import save_png
 from livt_hf.reporting.evaluation_report import chart_figures
 from livt_hf.reporting.provenance import public_name
 

@@ -74,7 +74,7 @@ def unrendered_reports():
 def unrendered(unrendered_reports):
     """Nor are other charts rendered, though they are still built: for modules that look at none."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("livt_hf.reporting.charts.FigureCanvasAgg", _OnePixel)
+        patch.setattr("livt_hf.reporting.chart_style.FigureCanvasAgg", _OnePixel)
         patch.setattr("matplotlib.figure.Figure.savefig", lambda self, file, **options: file.write("<svg></svg>"))
         yield
 

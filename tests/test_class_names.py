@@ -2,9 +2,15 @@
 
 import pytest
 
-from livt_hf.data import (
-    match_labels,
-)
+from livt_hf.class_names import abbreviate, printable
+from livt_hf.data import match_labels
+
+
+def test_names_are_printed_on_one_line_and_in_one_direction():
+    assert printable(" a\r\n\tb\x1b[31m\u202ec\u2028d\udcff ") == "a b [31m\\u202ec d"
+    assert printable("\u061c\u200e\u2067") == "\\u061c\\u200e\\u2067"
+    assert printable("नमस्\u200dते 苹果") == "नमस्\u200dते 苹果"  # a joiner is part of the spelling
+    assert abbreviate(["a\u202eb", "c"], 1) == "a\\u202eb and 1 more"
 
 
 def test_labels_are_matched_by_name():

@@ -25,6 +25,7 @@ from ..files import check_folder, read_run
 from ..metrics import (
     bootstrap_intervals,
     calibration_error,
+    class_confusion,
     confused_pairs,
     group_confusion,
     hardest_images,
@@ -39,11 +40,13 @@ from ..prior import ClassPrior
 from ..reporting.charts import plot_reconstructions
 from ..reporting.evaluation_report import write_report
 from ..reporting.provenance import command_line, hardware, public_name, versions
-from .examples import evenly_spaced, first_image_of_each_class, processed_images
+from .examples import evenly_spaced, first_image_of_each_class, image_path, processed_images
 from .prediction_file import write_predictions
 from .predictions import ProcessorTransform, check_loader_options, choose_device, mean_and_std, predict_split
 from .prior_shift import assumed_log_prior, long_tailed_priors, prior_accuracies
 from .splits import held_out_as_trained, log_coverage, open_dataset, split_coverage, split_to_evaluate
+
+MAX_CONFUSION_CLASSES = 200  # with more, results.json would consist of it; `confused_pairs` has the largest numbers
 
 logger = logging.getLogger(__name__)
 
@@ -207,12 +210,15 @@ def evaluate_model(
     if output_dir is not None:
         write_predictions(output_dir, predicted, split, prior.names)
     described = describe(model, description or {})
+    measured = measure(predicted, prior, getattr(config, "shot_groups", None))
+    for entry in measured["hardest_images"]:
+        entry["path"] = image_path(split[entry["index"]]["image"], (description or {}).get("dataset"))
     counts = dict(zip(prior.names, prior.counts.tolist(), strict=True))
     return {
         **described,
         "tta": None if tta == "none" else tta,
         "images": len(split),
-        **measure(predicted, prior, getattr(config, "shot_groups", None)),
+        **measured,
         "coverage": split_coverage(splits or {described.get("split") or "test": split}, counts),
         **({"test_prior": prior_accuracies(predicted, test_priors)} if test_prior else {}),
         "versions": versions(),
@@ -278,7 +284,7 @@ def measure(
 
     Returns:
         Accuracies, their confidence intervals, and calibration errors in percent; ``top5`` is None if there are at
-        most five classes.
+        most five classes, ``confusion`` if there are more than `MAX_CONFUSION_CLASSES`.
     """
     counts = dict(zip(prior.names, prior.counts.tolist(), strict=True))
     outcome = (predicted["labels"], predicted["predictions"])
@@ -293,6 +299,7 @@ def measure(
         "pdc": prediction_calibration(*outcome, counts),
         "groups": accuracy["groups"],
         "group_confusion": group_confusion(*outcome, counts, groups),
+        "confusion": class_confusion(*outcome, counts) if len(prior) <= MAX_CONFUSION_CLASSES else None,
         "confused_pairs": confused_pairs(*outcome, counts),
         "hardest_images": hardest_images(*outcome, confidences, predicted["true_probabilities"], counts, groups),
         "per_class": accuracy["per_class"],

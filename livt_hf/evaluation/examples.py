@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,22 @@ def first_image_of_each_class(split: Dataset, class_counts: Mapping[str, int]) -
     for index, label in enumerate(split["label"]):
         first.setdefault(names[label_of[label]], index)
     return dict(sorted(first.items(), key=lambda item: -class_counts[item[0]]))
+
+
+def image_path(image: Mapping[str, Any], dataset: object) -> str | None:
+    """The file of an image as `livt predict` names it, without folders outside the dataset; None if it has no file.
+
+    Args:
+        image: with ``path``, as stored in a split.
+        dataset: the source that it was loaded from; a local one begins the path with its own name.
+    """
+    if not image["path"]:
+        return None
+    path, root = PurePath(image["path"]), Path(str(dataset))
+    root = root if root.is_dir() else root.parent
+    if dataset is not None and path.is_relative_to(root) and root.name:
+        return (root.name / path.relative_to(root)).as_posix()
+    return path.name if path.is_absolute() or ".." in path.parts else path.as_posix()
 
 
 def processed_images(split: Dataset, image_processor: Any, indices: Sequence[int]) -> Tensor:

@@ -23,7 +23,7 @@ import PIL.ImageOps
 import torch
 from tqdm.auto import tqdm
 
-from ..class_names import class_names
+from ..class_names import class_names, printable
 from ..data import decode_image
 from ..data.sources.walk import describe_content, image_paths
 from ..files import read_json
@@ -218,7 +218,7 @@ def write_predictions(results: Iterable[dict[str, Any]], file: str | Path) -> in
         for result in chain(first, rows):
             if "error" in result:
                 errors += 1
-                tqdm.write(f"error: {_printable(result['error'])}", file=sys.stderr)
+                tqdm.write(f"error: {printable(result['error'])}", file=sys.stderr)
             if file.suffix == ".csv":
                 predictions = result.get("predictions", [])
                 values = [value for prediction in predictions for value in (prediction["label"], prediction["score"])]
@@ -242,12 +242,12 @@ def format_predictions(result: dict[str, Any]) -> str:
     """Format one result of `predict_images`, or of `abstain_below`, for the terminal."""
     if result.get("abstained"):
         score = 100 * result["predictions"][0]["score"]
-        return f"{_printable(result['image'])}\n  {score:6.2f} %  (no label: below --min_score)"
+        return f"{printable(result['image'])}\n  {score:6.2f} %  (no label: below --min_score)"
     lines = [
-        f"  {100 * prediction['score']:6.2f} %  {_printable(prediction['label'])}"
+        f"  {100 * prediction['score']:6.2f} %  {printable(prediction['label'])}"
         for prediction in result["predictions"]
     ]
-    return "\n".join([_printable(result["image"]), *lines])
+    return "\n".join([printable(result["image"]), *lines])
 
 
 def print_predictions(results: Iterable[dict[str, Any]]) -> int:
@@ -255,13 +255,8 @@ def print_predictions(results: Iterable[dict[str, Any]]) -> int:
     exit_code = 0
     for result in results:
         if "error" in result:
-            print(f"error: {_printable(result['error'])}", file=sys.stderr)
+            print(f"error: {printable(result['error'])}", file=sys.stderr)
             exit_code = 1
         else:
             print(format_predictions(result), flush=True)
     return exit_code
-
-
-def _printable(text: Any) -> str:
-    """Replace line breaks and escape sequences, which class and file names may contain."""
-    return "".join(character if character.isprintable() else " " for character in str(text))

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from .. import data
 from ..class_names import class_names
+from ..reporting.blocks import counted
 from .test_time import ViewProcessor, ensemble_logits
 
 Statistics = Sequence[float]  # of the pixels in 0 .. 1, per channel
@@ -32,7 +33,7 @@ def choose_device(device: str | None) -> str:
         raise ValueError(f"device: {device!r} is unknown; use cpu, cuda or cuda:NUMBER") from None
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise ValueError(
-            f"device: {device!r} is not available; this machine has {torch.cuda.device_count()} usable GPUs"
+            f"device: {device!r} is not available; this machine has {counted(torch.cuda.device_count(), 'usable GPU')}"
         )
     return device
 

@@ -31,7 +31,7 @@ PROCESSOR = "preprocessor_config.json"
 # Nothing else is uploaded: no pickles, no optimizer states, no run.json or bad_images.log.
 PUBLISHED = re.compile(
     r"README\.md|config\.json|preprocessor_config\.json|metrics\.jsonl"
-    r"|(evaluation/)?([\w-]+\.(png|svg)|results\.json|report\.(md|html))"
+    r"|(evaluation/)?([\w-]+\.(png|svg)|results\.json|report\.(md|html)|(per_class|confusion)\.csv)"
     rf"|{EXAMPLES}/[^/]+\.(?i:png|jpg|jpeg)"  # the card's widget shows them
 )
 WEIGHT_FILE = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")

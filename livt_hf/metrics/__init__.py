@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .accuracy import long_tail_accuracy
     from .bootstrap import bootstrap_intervals, paired_differences
     from .calibration import calibration_error, error_of_bins, reliability_bins
-    from .confusion import confused_pairs, group_confusion, hardest_images, prediction_calibration
+    from .confusion import class_confusion, confused_pairs, group_confusion, hardest_images, prediction_calibration
     from .modules.calibration_error.calibration_error import CalibrationError
     from .modules.long_tail_accuracy.long_tail_accuracy import LongTailAccuracy
     from .selective import selective_accuracy
@@ -24,6 +24,7 @@ __all__ = [
     "LongTailAccuracy",
     "bootstrap_intervals",
     "calibration_error",
+    "class_confusion",
     "confused_pairs",
     "describe_groups",
     "error_of_bins",
@@ -41,6 +42,7 @@ _MODULE_OF = {
     "LongTailAccuracy": ".modules.long_tail_accuracy.long_tail_accuracy",
     "bootstrap_intervals": ".bootstrap",
     "calibration_error": ".calibration",
+    "class_confusion": ".confusion",
     "confused_pairs": ".confusion",
     "describe_groups": "..prior",
     "error_of_bins": ".calibration",

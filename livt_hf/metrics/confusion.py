@@ -29,13 +29,16 @@ def prediction_calibration(labels: Any, predictions: Any, class_counts: ClassCou
         class_counts: training images of each class, ``{name: count}`` or a sequence, in label order.
 
     Returns:
-        The quotient; None, since undefined, if the test labels are distributed like the training images.
+        The quotient; None, since it says nothing, if the test labels are distributed like the training images: if their
+        divergence from the prior is at most (C - 1) / 2N, which is its mean for N labels drawn from the prior itself
+        (2N times it then follows a chi-squared distribution with C - 1 degrees of freedom; Wilks, 1938).
     """
     prior, labels, predictions = _checked(labels, predictions, class_counts)
     test = np.bincount(labels, minlength=len(prior)) / len(labels)  # (C,)
     predicted = np.bincount(predictions, minlength=len(prior)) / len(predictions)  # (C,)
     to_prior = _divergence(test, prior.pi)
-    return _divergence(test, predicted) / to_prior if to_prior > 1e-9 else None
+    by_chance = (len(prior) - 1) / (2 * len(labels))
+    return _divergence(test, predicted) / to_prior if to_prior > by_chance else None
 
 
 def _divergence(p: np.ndarray, q: np.ndarray) -> float:
@@ -59,6 +62,20 @@ def group_confusion(
     return {
         name: dict(zip(GROUP_NAMES, map(int, row), strict=True)) for name, row in zip(GROUP_NAMES, table, strict=True)
     }
+
+
+def class_confusion(labels: Any, predictions: Any, class_counts: ClassCounts) -> dict[str, dict[str, int]]:
+    """Number of test images by true class (outer key) and predicted class (inner key), without zeros.
+
+    Arguments as in `long_tail_accuracy`.
+    """
+    prior, labels, predictions = _checked(labels, predictions, class_counts)
+    table: dict[str, dict[str, int]] = {name: {} for name in prior.names}
+    pairs, images = np.unique(labels * len(prior) + predictions, return_counts=True)
+    for pair, count in zip(pairs.tolist(), images.tolist(), strict=True):
+        true, predicted = divmod(pair, len(prior))
+        table[prior.names[true]][prior.names[predicted]] = count
+    return table
 
 
 def confused_pairs(labels: Any, predictions: Any, class_counts: ClassCounts, limit: int = 20) -> list[dict[str, Any]]:

@@ -13,12 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..class_names import printable
 from ..prior import GROUP_NAMES
 
 # Characters that can start markup, a table cell, HTML or a link; an underscore only at the edge of a word.
 _MARKUP = re.compile(r"[|`<>&*\[\]~$\\#!]|(?<![^\W_])_|_(?![^\W_])|(?<=:)//|@")
-# Line breaks, control characters, and marks that reverse text direction.
-INVISIBLE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]+")
 
 
 class Strong(str):
@@ -69,7 +68,14 @@ class Code:
     text: str
 
 
-Block = str | Table | Picture | Code  # a string is a paragraph
+@dataclass(frozen=True)
+class InMarkdown:
+    """Blocks that HTML does not need, since a picture there has this text."""
+
+    blocks: Sequence[str | Table]
+
+
+Block = str | Table | Picture | Code | InMarkdown  # a string is a paragraph
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,8 @@ def _markdown(block: Block | Section) -> str:
         return f"![{escape_markdown(block.caption)}]({block.file})"
     if isinstance(block, Code):
         return code_block(block.text)
+    if isinstance(block, InMarkdown):
+        return to_markdown(*block.blocks)
     return block if isinstance(block, Markdown) else escape_markdown(block)
 
 
@@ -118,6 +126,8 @@ def _html(block: Block | Section) -> str:
         return _html_table(block)
     if isinstance(block, Picture):
         return block.html
+    if isinstance(block, InMarkdown):
+        return ""
     if isinstance(block, Code):
         return f"<pre>{html.escape(block.text)}</pre>"
     return f"<p>{escape_html(block)}</p>"
@@ -132,8 +142,8 @@ def _html_table(table: Table) -> str:
         f'<table class="{table.kind}"><thead><tr>{cells("th", table.header)}</tr></thead><tbody>{body}</tbody></table>'
     )
     if table.kind == "sortable":
-        return f'<p>Click a column header to sort.</p><div class="scroll">{text}</div>'
-    return text
+        return f'<p>Click a column header to sort.</p><div class="scroll tall">{text}</div>'
+    return f'<div class="scroll">{text}</div>'
 
 
 def _html_cell(tag: str, cell: Any, side: str) -> str:
@@ -152,13 +162,12 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]], alignme
 
 def escape_markdown(text: Any) -> str:
     """Text such as a class name on one line, escaped for Markdown, table cells included."""
-    line = INVISIBLE.sub(" ", str(text)).strip()
-    return _MARKUP.sub(lambda match: "".join(f"&#{ord(character)};" for character in match.group()), line)
+    return _MARKUP.sub(lambda match: "".join(f"&#{ord(character)};" for character in match.group()), printable(text))
 
 
 def escape_html(text: Any) -> str:
     """Text such as a class name on one line, escaped for an HTML element or quoted attribute."""
-    return html.escape(INVISIBLE.sub(" ", str(text)).strip())
+    return html.escape(printable(text))
 
 
 def csv_cell(value: Any) -> Any:
@@ -178,13 +187,17 @@ def code_block(text: str) -> str:
 
 def code_span(text: Any) -> str:
     """Text as a one-line code span, without backticks."""
-    line = "".join(character if character.isprintable() and character != "`" else " " for character in str(text))
-    return f"`{line}`"
+    return f"`{printable(text).replace('`', ' ')}`"
 
 
 def counted(number: int, noun: str) -> str:
     """ "1 image", "1,200 images", "2 classes"."""
     return f"{number:,} {noun}" + ("" if number == 1 else "es" if noun.endswith("s") else "s")
+
+
+def rounded(epoch: float) -> str:
+    """An epoch with two significant digits, or as a whole number from 10 on: "0.49", "2.5", "12"."""
+    return f"{epoch:.2g}" if epoch < 10 else f"{epoch:.0f}"
 
 
 def percent(value: float | None) -> str:

@@ -29,6 +29,7 @@ from .blocks import (
     counted,
     percent,
     percent_range,
+    rounded,
     to_markdown,
 )
 from .card_metadata import TAGS, autoencoder_metadata, classifier_metadata, example_images
@@ -219,7 +220,7 @@ def _kept(results: Mapping[str, Any]) -> dict[str, str] | None:
         return None
     names = {"accuracy": "accuracy", "macro": "mean per-class accuracy"}
     return {
-        "epoch": f"{kept['epoch']:g}",
+        "epoch": rounded(kept["epoch"]),
         "accuracy": f"{names.get(kept['metric'], kept['metric'] + '-shot accuracy')} {percent(kept['value'])}",
         "stopped_at": kept.get("stopped_at"),
     }
@@ -334,13 +335,8 @@ def loss_sentence(lines: Sequence[Mapping[str, float]]) -> str | None:
     if not losses:
         return None
     ends = losses[:1] + losses[1:][-1:]
-    shown = (f"{line['loss']:.4f} at epoch {_rounded(line['epoch'])}" for line in ends)
+    shown = (f"{line['loss']:.4f} at epoch {rounded(line['epoch'])}" for line in ends)
     return f"Training loss: {', '.join(shown)}."
-
-
-def _rounded(epoch: float) -> str:
-    """An epoch with two significant digits, or as a whole number from 10 on."""
-    return f"{epoch:.2g}" if epoch < 10 else f"{epoch:.0f}"
 
 
 def _training_run(run: Mapping[str, Any] | None) -> dict[str, Any] | None:

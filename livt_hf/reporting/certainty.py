@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from .blocks import Table, percent
-from .charts import GROUP_COLORS, INK, clean_axes
+from .chart_style import GROUP_COLORS, INK, clean_axes
 
 SELECTIVE = "selective.png"
 SELECTIVE_CAPTION = "Accuracy of the images answered, by coverage"
@@ -68,20 +68,31 @@ def selective_figure(selective: Mapping[str, Any]) -> Figure:
         selective: from `livt_hf.metrics.selective_accuracy`.
     """
     curve = selective["curve"]
-    figure = Figure(figsize=(8.6, 3.4), layout="constrained")
+    figure = Figure(figsize=(4.0, 3.2), layout="constrained")
     axes = figure.subplots()
-    lines = {"all images": ("accuracy", INK), "few-shot classes": ("few", GROUP_COLORS["few"])}
-    lowest = 100.0
+    lines = {"all images": ("accuracy", INK), "few-shot": ("few", GROUP_COLORS["few"])}
+    lowest, ends = 100.0, {}
     for name, (key, color) in lines.items():
         if curve[key] is not None:
-            axes.plot(curve["coverage"], curve[key], color=color, linewidth=1.8, label=name)
-            end = curve[key][-1]
-            axes.text(100.6, end, f"{end:.1f}", color=color, fontsize=9, va="center", clip_on=False)
+            axes.plot(curve["coverage"], curve[key], color=color, linewidth=1.8)
+            ends[f"{name}\n{curve[key][-1]:.1f} %"] = (curve[key][-1], color)
             lowest = min(lowest, *curve[key])
-    axes.set(xlim=(0, 100), ylim=(max(0.0, 10 * (lowest // 10) - 5), 102))
+    bottom = max(0.0, 10 * (lowest // 10) - 5)
+    axes.set(xlim=(0, 100), ylim=(bottom, 102))
+    places = _apart([value for value, _ in ends.values()], 0.17 * (102 - bottom), bottom)
+    for (text, (_, color)), place in zip(ends.items(), places, strict=True):
+        axes.text(101.5, place, text, color=color, fontsize=9, va="center", clip_on=False)
     axes.set_xlabel("coverage: most confident images answered (%)")
     axes.set_ylabel("accuracy of the answers (%)")
     axes.set_title("Accuracy over coverage")
-    figure.legend(frameon=False, ncols=2, loc="outside lower center", labelcolor=INK)
     clean_axes(axes)
     return figure
+
+
+def _apart(values: list[float], gap: float, bottom: float) -> list[float]:
+    """One or two values, moved to a distance of at least ``gap`` from each other, and of half of it from the bottom."""
+    if len(values) == 2 and abs(values[0] - values[1]) < gap:
+        middle, side = sum(values) / 2, 1 if values[0] >= values[1] else -1
+        values = [middle + side * gap / 2, middle - side * gap / 2]
+    up = max(0.0, bottom + gap / 2 - min(values))
+    return [value + up for value in values]

@@ -1,36 +1,75 @@
 """Charts of one model: class frequency, accuracy along the tail, calibration, loss curve, reconstructions.
 
-They use matplotlib's object API, without global state. PNGs have a white background; SVGs from `as_svg` follow the
-page's light or dark colors. Shot groups have the same color in every chart.
+Their look is that of `chart_style`.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from ..files import write_bytes
+from ..class_names import printable
 from ..prior import ClassPrior
+from .blocks import counted
+from .chart_style import (
+    BAR,
+    GROUP_COLORS,
+    INK,
+    MUTED,
+    OVERCONFIDENT,
+    UNDERCONFIDENT,
+    add_tooltip,
+    clean_axes,
+    save_png,
+    short_names,
+    wrapped,
+)
 
-GROUP_COLORS = {"many": "#2f6fde", "medium": "#e0a11b", "few": "#d6455d", "accuracy": "#5b6472"}
-INK, MUTED, GRID = "#1f2933", "#6b7683", "#e6e9ee"
-OVERCONFIDENT = {"facecolor": "#f8dde1", "edgecolor": "#d6455d"}
-UNDERCONFIDENT = {"facecolor": "#f8e6bd", "edgecolor": "#e0a11b"}
-DPI = 144
+WIDTH = 8.6  # inches, of a chart over the whole width of a page
 MAX_NAMED_CLASSES = 45  # that fit below an axis
-MAX_BARS_PER_GROUP = 60  # in larger groups, a bar is the mean of several adjacent classes
+MAX_SINGLE_BARS = 200  # classes with a bar each
+MAX_BARS_PER_GROUP = 60  # with more classes, a bar is the mean of several adjacent ones
+
+
+class Ranking:
+    """Classes from the largest to the smallest, as the x axis of a chart.
+
+    Attributes:
+        prior: of the training images.
+        order: labels, largest class first, (C,).
+        ranks: the ranks of each shot group's classes, ascending; without empty groups.
+        bars: for each group, the ranks that each bar covers.
+    """
+
+    def __init__(self, class_counts: Mapping[str, int] | Sequence[int], groups: Mapping[str, Any]):
+        self.prior = ClassPrior(class_counts)
+        self.order = np.argsort(-self.prior.counts, kind="stable")
+        rank_of = np.argsort(self.order)  # (C,) label -> rank
+        ranks = {group: np.sort(rank_of[labels]) for group, labels in self.prior.groups(**groups).items()}
+        self.ranks = {group: members for group, members in ranks.items() if len(members)}
+        single = len(self.prior) <= MAX_SINGLE_BARS
+        self.bars = {
+            group: np.array_split(members, len(members) if single else min(len(members), MAX_BARS_PER_GROUP))
+            for group, members in self.ranks.items()
+        }
+
+    def by_rank(self, values: Mapping[str, float | None]) -> np.ndarray:
+        """Values by class name -> (C,), largest class first, nan for None."""
+        return np.array([values[self.prior.names[label]] for label in self.order], dtype=float)
+
+    def bar_title(self, bar: np.ndarray) -> str:
+        """The class of a bar, or the range of ranks that it covers."""
+        if len(bar) == 1:
+            return printable(self.prior.names[self.order[bar[0]]])
+        return f"classes {bar[0] + 1:,} to {bar[-1] + 1:,} by size, means"
 
 
 def class_frequency_figure(
@@ -45,61 +84,61 @@ def class_frequency_figure(
         per_class_accuracy: percent by class name, None for a class without test images (drawn as a gap).
         groups: arguments of `ClassPrior.groups`.
     """
-    prior = ClassPrior(class_counts)
-    order = np.argsort(-prior.counts, kind="stable")  # (C,) labels, largest class first
-    accuracy = np.array([per_class_accuracy[prior.names[label]] for label in order], dtype=float)  # None -> nan
-    ranks = _ranks(prior, order, groups)
-    named = len(prior) <= MAX_NAMED_CLASSES
-    figure = Figure(figsize=(8.6, 6.2 if named else 5.2), layout="constrained")
+    ranking = Ranking(class_counts, groups)
+    accuracy = ranking.by_rank(per_class_accuracy)  # (C,)
+    counts = ranking.prior.counts[ranking.order].astype(float)  # (C,)
+    tooltips = {}
+    for bar in (bar for bars in ranking.bars.values() for bar in bars):
+        known = accuracy[bar][~np.isnan(accuracy[bar])]
+        measured = f"{known.mean():.1f} %" if len(known) else "no test images"
+        tooltips[int(bar[0])] = (
+            f"{ranking.bar_title(bar)}: {counts[bar].mean():,.4g} training images, accuracy {measured}"
+        )
+    figure = Figure(figsize=(WIDTH, 6.4 if len(counts) <= MAX_NAMED_CLASSES else 5.4), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
-    _draw_frequency(top, prior, prior.counts[order], ranks)
-    _draw_accuracy(bottom, accuracy, ranks)
-    for members in ranks.values():
+    _draw_frequency(top, ranking, counts, tooltips)
+    _draw_accuracy(bottom, ranking, accuracy, tooltips)
+    for members in ranking.ranks.values():
         end = members[-1] + 0.5
-        if end < len(prior) - 0.5:
+        if end < len(counts) - 0.5:
             for axes in (top, bottom):
-                axes.axvline(end, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
-    bottom.set_xlim(-0.6, len(prior) - 0.4)
-    if named:
-        _name_classes(bottom, prior, order)
-    else:
-        widest = max(len(bar) for members in ranks.values() for bar in _bars(members))
-        grouped = f" (each bar: mean of up to {widest} adjacent classes)" if widest > 1 else ""
-        bottom.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        bottom.set_xlabel(f"classes, largest first{grouped}")
+                axes.axvline(end, ymax=0.87, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
+    _draw_classes(bottom, ranking)
     for axes in (top, bottom):
         clean_axes(axes)
     return figure
 
 
-def _draw_frequency(axes: Axes, prior: ClassPrior, counts: np.ndarray, ranks: Mapping[str, np.ndarray]) -> None:
+def _draw_frequency(axes: Axes, ranking: Ranking, counts: np.ndarray, tooltips: Mapping[int, str]) -> None:
     """Training images; ``counts`` (C,), largest first."""
-    for group, members in ranks.items():
-        _draw_bars(axes, members, counts, GROUP_COLORS[group])
-        axes.bar(0, 0, color=GROUP_COLORS[group], label=f"{group} ({len(members):,})")
+    _draw_bars(axes, ranking, counts, tooltips)
     axes.set_yscale("log")
-    axes.set_ylim(max(0.7, counts.min() * 0.6), counts.max() * 2)
+    axes.set_ylim(max(0.7, counts.min() * 0.6), counts.max() * 2.5)
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if counts.max() < 1000 * counts.min() else (1,)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else ""))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.set_ylabel("training images (log scale)")
+    _label_groups(axes, ranking, {group: f"{group}-shot: {len(members):,}" for group, members in ranking.ranks.items()})
     axes.set_title(
-        f"{len(prior):,} classes, {counts.sum():,} training images, imbalance factor {prior.imbalance_factor:,.4g}"
+        f"Training images of each class: {len(counts):,} classes, {counts.sum():,.0f} images, "
+        f"imbalance factor {ranking.prior.imbalance_factor:,.4g}"
     )
-    axes.legend(frameon=False, ncols=3, loc="upper right", handlelength=1, handleheight=1, labelcolor=INK)
 
 
-def _draw_accuracy(axes: Axes, accuracy: np.ndarray, ranks: Mapping[str, np.ndarray]) -> None:
+def _draw_accuracy(axes: Axes, ranking: Ranking, accuracy: np.ndarray, tooltips: Mapping[int, str]) -> None:
     """Accuracy and group means; ``accuracy`` (C,) in percent or nan, largest class first."""
-    for group, members in ranks.items():
-        _draw_bars(axes, members, accuracy, GROUP_COLORS[group], alpha=0.85)
+    _draw_bars(axes, ranking, accuracy, tooltips, alpha=0.85)
+    labels = {}
+    for group, members in ranking.ranks.items():
         if not np.isnan(accuracy[members]).all():
-            mean, start, end = float(np.nanmean(accuracy[members])), members[0] - 0.5, members[-1] + 0.5
-            axes.hlines(mean, start, end, color=INK, linewidth=1.3)
-            axes.text((start + end) / 2, 106, f"mean {mean:.1f}", ha="center", va="bottom", fontsize=9, color=INK)
-    axes.set_ylim(0, 118)
+            mean = float(np.nanmean(accuracy[members]))
+            axes.hlines(mean, members[0] - 0.5, members[-1] + 0.5, color=INK, linewidth=1.3)
+            labels[group] = f"mean {mean:.1f} %"
+    axes.set_ylim(0, 122)
     axes.set_yticks(range(0, 101, 20))
     axes.set_ylabel("accuracy (%)")
+    _label_groups(axes, ranking, labels)
+    axes.set_title("Accuracy of the same classes, line: mean of the group")
 
 
 def prediction_figure(
@@ -114,114 +153,159 @@ def prediction_figure(
         class_counts, test_counts, predicted_counts: images by class name.
         groups: arguments of `ClassPrior.groups`.
     """
-    prior = ClassPrior(class_counts)
-    order = np.argsort(-prior.counts, kind="stable")  # (C,) labels, largest class first
-    train = 100 * prior.pi[order]
-    test, predicted = (
-        100 * np.array([counts[prior.names[label]] for label in order]) / sum(counts.values())
-        for counts in (test_counts, predicted_counts)
+    ranking = Ranking(class_counts, groups)
+    train, test, predicted = (
+        100 * ranking.by_rank(counts) / sum(counts.values()) for counts in (class_counts, test_counts, predicted_counts)
     )
-    figure = Figure(figsize=(8.6, 3.4), layout="constrained")
+    bars = [bar for group in ranking.bars.values() for bar in group]
+    tooltips = {
+        int(bar[0]): f"{ranking.bar_title(bar)}: {predicted[bar].mean():.3g} % of the predictions, "
+        f"{test[bar].mean():.3g} % of the test images, {train[bar].mean():.3g} % of the training images"
+        for bar in bars
+    }
+    figure = Figure(figsize=(WIDTH, 4.4 if len(train) <= MAX_NAMED_CLASSES else 3.6), layout="constrained")
     axes = figure.subplots()
-    centers, lines = [], []
-    for group, members in _ranks(prior, order, groups).items():
-        _draw_bars(axes, members, predicted, GROUP_COLORS[group])
-        axes.bar(0, 0, color=GROUP_COLORS[group], label=f"predicted, {group}")
-        for bar in _bars(members):
-            centers.append(bar.mean())
-            lines.append((train[bar].mean(), test[bar].mean()))
-    lines_of = np.array(lines)
-    axes.plot(centers, lines_of[:, 0], color=INK, linewidth=1.5, marker="o", markersize=2.5, label="training set")
-    axes.plot(centers, lines_of[:, 1], color=MUTED, linewidth=1.5, linestyle=(0, (4, 3)), label="test set")
-    axes.set_xlim(-0.6, len(prior) - 0.4)
-    axes.set_ylabel("images (%)")
-    axes.set_xlabel("classes, largest first")
-    axes.set_title("Predicted class distribution")
-    figure.legend(frameon=False, ncols=5, loc="outside lower center", handlelength=1.6, handleheight=1, labelcolor=INK)
-    if len(prior) <= MAX_NAMED_CLASSES:
-        _name_classes(axes, prior, order)
+    _draw_bars(axes, ranking, predicted, tooltips)
+    centers = [bar.mean() for bar in bars]
+    lines = {"training set": (train, INK, "-"), "test set": (test, MUTED, (0, (4, 3)))}
+    for name, (values, color, style) in lines.items():
+        look: dict[str, Any] = {"marker": "o", "markersize": 2.5} if style == "-" else {}
+        axes.plot(
+            centers,
+            [values[bar].mean() for bar in bars],
+            color=color,
+            linewidth=1.5,
+            linestyle=style,
+            label=name,
+            **look,
+        )
+    axes.bar(0, 0, color=GROUP_COLORS["many"], label="predictions")
+    axes.set_ylim(0, 1.15 * max(axes.get_ylim()[1], 1e-9))
+    axes.set_ylabel("images of the class (%)")
+    axes.set_title("How often each class is predicted")
+    _label_groups(axes, ranking, {group: f"{group}-shot" for group in ranking.ranks})
+    figure.legend(frameon=False, ncols=3, loc="outside lower center", handlelength=1.6, handleheight=1, labelcolor=INK)
+    _draw_classes(axes, ranking)
     clean_axes(axes)
     return figure
 
 
-def _ranks(prior: ClassPrior, order: np.ndarray, groups: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Ranks in ``order`` of each group's classes, ascending; without empty groups."""
-    rank_of = np.argsort(order)  # (C,) label -> rank
-    ranks = {group: np.sort(rank_of[labels]) for group, labels in prior.groups(**groups).items()}
-    return {group: members for group, members in ranks.items() if len(members)}
+def _draw_bars(
+    axes: Axes, ranking: Ranking, values: np.ndarray, tooltips: Mapping[int, str], alpha: float = 1.0
+) -> None:
+    """Draw ``values`` (C,), largest class first, as bars, each the mean over its classes, ignoring nan."""
+    for group, bars in ranking.bars.items():
+        for bar in bars:
+            known = values[bar][~np.isnan(values[bar])]
+            width = 0.82 * len(bar) if len(values) <= MAX_SINGLE_BARS else len(bar)
+            height = known.mean() if len(known) else 0
+            look: dict[str, Any] = {"color": GROUP_COLORS[group], "linewidth": 0, "alpha": alpha}
+            (patch,) = axes.bar(bar.mean(), height, width, **look)
+            add_tooltip(patch, tooltips[int(bar[0])])
 
 
-def _bars(members: np.ndarray) -> list[np.ndarray]:
-    """The ranks that each bar covers."""
-    return np.array_split(members, min(len(members), MAX_BARS_PER_GROUP))
+def _label_groups(axes: Axes, ranking: Ranking, labels: Mapping[str, str]) -> None:
+    """A line of text above each group's bars, or, where a group is too narrow for it, all in the upper right corner."""
+    classes, characters = len(ranking.prior), 95  # that fit across the axis
+    if all(len(text) <= characters * len(ranking.ranks[group]) / classes for group, text in labels.items()):
+        for group, text in labels.items():
+            members = ranking.ranks[group]
+            x = (members[0] + members[-1]) / 2
+            axes.text(x, 0.99, text, transform=axes.get_xaxis_transform(), ha="center", va="top", fontsize=9, color=INK)
+        return
+    handles = [
+        Patch(color=GROUP_COLORS[group], label=text if text.startswith(group) else f"{group}-shot: {text}")
+        for group, text in labels.items()
+    ]
+    axes.legend(handles=handles, frameon=False, ncols=3, loc="upper right", handlelength=1, labelcolor=INK, fontsize=9)
 
 
-def _draw_bars(axes: Axes, members: np.ndarray, values: np.ndarray, color: str, **look: Any) -> None:
-    """Draw ``values`` (C,) as bars, each the mean over adjacent classes, ignoring nan."""
-    for bar in _bars(members):
-        known = values[bar][~np.isnan(values[bar])]
-        width = 0.82 * len(bar) if len(values) <= 100 else len(bar)
-        axes.bar(bar.mean(), known.mean() if len(known) else 0, width, color=color, linewidth=0, **look)
+def _draw_classes(axes: Axes, ranking: Ranking) -> None:
+    """The x axis: names of the classes, where they fit, or their ranks."""
+    classes = len(ranking.prior)
+    axes.set_xlim(-0.6, classes - 0.4)
+    if classes <= MAX_NAMED_CLASSES:
+        names = short_names([ranking.prior.names[label] for label in ranking.order])
+        upright = classes <= 12 and max(map(len, names)) <= 8
+        axes.set_xticks(range(classes), names, rotation=0 if upright else 90, fontsize=9, parse_math=False)
+        axes.set_xlabel("class, largest first")
+        return
+    widest = max(len(bar) for bars in ranking.bars.values() for bar in bars)
+    grouped = f"; each bar: mean of up to {widest:,} adjacent classes" if widest > 1 else ""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda rank, _: f"{rank + 1:,.0f}" if rank >= 0 else ""))
+    axes.set_xlabel(f"rank of the class by training images{grouped}")
 
 
-def _name_classes(axes: Axes, prior: ClassPrior, order: np.ndarray) -> None:
-    names = [_short(prior.names[label]) for label in order]
-    upright = len(prior) <= 12 and max(map(len, names)) <= 8
-    axes.set_xticks(range(len(prior)), names, rotation=0 if upright else 90, fontsize=8, parse_math=False)
-
-
-def plot_thumbnails(images: Sequence[np.ndarray], titles: Sequence[str], path: str | Path, columns: int = 8) -> None:
-    """Draw rows of images, each with a title of up to two lines.
+def plot_thumbnails(images: Sequence[np.ndarray], titles: Sequence[str], path: str | Path, columns: int = 6) -> None:
+    """Draw rows of images, each with a title of two parts, on lines of their own.
 
     Args:
         images: uint8 (H, W, 3) of any size.
+        titles: names separated by a line break; a long name takes two or three lines.
         path: PNG file to write.
     """
-    rows = -(-len(images) // columns)
-    figure = Figure(
-        figsize=(0.2 + 1.3 * columns, 1.75 * rows),
-        layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.04, wspace=0.01, hspace=0.01),
-    )
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in grid:
+    parts = ["\n".join(wrapped(name, 17) for name in short_names(title.split("\n"), 40)) for title in titles]
+    lines = [1 + part.count("\n") for part in parts]
+    cell, gap = WIDTH / columns, 0.06  # inches
+    heights = [cell + gap + 0.165 * max(lines[start : start + columns]) for start in range(0, len(images), columns)]
+    figure = Figure(figsize=(WIDTH, sum(heights)))
+    for place, (image, part) in enumerate(zip(images, parts, strict=True)):
+        row, column = divmod(place, columns)
+        x, y, side = column * cell + gap / 2, sum(heights[row + 1 :]) + gap / 2, cell - gap
+        axes = figure.add_axes((x / WIDTH, y / sum(heights), side / WIDTH, side / sum(heights)), anchor="N")
         axes.axis("off")
-    for axes, image, title in zip(grid, images, titles, strict=False):
         axes.imshow(image, interpolation="nearest")
-        short = "\n".join(_short(line, 18) for line in title.split("\n"))
-        axes.set_title(short, fontsize=7, color=INK, parse_math=False)
+        axes.set_title(part, fontsize=9, color=INK, parse_math=False, pad=3)
     save_png(figure, path, colors=None)
 
 
 def reliability_figure(bins: Sequence[Mapping[str, Any]], ece: float) -> Figure:
     """Reliability diagram: accuracy and calibration gap per confidence bin, above the histogram of confidences.
 
+    The top of a solid bar is the accuracy of the bin. The gap to the mean confidence is hatched: above the bar where
+    the model is overconfident, over the bar where it is underconfident.
+
     Args:
         bins: from `livt_hf.metrics.reliability_bins`.
         ece: expected calibration error in percent, for the title.
     """
-    figure = Figure(figsize=(5.2, 5.6), layout="constrained")
+    figure = Figure(figsize=(4.0, 5.0), layout="constrained")
     main, share = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     total = sum(bin_["count"] for bin_ in bins)
-    for bin_ in bins:
-        width = bin_["high"] - bin_["low"]
-        share.bar(bin_["low"], 100 * bin_["count"] / total, width * 0.92, align="edge", color="#aab4c2", linewidth=0)
-        if not bin_["count"]:
-            continue
-        bar = {"width": width * 0.92, "align": "edge"}
-        main.bar(bin_["low"], bin_["accuracy"], color=GROUP_COLORS["many"], linewidth=0, **bar)
-        gap = bin_["confidence"] - bin_["accuracy"]
-        kind = OVERCONFIDENT if gap > 0 else UNDERCONFIDENT
-        main.bar(bin_["low"], gap, bottom=bin_["accuracy"], linewidth=0.9, **bar, **kind)
+    for bin_ in (bin_ for bin_ in bins if bin_["count"]):
+        place: dict[str, Any] = {"width": 0.92 * (bin_["high"] - bin_["low"]), "align": "edge"}
+        accuracy, confidence = bin_["accuracy"], bin_["confidence"]
+        bars = [
+            *share.bar(bin_["low"], 100 * bin_["count"] / total, color=BAR, linewidth=0, **place),
+            *main.bar(bin_["low"], accuracy, color=GROUP_COLORS["many"], linewidth=0, **place),
+            *main.bar(
+                bin_["low"],
+                abs(confidence - accuracy),
+                bottom=min(accuracy, confidence),
+                **place,
+                **(OVERCONFIDENT if confidence > accuracy else UNDERCONFIDENT),
+            ),
+        ]
+        main.hlines(accuracy, bin_["low"], bin_["low"] + place["width"], color=INK, linewidth=1.8)
+        for bar in bars:
+            add_tooltip(
+                bar,
+                f"confidence {bin_['low']:.0f} to {bin_['high']:.0f} %, mean {confidence:.1f} %: accuracy "
+                f"{accuracy:.1f} %, {counted(bin_['count'], 'image')}",
+            )
     main.plot((0, 100), (0, 100), color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-    main.bar(0, 0, color=GROUP_COLORS["many"], label="accuracy")
-    main.bar(0, 0, label="overconfident", **OVERCONFIDENT)
-    main.bar(0, 0, label="underconfident", **UNDERCONFIDENT)
-    main.legend(frameon=False, loc="upper left", handlelength=1, handleheight=1, labelcolor=INK)
-    main.set_title(f"Reliability diagram, n = {total:,}, ECE {ece:.1f} %")
+    main.bar(0, 0, color=GROUP_COLORS["many"], label="accuracy (line: its height)")
+    main.bar(0, 0, label="overconfident by", **OVERCONFIDENT)
+    main.bar(0, 0, label="underconfident by", **UNDERCONFIDENT)
+    main.set_title(f"Reliability diagram, ECE {ece:.1f} %")
     main.set_ylabel("accuracy (%)")
-    main.set(xlim=(0, 100), ylim=(0, 100))
+    main.set(xlim=(0, 100), ylim=(0, 101))
     share.set_ylabel("images (%)")
-    share.set_xlabel("confidence (%)")
+    share.set_xlabel(f"confidence (%) of {counted(total, 'image')}")
+    figure.legend(
+        frameon=False, loc="outside lower center", ncols=1, handlelength=1.4, handleheight=1, labelcolor=INK, fontsize=9
+    )
     for axes in (main, share):
         clean_axes(axes)
     return figure
@@ -242,8 +326,10 @@ def plot_reconstructions(
         titles: one per column.
     """
     columns = len(originals)
+    names = [wrapped(name, 13) for name in short_names(titles or [], 36)]
+    lines = max((name.count("\n") + 1 for name in names), default=0)
     figure = Figure(
-        figsize=(0.4 + 1.25 * columns, 3.95 + 0.25 * bool(titles)),
+        figsize=(0.4 + 1.25 * columns, 3.95 + 0.2 * lines),
         layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01),
     )
     grid = figure.subplots(3, columns, squeeze=False)
@@ -255,9 +341,9 @@ def plot_reconstructions(
             axes.imshow(image, interpolation="nearest")
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
-            if row == 0 and titles:
-                axes.set_title(_short(titles[column], 16), fontsize=8, color=INK, parse_math=False)
-        grid[row, 0].set_ylabel(name, fontsize=9, color=INK)
+            if row == 0 and names:
+                axes.set_title(names[column], fontsize=11, color=INK, parse_math=False)
+        grid[row, 0].set_ylabel(name, fontsize=11, color=INK)
     save_png(figure, path, colors=None)
 
 
@@ -275,74 +361,16 @@ def loss_curve_figure(lines: Sequence[Mapping[str, float]]) -> Figure:
     losses = [(line["epoch"], line["loss"]) for line in lines if "loss" in line]
     probes = [(line["epoch"], line["probe_accuracy"]) for line in lines if "probe_accuracy" in line]
     figure = Figure(figsize=(7.2, 5.4 if probes else 3.4), layout="constrained")
-    curves = [(losses, "training loss", GROUP_COLORS["many"])]
+    curves = [(losses, "Training loss by epoch", "training loss", GROUP_COLORS["many"])]
     if probes:
-        curves.append((probes, "k-NN accuracy (%)", GROUP_COLORS["few"]))
+        curves.append((probes, "k-NN accuracy by epoch", "k-NN accuracy (%)", GROUP_COLORS["few"]))
     rows = figure.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, (points, name, color) in zip(rows, curves, strict=True):
+    for axes, (points, title, name, color) in zip(rows, curves, strict=True):
         if points:
             marker = "o" if len(points) < 30 else None  # a line needs two points
             axes.plot(*zip(*points, strict=True), color=color, linewidth=1.4, marker=marker, markersize=4)
+        axes.set_title(title)
         axes.set_ylabel(name)
         clean_axes(axes)
     rows[-1].set_xlabel("epoch")
     return figure
-
-
-def clean_axes(axes: Axes) -> None:
-    """Apply the common style: no frame, a light grid behind the bars, muted ticks."""
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(MUTED)
-    axes.grid(axis="y", color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(which="both", length=0, colors=MUTED, labelcolor=INK)
-    axes.yaxis.label.set(color=MUTED, fontsize=9)
-    axes.xaxis.label.set(color=MUTED, fontsize=9)
-    axes.title.set(color=INK, fontsize=11, fontweight="bold")
-
-
-def save_png(figure: Figure, path: str | Path, colors: int | None = 128, source: str | None = None) -> None:
-    """Write the figure as a PNG, with a palette (a third of the size) unless ``colors`` is None, as for photos.
-
-    Args:
-        source: what the figure shows; stored in the file.
-    """
-    canvas = FigureCanvasAgg(figure)
-    figure.set_dpi(DPI)
-    canvas.draw()
-    image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    if colors:
-        image = image.quantize(colors, dither=Image.Dither.NONE)
-    data = io.BytesIO()
-    text = PngInfo()
-    if source is not None:
-        text.add_itxt("Source", source)
-    image.save(data, "PNG", optimize=True, pnginfo=text)
-    write_bytes(Path(path), data.getvalue())
-
-
-# Chart colors -> CSS variables of the page.
-_PAGE_COLORS = {
-    INK: "var(--ink)",
-    MUTED: "var(--muted)",
-    GRID: "var(--line)",
-    "#aab4c2": "var(--bar)",
-    OVERCONFIDENT["facecolor"]: "var(--over)",
-    UNDERCONFIDENT["facecolor"]: "var(--under)",
-}
-
-
-def as_svg(figure: Figure) -> str:
-    """The figure as an inline `<svg>`: transparent, with selectable text and the page's colors."""
-    buffer = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "livt_hf", "font.family": ["DejaVu Sans", "sans-serif"]}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    for color, variable in _PAGE_COLORS.items():
-        text = text.replace(color, variable)
-    return text[text.index("<svg") :]
-
-
-def _short(name: str, length: int = 24) -> str:
-    name = " ".join(str(name).split())
-    return name if len(name) <= length else name[: length - 1] + "…"

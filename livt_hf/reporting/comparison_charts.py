@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..prior import GROUP_NAMES
-from .charts import GROUP_COLORS, INK, clean_axes, save_png
+from .chart_style import GROUP_COLORS, INK, clean_axes, save_png
 
 # Color-blind safe (Okabe and Ito, without yellow, with dark colors added).
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5b6472", "#8c510a", "#7b3294", "#1f2933")

@@ -20,6 +20,7 @@ from ..metrics import describe_groups
 from ..prior import GROUP_NAMES, ClassPrior
 from .blocks import (
     Block,
+    InMarkdown,
     Picture,
     Section,
     Share,
@@ -41,8 +42,21 @@ from .certainty import (
     selective_table,
     tta_sentence,
 )
-from .charts import as_svg, class_frequency_figure, plot_thumbnails, prediction_figure, reliability_figure, save_png
+from .chart_style import as_svg, save_png
+from .charts import class_frequency_figure, plot_thumbnails, prediction_figure, reliability_figure
+from .class_tables import (
+    CONFUSION,
+    CONFUSION_CAPTION,
+    CONFUSION_CSV,
+    LARGEST_FIRST,
+    PER_CLASS,
+    class_table,
+    confusion_csv,
+    confusion_figure,
+    per_class_csv,
+)
 from .coverage import coverage_sentences
+from .findings import calibration_step, findings
 from .pages import Tile, html_page, markdown_page
 from .provenance import measurement_blocks, public_name
 from .thumbnails import thumbnail
@@ -54,9 +68,11 @@ CHARTS = {  # file -> caption; every report and card has them
 }
 HARDEST = "hardest.png"
 RECONSTRUCTIONS = "reconstructions.png"
-GROUP_SENTENCE = (
-    "Group accuracy is the mean of per-class accuracies, so that every class counts equally; a dash means that the "
-    "group has no test images."
+GROUP_SENTENCE = "Group accuracy is the mean of per-class accuracies, so that every class counts equally."
+CLASS_SENTENCE = (
+    "The accuracy of a class is its recall: the share of its images that are predicted as it. Precision is the share "
+    "of its predictions that are right, F1 the harmonic mean of both; a dash means that a class has no test images, or "
+    f"no predictions. {PER_CLASS} has these numbers."
 )
 PRIOR_SENTENCE = (
     "Accuracy in percent under other class priors at test time: forward follows the long tail of the training set, "
@@ -67,7 +83,7 @@ PRIOR_SENTENCE = (
 
 
 def write_report(results: Mapping[str, Any], output_dir: str | Path, images: Sequence[np.ndarray] = ()) -> None:
-    """Write results.json, report.md with its charts, and the self-contained report.html.
+    """Write results.json, per_class.csv, confusion.csv, report.md with its charts, and the self-contained report.html.
 
     Args:
         results: from `evaluate_model`.
@@ -87,28 +103,34 @@ def write_report(results: Mapping[str, Any], output_dir: str | Path, images: Seq
     elements = {file: as_svg(figure) for file, figure in figures.items()}
     if "reconstructions" in results:
         source = data_uri((folder / RECONSTRUCTIONS).read_bytes())
-        elements[RECONSTRUCTIONS] = f'<img class="wide" alt="Masked reconstructions" src="{source}">'
+        elements[RECONSTRUCTIONS] = f'<div class="chart"><img alt="Masked reconstructions" src="{source}"></div>'
     sections = report_sections(results, images, elements)
-    page = (_title(results), _subtitle(results))
-    write_text(folder / "report.html", html_page(*page, _tiles(results), sections))
-    write_text(folder / "report.md", markdown_page(*page, sections))
+    page, lead = (_title(results), _subtitle(results)), findings(results)
+    write_text(folder / PER_CLASS, per_class_csv(results))
+    if results.get("confusion"):
+        write_text(folder / CONFUSION_CSV, confusion_csv(results))
+    write_text(folder / "report.html", html_page(*page, _tiles(results), sections, lead))
+    write_text(folder / "report.md", markdown_page(*page, sections, lead))
     write_text(folder / "results.json", text)
 
 
 def chart_figures(results: Mapping[str, Any]) -> dict[str, Figure]:
-    """The figures of `CHARTS` and, unless the results are of an earlier version, `SELECTIVE`, by file name."""
+    """The figures of `CHARTS` and, unless the results are of an earlier version, `SELECTIVE` and `CONFUSION`."""
     definition, counts = results["groups"]["definition"], results["class_counts"]
     figures = {
         "class_frequency.png": class_frequency_figure(counts, results["per_class"], definition),
         "predictions.png": prediction_figure(counts, results["test_counts"], results["predicted_counts"], definition),
         "reliability.png": reliability_figure(results["reliability"], results["ece"]),
     }
-    return figures | ({SELECTIVE: selective_figure(results["selective"])} if "selective" in results else {})
+    if "selective" in results:
+        figures[SELECTIVE] = selective_figure(results["selective"])
+    return figures | ({CONFUSION: confusion_figure(results)} if results.get("confusion") else {})
 
 
 def report_markdown(results: Mapping[str, Any], images: Sequence[np.ndarray] = ()) -> str:
     """The text of report.md."""
-    return markdown_page(_title(results), _subtitle(results), report_sections(results, images, {}))
+    sections = report_sections(results, images, {})
+    return markdown_page(_title(results), _subtitle(results), sections, findings(results))
 
 
 def _title(results: Mapping[str, Any]) -> str:
@@ -124,6 +146,7 @@ def _tiles(results: Mapping[str, Any]) -> list[Tile]:
             ("ece", "ECE (%)", "all"),
             ("mce", "MCE (%)", "all"),
         )
+        if results[key] is not None
     ]
 
 
@@ -141,10 +164,10 @@ def report_sections(
     sections = [
         Section("", [*summary_blocks(results), _metric_table(results)]),
         Section("Accuracy along the long tail", [frequency]),
-        Section("Confusion between groups", _group_confusion(results)),
-        Section("Most confused classes", [_confused_pairs(results)]),
+        *([Section("Confusion between groups", _group_confusion(results))] if len(_present(results)) > 1 else []),
+        Section("Most confused classes", _confusion(results, elements)),
         Section("Predicted class distribution", [predictions, _prediction_sentence(results)]),
-        Section("Calibration", [reliability]),
+        Section("Calibration", [reliability, *_calibration_sentence(results)]),
     ]
     if "selective" in results:
         picture = Picture(SELECTIVE_CAPTION, SELECTIVE, elements.get(SELECTIVE, ""))
@@ -152,7 +175,8 @@ def report_sections(
         sections.append(Section("Accuracy over coverage", blocks))
     if len(images):
         thumbnails = Picture("Most confident mistakes", HARDEST, _thumbnails(results, images))
-        sections.append(Section("Most confident mistakes", [_mistakes_sentence(results), thumbnails]))
+        files = InMarkdown([_mistakes_table(results)])
+        sections.append(Section("Most confident mistakes", [_mistakes_sentence(results), thumbnails, files]))
     if "reconstructions" in results:
         picture = Picture("Masked reconstructions", RECONSTRUCTIONS, elements.get(RECONSTRUCTIONS, ""))
         sections.append(Section("Masked reconstructions", [picture, results["reconstructions"]]))
@@ -160,7 +184,7 @@ def report_sections(
         rows = [(name, percent(of["accuracy"]), percent(of["shifted"])) for name, of in results["test_prior"].items()]
         table = Table(("Test distribution", "Uncorrected", "Prior-corrected"), rows, "lrr")
         sections.append(Section("Other test distributions", [PRIOR_SENTENCE, table]))
-    sections.append(Section("Per-class results", [_class_table(results)]))
+    sections.append(Section("Per-class results", [CLASS_SENTENCE, class_table(results)]))
     return [*sections, Section("Evaluation setup", measurement_blocks(results))]
 
 
@@ -195,16 +219,46 @@ def knn_sentence(results: Mapping[str, Any]) -> str | None:
 
 
 def certainty_sentences(results: Mapping[str, Any]) -> list[str]:
-    """What the intervals are, and which test-time ensembling was used."""
-    return [sentence for sentence in (interval_sentence(results), tta_sentence(results.get("tta"))) if sentence]
+    """Which groups the table leaves out, what the intervals are, and which test-time ensembling was used."""
+    sentences = (*empty_group_sentences(results), interval_sentence(results), tta_sentence(results.get("tta")))
+    return [sentence for sentence in sentences if sentence]
 
 
 def _accuracy_table(results: Mapping[str, Any]) -> Table:
     words, measured = describe_groups(results["groups"]["definition"]), _classes_measured(results)
     shown = {name: percent_range(results[name], interval_of(results, name)) for name in ("accuracy", *GROUP_NAMES)}
     rows: list[tuple] = [("All images", Strong(shown["accuracy"]), measured["all"], "")]
-    rows += [(f"{name}-shot".capitalize(), shown[name], measured[name], words[name]) for name in GROUP_NAMES]
+    rows += [
+        (f"{name}-shot".capitalize(), shown[name], measured[name], words[name])
+        for name in GROUP_NAMES
+        if results[name] is not None
+    ]
     return Table(("", "Accuracy (%)", "Classes", "Definition"), rows, "lrrl")
+
+
+def empty_group_sentences(results: Mapping[str, Any]) -> list[str]:
+    """Which groups are in no table, because they have no classes or no test images."""
+    words, members = describe_groups(results["groups"]["definition"]), _group_sizes(results)
+    sentences = []
+    if empty := [f"{name}-shot ({words[name]})" for name in GROUP_NAMES if not members[name]]:
+        sentences.append(
+            f"No class is {' or '.join(empty)}. With --group_by rank, livt finetune takes the largest and the smallest "
+            "classes instead, so that no group is empty."
+        )
+    if untested := [f"{name}-shot ({words[name]})" for name in GROUP_NAMES if members[name] and results[name] is None]:
+        sentences.append(f"No class that is {' or '.join(untested)} has test images.")
+    return sentences
+
+
+def _group_sizes(results: Mapping[str, Any]) -> dict[str, int]:
+    groups = ClassPrior(results["class_counts"]).groups(**results["groups"]["definition"])
+    return {name: len(labels) for name, labels in groups.items()}
+
+
+def _present(results: Mapping[str, Any]) -> list[str]:
+    """The groups that have classes."""
+    sizes = _group_sizes(results)
+    return [name for name in GROUP_NAMES if sizes[name]]
 
 
 def _classes_measured(results: Mapping[str, Any]) -> dict[str, str]:
@@ -242,7 +296,9 @@ def _metric_table(results: Mapping[str, Any]) -> Table:
         (
             "PDC",
             "–" if results["pdc"] is None else f"{results['pdc']:.3f}",
-            "0: predicted class distribution equals the test set's; 1: as far from it as the training set's",
+            "undefined: the class distribution of the test set is that of the training set, up to chance"
+            if results["pdc"] is None
+            else "0: predicted class distribution equals the test set's; 1: as far from it as the training set's",
         ),
     ]
     return Table(("Other metrics", "", ""), rows, "lrl")
@@ -250,13 +306,26 @@ def _metric_table(results: Mapping[str, Any]) -> Table:
 
 def _group_confusion(results: Mapping[str, Any]) -> list[str | Table]:
     rows = []
-    for true in GROUP_NAMES:
-        counts = [results["group_confusion"][true][predicted] for predicted in GROUP_NAMES]
-        total = sum(counts)
-        shares = [Share(100 * count / total) if total else percent(None) for count in counts]
-        rows.append((f"{true}-shot", *shares, f"{total:,}"))
-    table = Table(("True group", *(f"→ {group}" for group in GROUP_NAMES), "Images"), rows, "lrrrr", "matrix")
+    present = _present(results)
+    for true in (name for name in present if results[name] is not None):
+        counts = [results["group_confusion"][true][predicted] for predicted in present]
+        shares = [Share(100 * count / sum(counts)) for count in counts]
+        rows.append((f"{true}-shot", *shares, f"{sum(counts):,}"))
+    header = ("True group", *(f"→ {group}" for group in present), "Images")
+    table = Table(header, rows, "l" + "r" * (len(present) + 1), "matrix")
     return [table, "Rows: group of the true class; columns: group of the predicted class, in percent of the row."]
+
+
+def _confusion(results: Mapping[str, Any], elements: Mapping[str, str]) -> list[Block]:
+    """The most confused classes, and the whole matrix where the results have it."""
+    blocks: list[Block] = [_confused_pairs(results)]
+    if results.get("confusion"):
+        blocks += [
+            Picture(CONFUSION_CAPTION, CONFUSION, elements.get(CONFUSION, "")),
+            f"Rows: true class; columns: predicted class, in percent of the row. {LARGEST_FIRST} {CONFUSION_CSV} has "
+            "the numbers of images.",
+        ]
+    return blocks
 
 
 def _confused_pairs(results: Mapping[str, Any]) -> str | Table:
@@ -267,21 +336,6 @@ def _confused_pairs(results: Mapping[str, Any]) -> str | Table:
         for pair in results["confused_pairs"]
     ]
     return Table(("Class", "Predicted as", "Images", "Of the class (%)"), rows, "llrr")
-
-
-def _class_table(results: Mapping[str, Any]) -> Table:
-    """Every class, largest first."""
-    prior = ClassPrior(results["class_counts"])
-    members = prior.groups(**results["groups"]["definition"])
-    group_of = {int(label): group for group, labels in members.items() for label in labels}
-    rows = []
-    for label in sorted(range(len(prior)), key=lambda label: -prior.counts[label]):
-        name = prior.names[label]
-        tested, predicted = results["test_counts"][name], results["predicted_counts"][name]
-        accuracy = percent(results["per_class"][name])
-        rows.append((name, f"{prior.counts[label]:,}", group_of[label], f"{tested:,}", f"{predicted:,}", accuracy))
-    header = ("Class", "Training images", "Group", "Test images", "Predicted", "Accuracy (%)")
-    return Table(header, rows, "lrlrrr", "sortable")
 
 
 def data_name(results: Mapping[str, Any]) -> str:
@@ -322,25 +376,48 @@ def _counts_sentence(results: Mapping[str, Any]) -> str:
 def _prediction_sentence(results: Mapping[str, Any]) -> str:
     tested = [name for name, images in results["test_counts"].items() if images]
     never = sum(results["predicted_counts"][name] == 0 for name in tested)
-    return f"Never predicted: {never:,} of the {counted(len(tested), 'class')} with test images."
+    if not never:
+        return f"All {counted(len(tested), 'tested class')} were predicted at least once."
+    return f"Never predicted: {never:,} of {counted(len(tested), 'tested class')}."
+
+
+def _calibration_sentence(results: Mapping[str, Any]) -> list[str]:
+    step = calibration_step(results)
+    return [f"To calibrate: {step}."] if step else []
 
 
 def _mistakes_sentence(results: Mapping[str, Any]) -> str:
     group = results["hardest_images"][0]["group"]
     return (
-        f"High-confidence errors on {group}-shot classes: typical confusions of rare classes, and possible label "
-        "errors."
+        f"High-confidence errors on {group}-shot classes only: typical confusions of rare classes, and possible label "
+        "errors. livt dataset check --model lists doubtful labels of all classes."
     )
+
+
+def _mistakes_table(results: Mapping[str, Any]) -> Table:
+    """The files of the pictures, in their order."""
+    header = ("Image", "Class", "Predicted as", "Confidence (%)")
+    rows = [
+        (_image_name(entry), entry["true"], entry["predicted"], percent(entry["confidence"]))
+        for entry in results["hardest_images"]
+    ]
+    return Table(header, rows, "lllr")
+
+
+def _image_name(entry: Mapping[str, Any]) -> str:
+    """The file of an image, or its place in the split where it has none, or in results of earlier versions."""
+    return entry.get("path") or f"image {entry['index']}"
 
 
 def _thumbnails(results: Mapping[str, Any], images: Sequence[np.ndarray]) -> str:
     figures = (
         thumbnail(
             image,
-            f"image {entry['index']}",
+            _image_name(entry),
             entry["true"],
             f"predicted as {entry['predicted']}",
-            f"{entry['confidence']:.0f} % confidence, image {entry['index']}",
+            f"{entry['confidence']:.0f} % confidence",
+            _image_name(entry),
         )
         for entry, image in zip(results["hardest_images"], images, strict=True)
     )

@@ -86,7 +86,8 @@ def version_words(libraries: Mapping[str, str]) -> str:
 
 
 def public_name(name: Any) -> str:
-    """The name on one line; paths that cannot be the id of a repository are reduced to their last component."""
+    """The name on one line. A local folder, and a path that cannot be the id of a repository, is reduced to its last
+    component."""
     name = " ".join(str(name).split())
-    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 and "://" not in name
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 and "://" not in name or os.path.isdir(name)
     return Path(name).name or Path(name).resolve().name if is_path else name

@@ -9,7 +9,8 @@ from typing import Any
 from ..files import read_metrics, read_run, write_text
 from .blocks import Block, Picture, Section, Table, data_uri
 from .card import LOSS_CURVE, NOT_EVALUATED, RECONSTRUCTIONS, hyperparameters, loss_sentence
-from .charts import as_svg, loss_curve_figure, save_png
+from .chart_style import as_svg, save_png
+from .charts import loss_curve_figure
 from .coverage import coverage_sentences
 from .pages import html_page, markdown_page
 from .provenance import measurement_blocks, public_name
@@ -40,7 +41,8 @@ def _sections(folder: Path, description: Mapping[str, Any]) -> list[Section]:
         save_png(figure, folder / LOSS_CURVE)
         sections.append(Section("Training loss", [sentence, Picture("Loss by epoch", LOSS_CURVE, as_svg(figure))]))
     if reconstructions.is_file():
-        image = f'<img class="wide" alt="Masked reconstructions" src="{data_uri(reconstructions.read_bytes())}">'
+        source = data_uri(reconstructions.read_bytes())
+        image = f'<div class="chart"><img alt="Masked reconstructions" src="{source}"></div>'
         sections.append(Section("Masked reconstructions", [Picture("Masked reconstructions", RECONSTRUCTIONS, image)]))
     if counts := description.get("class_counts"):
         by_size = sorted(counts.items(), key=lambda item: -item[1])

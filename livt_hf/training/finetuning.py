@@ -28,7 +28,7 @@ from ..models.compilation import check_compiler
 from ..models.loading import enable_gradient_checkpointing, load_classifier
 from ..optimization import Schedule
 from ..prior import ClassPrior
-from ..reporting.blocks import counted
+from ..reporting.blocks import counted, rounded
 from ..reporting.card import write_model_card
 from ..reporting.evaluation_report import write_report
 from ..reporting.training_report import write_training_report
@@ -109,7 +109,7 @@ def _finetune(args: FinetuneArguments, run: StageRun) -> dict[str, Any] | None:
                     kept["stopped_at"] = trainer.state.global_step  # by --early_stopping
                 run.record["kept"] = kept
                 value = f"{kept['metric']} {kept['value']:.1f} % on the validation split"
-                logger.info(f"keeping the weights of epoch {kept['epoch']:g}: {value}")
+                logger.info(f"keeping the weights of epoch {rounded(kept['epoch'])}: {value}")
             run.save(trained)
     if run.is_main:
         remove_best(run.folder)

@@ -37,7 +37,7 @@ from ..files import PREDICTIONS_FILE, RUN_FILE, check_folder, explain_failed_wri
 from ..hub.background import BackgroundPusher
 from ..hub.upload import check_repo_id
 from ..optimization import Schedule
-from ..reporting.blocks import counted
+from ..reporting.blocks import counted, rounded
 from .checkpoint import STATE_FILE, find_resume_checkpoint
 from .cpu import log_cpu
 from .record import RunOptions, read_checkpoint_record, stage_of
@@ -142,9 +142,10 @@ class StageRun(Run):
             what: model and data in words.
             processor: image processor to save with the model.
         """
+        epochs = rounded(schedule.steps / schedule.steps_per_epoch)
         logger.info(
             f"{what}: {counted(schedule.steps, 'step')} of {counted(schedule.global_batch_size, 'image')} "
-            f"({schedule.steps / schedule.steps_per_epoch:.4g} epochs), peak learning rate {schedule.peak_lr:.3g}; "
+            f"({epochs} epoch{'' if epochs == '1' else 's'}), peak learning rate {schedule.peak_lr:.3g}; "
             f"{describe_world(accelerator)}" + (f"; resumed from {checkpoint}" if checkpoint else "")
         )
         if accelerator.device.type == "cpu":

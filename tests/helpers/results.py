@@ -34,6 +34,12 @@ def naughty_results():
             "medium": {"many": 1, "medium": 2, "few": 0},
             "few": {"many": 0, "medium": 0, "few": 1},
         },
+        "confusion": {
+            "a|b": {},
+            list(NAUGHTY)[1]: {"a|b": 1},
+            list(NAUGHTY)[2]: {list(NAUGHTY)[2]: 2},
+            list(NAUGHTY)[3]: {list(NAUGHTY)[3]: 1},
+        },
         "confused_pairs": [{"true": list(NAUGHTY)[1], "predicted": "a|b", "images": 1, "share": 100.0}],
         "hardest_images": [
             {
@@ -43,6 +49,7 @@ def naughty_results():
                 "predicted": list(NAUGHTY)[1],
                 "confidence": 90.0,
                 "true_probability": 5.0,
+                "path": "my|images/test/<b>.jpg",
             }
         ],
         "test_counts": dict(zip(NAUGHTY, (0, 1, 2, 1), strict=True)),

@@ -115,6 +115,14 @@ def test_only_paths_are_reduced(name, public):
     assert public_name(name) == public
 
 
+def test_a_local_folder_is_reduced_even_if_it_could_be_a_repository(tmp_path, monkeypatch):
+    """So that `livt finetune` and `livt evaluate --model runs/classifier` title their reports alike."""
+    (tmp_path / "runs" / "classifier").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert public_name("runs/classifier") == "classifier"
+    assert public_name("runs/other") == "runs/other"
+
+
 def test_words_of_a_command_are_reduced_each():
     assert public_command("livt predict --model=/x/m ../new/*.jpg a/b --lr 1e-3") == (
         "livt predict --model=m '*.jpg' a/b --lr 1e-3"

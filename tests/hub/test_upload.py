@@ -12,7 +12,16 @@ from helpers.tiny_models import FAMILIES, save_tiny
 from livt_hf.data.transforms import image_processor
 from livt_hf.hub.upload import check_model_folder, push_folder
 
-NOT_PUBLISHED = ("training_args.bin", "optimizer.pt", "run.json", "bad_images.log", "notes.txt", "model.pkl", ".env")
+NOT_PUBLISHED = (
+    "training_args.bin",
+    "optimizer.pt",
+    "run.json",
+    "bad_images.log",
+    "notes.txt",
+    "model.pkl",
+    ".env",
+    "predictions.csv",
+)
 
 
 def push(folder, **options):
@@ -25,6 +34,8 @@ def test_a_push_is_one_commit_of_exactly_the_published_files(hub, folder):
         (folder / name).write_text("not for the public")
     (folder / "evaluation").mkdir()
     (folder / "evaluation" / "results.json").write_text("{}")
+    for name in ("evaluation/per_class.csv", "confusion.csv"):
+        (folder / name).write_text("class,group")
     (folder / "examples").mkdir()
     for name in ("few shot.JPG", "notes.txt"):
         (folder / "examples" / name).write_text(name)
@@ -34,8 +45,8 @@ def test_a_push_is_one_commit_of_exactly_the_published_files(hub, folder):
     assert url == f"{hub.endpoint}/{REPO}"
     repository = hub.model(REPO)
     assert repository.messages == ["initial commit", "First model"]
-    names = ["README.md", "config.json", "evaluation/results.json", "examples/few shot.JPG"]
-    names += ["model.safetensors", "preprocessor_config.json"]
+    names = ["README.md", "config.json", "confusion.csv", "evaluation/per_class.csv", "evaluation/results.json"]
+    names += ["examples/few shot.JPG", "model.safetensors", "preprocessor_config.json"]
     assert sorted(repository.files()) == [".gitattributes", *names]
     assert all(repository.files()[name] == (folder / name).read_bytes() for name in names)
     push(folder)

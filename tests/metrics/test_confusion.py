@@ -7,6 +7,7 @@ import pytest
 
 from helpers.paths import FIXTURES
 from livt_hf.metrics import (
+    class_confusion,
     confused_pairs,
     group_confusion,
     hardest_images,
@@ -39,6 +40,23 @@ def test_prediction_calibration_by_hand():
     assert prediction_calibration([0, 0, 1, 1], [0, 0, 0, 1], [3, 1]) == pytest.approx(1.0)
     assert prediction_calibration([0, 0, 1, 1], [1, 0, 1, 0], [3, 1]) == 0.0
     assert prediction_calibration([0, 0, 0, 1], [0, 0, 0, 0], [3, 1]) is None  # the prior is that of the test
+
+
+def test_prediction_calibration_is_undefined_where_the_test_set_differs_from_the_prior_by_chance():
+    # KL(51 % || 50 %) = 2.0e-4 is below 1 / 200, the mean for 100 images: the quotient would be 125.
+    labels = [0] * 51 + [1] * 49
+    predictions = [0] * 62 + [1] * 38
+    assert prediction_calibration(labels, predictions, [50, 50]) is None
+    assert prediction_calibration(labels * 100, predictions * 100, [50, 50]) == pytest.approx(124.8, abs=0.5)
+
+
+def test_class_confusion_by_hand():
+    assert class_confusion(LABELS, PREDICTIONS, COUNTS) == {
+        "a": {"a": 2, "b": 1, "c": 1},
+        "b": {"a": 1, "b": 1},
+        "c": {"a": 1, "c": 1},
+        "d": {"a": 1, "b": 1},
+    }
 
 
 def test_groups_by_hand():
@@ -90,7 +108,7 @@ def test_means_over_classes_by_hand():
     assert long_tail_accuracy([0, 1], [0, 0], [9, 8])["harmonic_mean"] == 0.0
 
 
-@pytest.mark.parametrize("function", [prediction_calibration, group_confusion, confused_pairs])
+@pytest.mark.parametrize("function", [prediction_calibration, group_confusion, confused_pairs, class_confusion])
 def test_bad_input_is_named(function):
     with pytest.raises(ValueError, match="predictions: value 4 at position 1 is out of range"):
         function([0, 1], [0, 4], COUNTS)

@@ -77,19 +77,19 @@ def test_whole_files(written):
 def test_the_tables_have_the_results(page):
     names = [" ".join(name.split()) for name in NAUGHTY]
     expected = [
-        ["Many-shot", "–", "0 of 1", "more than 20 training images"],
         ["Medium-shot", "25.0 (0.0–50.0)", "2", "5 to 20 training images"],
         ["medium-shot", "33.3", "66.7", "0.0", "3"],
-        ["many-shot", "–", "–", "–", "0"],
         ["Harmonic mean (%)", "0.0", "over tested classes; 0 if any of them is"],
         ["Worst class (%)", "0.0", "1 of 3 classes without a correct prediction"],
         ["Top-5 accuracy (%)", "–", "reported for more than five classes"],
         [names[1], "a|b", "1", "100.0"],
         ["forward 50", "61.2", "70.0"],
-        [names[2], "10", "medium", "2", "2", "50.0"],
+        [names[2], "10", "medium", "2", "2", "50.0", "50.0", "50.0"],
+        [names[1], "10", "medium", "1", "0", "0.0", "–", "0.0"],
     ]
     for row in expected:
         assert row in page.rows
+    assert not [row for row in page.rows if row[0].lower() == "many-shot"]  # a group without test images
 
 
 def test_the_page_is_self_contained(page):
@@ -107,11 +107,11 @@ def test_names_cannot_start_markup_or_scripts(page):
     assert f"script-src 'sha256-{digest}'" in policy
     assert "default-src 'none'" in policy
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
-    assert escape_html("a\r\n\tb\u202e<\"'&") == "a b &lt;&quot;&#x27;&amp;"
+    assert escape_html("a\r\n\tb\u202e<\"'&") == "a b\\u202e&lt;&quot;&#x27;&amp;"
 
 
 def test_charts_take_their_colors_from_the_page(page, written):
-    assert sum(tag == "svg" for tag, _ in page.tags) == 4
+    assert sum(tag == "svg" for tag, _ in page.tags) == 5
     text = (written / "report.html").read_text()
     assert "var(--ink)" in text
     assert "#1f2933" not in text.split("</style>")[1]
@@ -149,18 +149,19 @@ def test_report_tables():
     report = report_markdown(naughty_results())
     lines = report.splitlines()
     start = lines.index("|  | Accuracy (%) | Classes | Definition |")
-    assert lines[start + 2 : start + 6] == [
+    assert lines[start + 2 : start + 5] == [
         "| All images | **50.0 (12.2–87.8)** | 3 of 4 |  |",
-        "| Many-shot | – | 0 of 1 | more than 20 training images |",
         "| Medium-shot | 25.0 (0.0–50.0) | 2 | 5 to 20 training images |",
         "| Few-shot | 100.0 (2.5–100.0) | 1 | fewer than 5 training images |",
     ]
-    start = lines.index("| Class | Training images | Group | Test images | Predicted | Accuracy (%) |")
+    start = lines.index(
+        "| Class | Training images | Group | Test images | Predicted | Accuracy (%) | Precision (%) | F1 (%) |"
+    )
     assert lines[start + 2 : start + 6] == [
-        "| a&#124;b | 30 | many | 0 | 1 | – |",
-        "| &#96;&#60;script&#62;alert(1)&#60;/script&#62;&#96; &#35; big | 10 | medium | 1 | 0 | 0.0 |",
-        "| 😀 &#91;x&#93;(http:&#47;&#47;y) &#64;me | 10 | medium | 2 | 2 | 50.0 |",
-        "| &#36;math&#36; &#95;it&#95; a_b | 2 | few | 1 | 1 | 100.0 |",
+        "| a&#124;b | 30 | many | 0 | 1 | – | 0.0 | – |",
+        "| &#96;&#60;script&#62;alert(1)&#60;/script&#62;&#96; &#35; big | 10 | medium | 1 | 0 | 0.0 | – | 0.0 |",
+        "| 😀 &#91;x&#93;(http:&#47;&#47;y) &#64;me | 10 | medium | 2 | 2 | 50.0 | 50.0 | 50.0 |",
+        "| &#36;math&#36; &#95;it&#95; a_b | 2 | few | 1 | 1 | 100.0 | 100.0 | 100.0 |",
     ]
     assert "4 images of my&#124;images (test split)." in report
     assert "Trained from scratch with loss bal&#95;ce" not in report  # an underscore within a word is harmless
@@ -169,15 +170,18 @@ def test_report_tables():
 
 
 def test_results_of_an_earlier_version_have_no_intervals_and_no_selective_accuracy(tmp_path):
-    results = {
-        name: value for name, value in naughty_results().items() if name not in ("tta", "intervals", "selective")
-    }
+    newer = ("tta", "intervals", "selective", "confusion")
+    results = {name: value for name, value in naughty_results().items() if name not in newer}
+    del results["hardest_images"][0]["path"]
     write_report(results, tmp_path)
     report = (tmp_path / "report.md").read_text()
     assert "| Medium-shot | 25.0 | 2 |" in report
     for words in ("confidence interval", "Test-time", "overage"):
         assert words not in report.replace("Coverage", "")
-    assert not (tmp_path / "selective.png").exists()
+    for file in ("selective.png", "confusion.png", "confusion.csv"):
+        assert not (tmp_path / file).exists()
+    image = np.zeros((4, 4, 3), dtype=np.uint8)
+    assert "| image 0 | &#36;math&#36; &#95;it&#95; a_b |" in report_markdown(results, [image])
 
 
 def test_intervals_and_test_time_ensembling_are_explained():
@@ -198,5 +202,23 @@ def test_a_report_that_cannot_be_written_as_json_leaves_the_old_one(tmp_path):
 
 
 def test_escaped_text_stays_on_one_line_and_in_one_direction():
-    assert escape_markdown("a\r\n\tb\x1b[31m\u202ec\u2028d") == "a b &#91;31m c d"
+    assert escape_markdown("a\r\n\tb\x1b[31m\u202ec\u2028d") == "a b &#91;31m&#92;u202ec d"
     assert code_block("a") == "```bash\na\n```"
+
+
+def test_groups_without_classes_and_undefined_figures_are_explained():
+    results = naughty_results() | {"pdc": None, "predicted_counts": dict.fromkeys(NAUGHTY, 1)}
+    results["class_counts"] = dict.fromkeys(NAUGHTY, 3) | {"a|b": 2}
+    report = report_markdown(results | {"medium": None, "many": None})
+    assert (
+        "No class is many-shot (more than 20 training images) or medium-shot (5 to 20 training images). With "
+        "--group_by rank, livt finetune takes the largest and the smallest classes instead, so that no group is "
+        "empty.\n"
+    ) in report
+    assert "## Confusion between groups" not in report
+    row = "| PDC | – | undefined: the class distribution of the test set is that of the training set, up to chance |"
+    assert row in report
+    assert "All 3 tested classes were predicted at least once." in report
+    assert "No class that is many-shot (more than 20 training images) has test images." in report_markdown(
+        naughty_results()
+    )

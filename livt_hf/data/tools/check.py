@@ -84,7 +84,8 @@ class CheckResult:
             lines += _listed([f"  {reason}" for reason in bad])
         pairs = Counter((split, other) for split, _, other, _ in self.shared)
         for (split, other), count in pairs.items():
-            lines.append(f"{count} images of {other} are also in {split}, which inflates the accuracy")
+            verb = "is" if count == 1 else "are"
+            lines.append(f"{counted(count, 'image')} of {other} {verb} also in {split}, which inflates the accuracy")
         lines += _listed([f"  {split} {name} = {other} {same}" for split, name, other, same in self.shared])
         if self.contradicting:
             copies = counted(len(self.contradicting), "training image")

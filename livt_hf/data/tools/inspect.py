@@ -18,8 +18,9 @@ from datasets import Dataset, DatasetDict
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
+from ...class_names import printable
 from ...prior import GROUP_NAMES, ClassPrior, describe_groups, group_definition
-from ...reporting.charts import GROUP_COLORS, INK, MUTED, clean_axes, save_png
+from ...reporting.chart_style import GROUP_COLORS, INK, MUTED, clean_axes, save_png
 from ..decoding import decode_image
 from ..long_tail import class_counts, dataset_labels
 from ..table import Rows
@@ -52,7 +53,8 @@ class InspectResult:
     unreadable: int
 
     def __str__(self) -> str:
-        ranked = sorted(self.class_counts.items(), key=lambda item: -item[1])
+        counts = ((printable(name), count) for name, count in self.class_counts.items())
+        ranked = sorted(counts, key=lambda item: -item[1])
         shown = ranked if len(ranked) <= 20 else [*ranked[:8], None, *ranked[-8:]]
         width = max(len(item[0]) for item in shown if item)
         largest, smallest = ranked[0][1], ranked[-1][1]

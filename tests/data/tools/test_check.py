@@ -22,7 +22,7 @@ def test_check_finds_bad_images_and_images_in_two_splits(photos, tmp_path, num_w
     assert found.sizes["train"].tolist() == [[60, 90], *[[60, 80]] * 3, *[[20, 16]] * 3]
     text = str(found)
     assert "train: 8 images, 1 cannot be read, 1 duplicate" in text
-    assert "1 images of test are also in train, which inflates the accuracy" in text
+    assert "1 image of test is also in train, which inflates the accuracy" in text
 
 
 def test_a_list_of_bad_images_is_written_and_named_only_if_there_are_some(photos, tmp_path, capsys):

@@ -68,3 +68,9 @@ def test_a_picture_of_another_dataset_is_kept(photos, tmp_path, monkeypatch, cap
     (tmp_path / "dataset.png").write_bytes(b"a photo of somebody")
     assert main([*words, "photos"]) == 2
     assert "shows something else" in capsys.readouterr().err
+
+
+def test_names_are_printed_in_one_direction(photos, tmp_path):
+    found = inspect_dataset(photos, tmp_path / "photos.png")
+    found.class_counts = {"a\u202eb": 3, "c": 2}
+    assert [line.split() for line in str(found).splitlines()[-2:]] == [["a\\u202eb", "3"], ["c", "2"]]
