@@ -16,7 +16,7 @@ import PIL.Image
 from datasets import Dataset, DatasetDict
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ...class_names import printable
 from ...prior import GROUP_NAMES, ClassPrior, describe_groups, group_definition
@@ -158,7 +158,7 @@ def _draw_frequency(axes: Axes, prior: ClassPrior, order: np.ndarray, labels_of:
         # From left to right, so that the names of narrow groups do not overlap
         x, side = ((0.02, "left"), (0.5, "center"), (0.98, "right"))[2 if place and place == len(names) - 1 else place]
         text = f"{name}-shot\n{counted(end - start, 'class')}"
-        look = {"fontsize": 9, "color": LABEL_COLORS[name], "fontweight": "bold"}
+        look: Any = {"fontsize": 9, "color": LABEL_COLORS[name], "fontweight": "bold"}
         axes.text(x, 0.98, text, ha=side, va="top", transform=axes.transAxes, **look)
         start = end
     axes.set(yscale="log", xlabel="classes, largest first", ylabel="training images (log scale)")
@@ -175,12 +175,12 @@ def _draw_biases(axes: Axes, prior: ClassPrior) -> None:
     axes.scatter(prior.pi, prior.log_prior, s=10, color=MUTED)
     axes.scatter(prior.pi, prior.log_odds, s=10, color=BCE_COLOR, zorder=3)
     axes.axhline(0, color=MUTED, linewidth=0.6)
-    label = {"textcoords": "offset points", "ha": "right", "fontsize": 9}
+    label: Any = {"textcoords": "offset points", "ha": "right", "fontsize": 9}
     axes.annotate("Bal-BCE: $\\log\\pi - \\log(1-\\pi)$", (0.93, 2.6), (-4, 6), color=BCE_COLOR, **label)
-    axes.annotate("Bal-CE: $\\log\\pi$", (0.99, -0.01), (0, -30), color=MUTED, **label)
-    axes.set(
-        xscale="log", xlabel="class prior $\\pi$ (log scale)", ylabel="bias (logits)", title="Logit bias of each class"
-    )
+    axes.annotate("Bal-CE: $\\log\\pi$", (0.99, -0.01), (0, -42), color=MUTED, **label)
+    axes.set(xscale="log", xlabel="class prior $\\pi$ (log scale)", ylabel="bias (logits)")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # exponents would be too small
+    axes.set_title("Logit bias of each class")
 
 
 def _draw_samples(figure: SubFigure, train: Dataset, prior: ClassPrior, order: np.ndarray) -> None:
