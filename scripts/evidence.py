@@ -13,25 +13,21 @@ import sys
 from pathlib import Path
 
 from documents import light
-from documents.figure import drawn, evidence_figure, stamp
+from documents.figure import drawn, evidence_figure
 from documents.page import FIGURE, evidence_page
 from documents.records import COMPARISONS, HELD_OUT, MODEL_CARDS, QUICKSTART, SETS, add, read_sets
 from documents.tables import quickstart_runs, quickstart_table, write_sections
 from livt_hf.files import read_json, read_run
-from livt_hf.reporting.charts import save_png
-from livt_hf.reporting.comparison_charts import plot_comparison
-from livt_hf.training.quickstart import run_name
+from livt_hf.reporting.chart_style import save_png
+from livt_hf.reporting.comparison_charts import quickstart_figure
 
 
 def write_documents() -> None:
     (MODEL_CARDS / "EVIDENCE.md").write_text(evidence_page(), encoding="utf-8")
     panels = [one for one in read_sets() if one.panel]
     save_png(evidence_figure(panels), MODEL_CARDS / FIGURE, source=drawn(panels))
-    runs = quickstart_runs()
-    bars = [{**run, "name": run_name(run["loss"], bool(run["pretrained"])).replace(", ", "\n")} for run in runs]
     picture = MODEL_CARDS / "images" / "quickstart.png"
-    plot_comparison(bars, picture)
-    stamp(picture, quickstart_table())
+    save_png(quickstart_figure(quickstart_runs()), picture, source=quickstart_table())
     write_sections()
 
 

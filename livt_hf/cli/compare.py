@@ -45,12 +45,13 @@ def run(argv: list[str]) -> int:
             raise ValueError(f"{single}: the runs differ in it; list the values with --{several}")
     check_hub_ids(args)
     hide_loading_bars()
-    from ..reporting.comparison_report import comparison_table, difference_sentences
+    from ..reporting.comparison_report import comparison_table, difference_sentences, verdict_sentences
     from ..training.comparison import compare
 
     axes = (args.losses, args.seeds, args.pretrained, args.model_sizes)
     comparison = compare(options, args.output_dir, *axes, post_hoc=args.post_hoc)
     if comparison is not None and int(os.environ.get("RANK", 0)) == 0:
-        lines = [comparison_table(comparison["rows"]), *difference_sentences(comparison)]
-        print("\n" + "\n\n".join(lines) + f"\n\nreport: {args.output_dir}/report.md")
+        verdict = [" ".join(sentences)] if (sentences := verdict_sentences(comparison)) else []
+        lines = [comparison_table(comparison["rows"]), *difference_sentences(comparison), *verdict]
+        print("\n" + "\n\n".join(lines) + f"\n\nreport: {args.output_dir}/report.html")
     return 0

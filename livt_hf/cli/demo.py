@@ -27,7 +27,9 @@ class DemoArguments(DataSource):
     split: str | None = option(
         None, "Split of the examples, the largest and smallest classes of --dataset (default: test, or validation)."
     )
-    port: int = option(7860, "Port, on this machine only.")
+    host: str = option("127.0.0.1", "Address to serve on; 0.0.0.0: other machines reach it, too.")
+    port: int = option(7860, "Port.")
+    share: bool = option(False, "Also serve at a public address of Gradio's, through its servers, for up to a week.")
     export_space: str | None = option(None, "New folder to write a Space for the Hub to, instead of serving.")
 
 
@@ -40,7 +42,9 @@ def run(argv: list[str]) -> int:
         mae=args.mae,
         dataset=args.dataset or None,
         split=args.split,
+        host=args.host,
         port=args.port,
+        share=args.share,
         export_space=args.export_space,
         **args.source_options(),
     )

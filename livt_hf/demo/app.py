@@ -21,7 +21,12 @@ import PIL.Image
 import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # no downloads
+THEME = gr.themes.Default(
+    font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+).set(  # no downloads
+    block_info_text_color="*neutral_500", block_info_text_color_dark="*neutral_300"
+)
+CSS = "#image img {width: 100%; height: 100%; object-fit: contain}"  # enlarges a small image
 COLUMNS = ["Class", "Training images", "Model (%)", "At target prior (%)"]
 TOP = 5
 BALANCED_LOSSES = ("bal_ce", "bal_bce", "lade")  # logits trained with them assume another prior than the training set's
@@ -145,13 +150,27 @@ def enlarge(image: PIL.Image.Image) -> PIL.Image.Image:
     return image.resize((image.width * factor, image.height * factor), PIL.Image.Resampling.BICUBIC)
 
 
+def readable(preprocess: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The same preprocessing of an upload, with a message on the page if it is not an image that can be read."""
+
+    def open_image(payload: Any) -> Any:
+        try:
+            return preprocess(payload)
+        except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError):  # what Pillow raises
+            name = getattr(payload, "orig_name", None) or "The file"
+            message = f"{name} is not an image that can be read; use a JPEG, PNG or WebP file."
+            raise gr.Error(html.escape(message), title="Not an image", print_exception=False) from None
+
+    return open_image
+
+
 def build_app(
     classifier: Classifier,
     title: str,
     examples: Sequence[tuple[PIL.Image.Image, str]] = (),
     reconstruct: Callable[[PIL.Image.Image | None], PIL.Image.Image | None] | None = None,
 ) -> gr.Blocks:
-    """Build the app; launch it with ``theme=THEME``.
+    """Build the app; launch it with ``theme=THEME, css=CSS``.
 
     Args:
         classifier: answers the requests.
@@ -165,13 +184,16 @@ def build_app(
         gr.HTML(f"<h2>{html.escape(title)}</h2>")
         with gr.Row():
             with gr.Column():
-                image = gr.Image(type="pil", label="Image", height=300, sources=["upload", "clipboard"])
+                image = gr.Image(
+                    type="pil", label="Image", height=300, sources=["upload", "clipboard"], elem_id="image"
+                )
+                setattr(image, "preprocess", readable(image.preprocess))  # noqa: B010  a method of one object
                 position = gr.Slider(
                     min(0.0, own),
                     max(1.0, own),
                     value=own,
                     step=0.01,
-                    label="Target class prior: 0 = training prior, 1 = uniform",
+                    label="Prior: 0 = training class frequencies, 1 = uniform",
                     info=f"At {own:g} the probabilities are the model's own.",
                     visible=exponent is not None,
                 )
@@ -183,11 +205,15 @@ def build_app(
         with gr.Row():
             with gr.Column():
                 gr.Markdown("Last-layer attention: brighter patches receive more")
-                attention = gr.Image(show_label=False, interactive=False, height=300)
+                attention = gr.Image(
+                    show_label=False, interactive=False, height=300, buttons=["download", "fullscreen"]
+                )
             if reconstruct is not None:
                 with gr.Column():
                     gr.Markdown("Masked patches, and their reconstruction by the masked autoencoder")
-                    masked = gr.Image(show_label=False, interactive=False, height=300)
+                    masked = gr.Image(
+                        show_label=False, interactive=False, height=300, buttons=["download", "fullscreen"]
+                    )
         if examples:
             gr.Markdown(
                 "Examples from the largest to the smallest class, with the number of training images; click one"
@@ -205,14 +231,18 @@ def build_app(
                 return examples[event.index][0]
 
             gallery.select(choose, None, image, api_name=False)
+            app.load(lambda: examples[0][0], None, image, api_name=False)  # the page opens with an answer
         shown = {"inputs": [image, position], "outputs": [label, table]}
-        image.change(classifier.classify, **shown, api_name="classify")
+        classified = image.change(classifier.classify, **shown, api_name="classify")
         position.change(
             classifier.classify, **shown, api_name=False, trigger_mode="always_last", show_progress="hidden"
         )
-        image.change(classifier.picture, image, attention, api_name="attention")
+        # After a success only: an image that cannot be read is reported once, and leaves no picture of the last one
+        classified.success(classifier.picture, image, attention, api_name="attention")
+        classified.failure(lambda: None, None, attention, api_name=False)
         if reconstruct is not None:
-            image.change(reconstruct, image, masked, api_name="reconstruct")
+            classified.success(reconstruct, image, masked, api_name="reconstruct")
+            classified.failure(lambda: None, None, masked, api_name=False)
     return app
 
 

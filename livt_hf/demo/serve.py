@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -35,12 +36,12 @@ APP = '''"""Space written by `livt demo --export_space`."""
 
 from pathlib import Path
 
-from demo_app import THEME, build_space
+from demo_app import CSS, THEME, build_space
 
 demo = build_space(Path(__file__).parent)
 
 if __name__ == "__main__":
-    demo.launch(theme=THEME)
+    demo.launch(theme=THEME, css=CSS)
 '''
 
 
@@ -50,7 +51,9 @@ def demo(
     mae: str | Path | None = None,
     dataset: str | Path | DatasetDict | None = None,
     split: str | None = None,
+    host: str = "127.0.0.1",
     port: int = 7860,
+    share: bool = False,
     export_space: str | Path | None = None,
     block: bool = True,
     **data_options: Any,
@@ -62,7 +65,9 @@ def demo(
         mae: folder or Hub id of a masked autoencoder that reconstructs masked patches; not part of a Space.
         dataset: source of the examples, and of the class counts if the model has none.
         split: split of the examples; by default the test split, or the validation split if there is no test split.
-        port: local port to serve on.
+        host: address to serve on; by default, only this machine reaches it.
+        port: port to serve on.
+        share: also serve at a public address of Gradio's, for up to a week.
         export_space: new folder. A local model is copied into it, a Hub model is referenced by its id.
         block: serve until interrupted.
         data_options: further arguments of `load_long_tailed`.
@@ -71,15 +76,15 @@ def demo(
         The launched app, or None after an export.
 
     Raises:
-        ValueError: gradio is not installed, or a model, dataset, split, port or folder cannot be used.
+        ValueError: gradio is not installed, or a model, dataset, split, address or folder cannot be used.
     """
     app = _import_app()
     if export_space is not None and mae is not None:
         raise ValueError("mae: a Space shows only the classifier; leave out --mae or --export_space")
     if export_space is not None:
         check_new_folder(export_space, "export_space")
-    if not 1 <= port <= 65535:
-        raise ValueError(f"port: {port}; give a number from 1 to 65535")
+    else:
+        _check_address(host, port)
     classifier, image_processor = load_classifier(model)
     examples: list[Example] = []
     if dataset is not None:
@@ -87,19 +92,40 @@ def demo(
         if getattr(classifier.config, "class_counts", None) is None and "train" in splits:
             classifier.config.class_counts = counts_by_model_name(splits["train"], classifier.config)
         examples = head_and_tail(splits[split or split_to_evaluate(splits, name)], classifier.config)
-    title = f"Image classifier {Path(model).name}"
+    title = f"{Path(model).resolve().name}: image classification"
     if export_space is not None:
         _write_space(Path(export_space), model, classifier, image_processor, title, examples)
         return None
     reconstruct = None if mae is None else _reconstruction(mae, app.enlarge)
     page = app.build_app(app.Classifier(classifier, image_processor), title, examples, reconstruct)
-    try:
-        page.launch(
-            server_name="127.0.0.1", server_port=port, theme=app.THEME, share=False, prevent_thread_lock=not block
-        )
-    except OSError as error:
-        raise ValueError(f"port: {port} cannot be used ({error}); choose another with --port") from None
+    # quiet: Gradio's own lines advise what only Python code can do
+    page.launch(
+        server_name=host,
+        server_port=port,
+        theme=app.THEME,
+        css=app.CSS,
+        share=share,
+        quiet=True,
+        prevent_thread_lock=True,
+    )
+    print(f"demo: http://{host}:{port}" + " (Ctrl+C stops it)" * block, flush=True)
+    if block:
+        page.block_thread()
     return page
+
+
+def _check_address(host: str, port: int) -> None:
+    """ValueError, before anything is loaded, if nothing can be served there."""
+    if not 1 <= port <= 65535:
+        raise ValueError(f"port: {port}; give a number from 1 to 65535")
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        raise ValueError(
+            f"port: {port} cannot be used on {host} ({error.strerror}); choose another --port or --host"
+        ) from None
 
 
 def _import_app() -> ModuleType:

@@ -34,7 +34,7 @@ class Share(float):
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of plain text, `Strong`, `Share` or `Markdown`.
+    """Rows of plain text, `Strong`, `Share`, `Markdown`, or a tuple of them.
 
     Attributes:
         alignment: "l" or "r" per column.
@@ -108,6 +108,8 @@ def _markdown(block: Block | Section) -> str:
 
 
 def _markdown_cell(cell: Any) -> str:
+    if isinstance(cell, tuple):
+        return " ".join(map(_markdown_cell, cell))
     if isinstance(cell, Share):
         return percent(cell)
     return f"**{escape_markdown(cell)}**" if isinstance(cell, Strong) else _markdown(cell)
@@ -150,7 +152,8 @@ def _html_cell(tag: str, cell: Any, side: str) -> str:
     attributes = ' class="number"' if side == "r" else ""
     if isinstance(cell, Share):
         return f'<{tag}{attributes} style="--share:{cell:.0f}%">{percent(cell)}</{tag}>'
-    text = f"<b>{escape_html(cell)}</b>" if isinstance(cell, Strong) else escape_html(cell)
+    parts = cell if isinstance(cell, tuple) else (cell,)
+    text = " ".join(f"<b>{escape_html(part)}</b>" if isinstance(part, Strong) else escape_html(part) for part in parts)
     return f"<{tag}{attributes}>{text}</{tag}>"
 
 

@@ -4,51 +4,132 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..prior import GROUP_NAMES
-from .chart_style import GROUP_COLORS, INK, clean_axes, save_png
+from ..losses import BALANCED_LOSSES, SHORT_NAMES
+from ..prior import GROUP_NAMES, describe_groups
+from .blocks import percent
+from .certainty import interval_of
+from .chart_style import GRID, GROUP_COLORS, INK, MUTED, clean_axes
 
 # Color-blind safe (Okabe and Ito, without yellow, with dark colors added).
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5b6472", "#8c510a", "#7b3294", "#1f2933")
 PANELS_PER_ROW = 2
+MEASURES = (*GROUP_NAMES, "accuracy")
+WIDTH = 8.6  # inches of every chart; a page shows them at about 860 pixels
+TEXT, SMALL = 10, 9  # points
 
 Curve = Mapping[float, float]  # accuracy in percent by epoch
 
 
-def plot_convergence(panels: Mapping[str, Mapping[str, Sequence[Curve]]], split: str, path: str | Path) -> None:
-    """Draw accuracy by epoch: mean over seeds as a line, range over seeds as a band.
+def accuracy_figure(
+    bars: Sequence[Mapping[str, Any]], title: str, groups: Mapping[str, str] | None = None, intervals: str = ""
+) -> Figure:
+    """Many-, medium-, few-shot and overall accuracy of each run, a panel each; the best of a panel in bold.
+
+    Args:
+        bars: one per run: ``name``, of one or two lines; ``many``, ``medium``, ``few``, ``accuracy`` in percent or
+            None; ``intervals``, ``{measure: (low, high)}``, of those that have one.
+        groups: the groups in words, from `describe_groups`.
+        intervals: what the intervals are.
+    """
+    lines = max(1 + bar["name"].count("\n") for bar in bars)
+    figure = _figure((0.22 + 0.14 * lines) * len(bars) + 1.3 + 0.16 * title.count("\n") + 0.3 * bool(groups), title)
+    y = np.arange(len(bars))
+    for axes, measure in zip(figure.subplots(1, len(MEASURES), sharey=True), MEASURES, strict=True):
+        values = [bar[measure] for bar in bars]
+        best = max((value for value in values if value is not None), default=None)
+        axes.barh(y, [value or 0.0 for value in values], 0.68, color=GROUP_COLORS[measure], linewidth=0)
+        for place, (bar, value) in enumerate(zip(bars, values, strict=True)):
+            low, high = (min(max(end, 0), 100) for end in bar["intervals"].get(measure, (value or 0, value or 0)))
+            if high > low:
+                axes.plot((low, high), (place, place), color=INK, linewidth=1.2)
+            look = {"va": "center_baseline", "fontsize": TEXT, "color": INK}
+            axes.text(high + 3, place, percent(value), weight="bold" if value == best else "normal", **look)
+        name = "all images" if measure == "accuracy" else f"{measure}-shot"
+        words = (groups or {}).get(measure, "").replace(" training", "\ntraining")
+        axes.set_title(name + f"\n{words}" * bool(words), loc="left", fontsize=SMALL, color=INK)
+        axes.set_yticks(y, [bar["name"] for bar in bars], parse_math=False)
+        axes.set_xlim(0, 132)
+        axes.set_xticks((0, 50, 100))
+        clean_axes(axes)
+        axes.grid(axis="y", visible=False)
+        axes.grid(axis="x", color=GRID, linewidth=0.8)
+        axes.tick_params(axis="x", labelsize=SMALL)
+        axes.tick_params(axis="y", labelsize=TEXT)
+    axes.set_ylim(len(bars) - 0.5, -0.5)  # the first run at the top
+    words = f"accuracy (%); lines: {intervals}" if intervals else "accuracy (%)"
+    figure.supxlabel(words, fontsize=SMALL, color=MUTED)
+    return figure
+
+
+def _figure(height: float, title: str) -> Figure:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
+    return figure
+
+
+def quickstart_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """The chart of the README: accuracy of each run, with the story in its title.
+
+    Args:
+        rows: results.json of the quickstart's runs, with 95 % confidence intervals if they have them.
+    """
+    bars: list[dict[str, Any]] = []
+    few: dict[str, list[float]] = {}
+    for row in rows:
+        kind = "balanced" if row["loss"] in BALANCED_LOSSES else "standard"
+        name = f"{SHORT_NAMES[row['loss']]} ({kind})" + ("" if row["pretrained"] else "\nnot pretrained")
+        known = {measure: interval for measure in MEASURES if (interval := interval_of(row, measure)) is not None}
+        bars.append({"name": name, **{measure: row[measure] for measure in MEASURES}, "intervals": known})
+        few.setdefault(kind if row["pretrained"] else "none", []).append(row["few"])
+    title = (
+        f"Rare digits recognized: {_range(few['standard'])} % with standard losses,\n{_range(few['balanced'])} % with "
+        f"balanced losses, {_range(few['none'])} % without masked pretraining"
+    )
+    intervals = "95 % confidence intervals" if any(bar["intervals"] for bar in bars) else ""
+    return accuracy_figure(bars, title, describe_groups(rows[0]["groups"]["definition"]), intervals)
+
+
+def _range(values: Sequence[float]) -> str:
+    """ "0.0 to 42.5", or one number."""
+    low, high = percent(min(values)), percent(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+def convergence_figure(panels: Mapping[str, Mapping[str, Sequence[Curve]]], split: str) -> Figure:
+    """Accuracy by epoch: mean over seeds as a line with its loss at the end, range over seeds as a band.
 
     Args:
         panels: ``{title: {loss: [curve of each seed]}}``; drawn at the epochs that all seeds of a loss have.
         split: evaluated split, for the axis label.
-        path: PNG file to write.
     """
     columns = min(len(panels), PANELS_PER_ROW)
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(1.2 + 4.6 * columns, 0.4 + 3.6 * rows), layout="constrained")
+    figure = _figure(0.6 + 3.0 * rows, f"Accuracy on the {split} split during training")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    colors = dict(
-        zip(dict.fromkeys(loss for curves in panels.values() for loss in curves), cycle(COLORS), strict=False)
-    )
+    colors = _colors(loss for curves in panels.values() for loss in curves)
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
+    highest = max(max(curve.values()) for curves in panels.values() for seeds in curves.values() for curve in seeds)
     for index, (axes, (title, curves)) in enumerate(zip(grid.flat, panels.items(), strict=False)):
+        axes.set_ylim(0, min(1.08 * highest, 102) or 1)
+        ends = []
         for loss, of_seeds in curves.items():
             epochs = sorted(set.intersection(*map(set, of_seeds)))
             accuracy = np.array([[curve[epoch] for epoch in epochs] for curve in of_seeds])  # (seeds, epochs)
-            look = {"color": colors[loss], "linewidth": 1.8, "marker": "o" if len(epochs) < 30 else None}
-            axes.plot(epochs, accuracy.mean(axis=0), label=loss, markersize=3, **look)
+            mean, marker = accuracy.mean(axis=0), "o" if len(epochs) < 30 else None
+            axes.plot(epochs, mean, color=colors[loss], linewidth=1.8, marker=marker, markersize=3)
             if len(of_seeds) > 1:
-                axes.fill_between(
-                    epochs, accuracy.min(axis=0), accuracy.max(axis=0), color=colors[loss], alpha=0.16, linewidth=0
-                )
-        axes.set_title(title, parse_math=False)
-        axes.set_ylim(bottom=0)
+                low, high = accuracy.min(axis=0), accuracy.max(axis=0)
+                axes.fill_between(epochs, low, high, color=colors[loss], alpha=0.16, linewidth=0)
+            ends.append((epochs[-1], float(mean[-1]), loss, colors[loss]))
+        label_ends(axes, ends, 2.2)
+        axes.set_title(title, loc="left", fontsize=TEXT, color=INK, parse_math=False)
         axes.set_xlim(left=0)
         axes.set_ylabel(f"{split} accuracy (%)")
         axes.label_outer()
@@ -56,31 +137,28 @@ def plot_convergence(panels: Mapping[str, Mapping[str, Sequence[Curve]]], split:
             axes.tick_params(labelbottom=True)
             axes.set_xlabel("epoch")
         clean_axes(axes)
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, ncols=5, loc="outside upper center", labelcolor=INK)
-    save_png(figure, path)
+    return figure
 
 
-def plot_model_size(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Draw accuracy by number of parameters: one line per loss and pretraining, error bars over seeds.
+def model_size_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Accuracy by number of parameters: one line per loss and pretraining, error bars over seeds.
 
     Args:
         rows: ``name``, ``pretraining``, ``parameters``, and ``accuracy`` as ``{"mean", "std" or None}`` in percent.
-        path: PNG file to write.
     """
-    figure = Figure(figsize=(8.6, 4.6), layout="constrained")
+    figure = _figure(4.2, "Test accuracy by model size")
     axes = figure.subplots()
     lines: dict[tuple[str, bool], list[Mapping[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: row["parameters"]):
         lines.setdefault((row["name"], row["pretraining"] != "none"), []).append(row)
-    colors = dict(zip(dict.fromkeys(row["name"] for row in rows), cycle(COLORS), strict=False))
-    both = len({pretrained for _, pretrained in lines}) > 1
-    for (name, pretrained), members in sorted(lines.items(), key=lambda line: list(colors).index(line[0][0])):
+    colors = _colors(row["name"] for row in rows)
+    both, ends = len({pretrained for _, pretrained in lines}) > 1, []
+    for (name, pretrained), members in lines.items():
+        x, means = [row["parameters"] / 1e6 for row in members], [row["accuracy"]["mean"] for row in members]
         axes.errorbar(
-            [row["parameters"] / 1e6 for row in members],
-            [row["accuracy"]["mean"] for row in members],
+            x,
+            means,
             yerr=[row["accuracy"]["std"] or 0 for row in members],
-            label=f"{name}, {'pretrained' if pretrained else 'from scratch'}" if both else name,
             color=colors[name],
             linestyle="-" if pretrained or not both else "--",
             linewidth=1.8,
@@ -88,42 +166,58 @@ def plot_model_size(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None
             markersize=4,
             capsize=2,
         )
+        text = f"{name}, {'pretrained' if pretrained else 'from scratch'}" if both else name
+        ends.append((x[-1], means[-1], text, colors[name]))
     sizes = sorted({row["parameters"] / 1e6 for row in rows})
     axes.set_xscale("log")
     axes.set_xticks(sizes, [f"{size:.3g}" for size in sizes])
     axes.set_xticks([], minor=True)
     axes.set_xlabel("parameters (millions, log scale)")
     axes.set_ylabel("accuracy (%)")
-    figure.legend(frameon=False, ncols=4, loc="outside upper center", fontsize=9, labelcolor=INK)
+    label_ends(axes, ends, 3.0)
     clean_axes(axes)
-    save_png(figure, path)
+    return figure
 
 
-def plot_comparison(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Draw many-, medium-, few-shot and overall accuracy of each run as grouped bars.
+def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], height: float) -> None:
+    """Name lines at their right ends, names that would overlap moved apart.
 
     Args:
-        rows: one per run: ``name``, and ``many``, ``medium``, ``few``, ``accuracy`` in percent or None; for a mean
-            over seeds also ``spread``, the standard deviations of these four.
-        path: PNG file to write.
+        ends: x and y of the last point, the name, and the color of each line. The limits of the y axis are set.
+        height: of the axes in inches, about.
     """
-    figure = Figure(figsize=(max(6.0, 1.7 + 1.5 * len(rows)), 4.0), layout="constrained")
-    axes = figure.subplots()
-    measures = (*GROUP_NAMES, "accuracy")
-    x, width = np.arange(len(rows)), 0.205
-    for index, measure in enumerate(measures):
-        heights = np.array([row[measure] for row in rows], dtype=float)  # None -> nan
-        left = x + (index - 1.5) * width
-        label = "all" if measure == "accuracy" else measure
-        axes.bar(left, heights, width * 0.9, color=GROUP_COLORS[measure], label=label, linewidth=0)
-        spread = np.array([row.get("spread", {}).get(measure) or 0.0 for row in rows])
-        axes.errorbar(left, heights, np.where(spread > 0, spread, np.nan), fmt="none", ecolor=INK, elinewidth=1)
-        for position, height, top in zip(left, heights, heights + spread, strict=True):
-            text = "-" if np.isnan(height) else f"{height:.0f}"
-            axes.text(position, np.nan_to_num(top) + 1, text, ha="center", va="bottom", fontsize=8, color=INK)
-    axes.set_xticks(x, [row["name"] for row in rows], fontsize=9, parse_math=False)
-    axes.set_ylim(0, 108)
-    axes.set_ylabel("test accuracy (%)")
-    figure.legend(frameon=False, ncols=4, loc="outside upper center", handlelength=1, handleheight=1, labelcolor=INK)
-    clean_axes(axes)
-    save_png(figure, path)
+    low, high = axes.get_ylim()
+    step = (high - low) * 1.25 * TEXT / 72 / height
+    places: list[float] = []
+    ranked = sorted(ends, key=lambda end: end[1])
+    for _, y, *_ in ranked:
+        places.append(max(y, places[-1] + step) if places else y)
+    limit = high - step / 2
+    for rank in reversed(range(len(places))):  # moves down what left the axes
+        places[rank] = min(places[rank], limit)
+        limit = places[rank] - step
+    right = max(x for x, *_ in ends)
+    for (_, y, name, color), place in zip(ranked, places, strict=True):
+        axes.annotate(
+            name,
+            (right, y),
+            (1.03, place),
+            xycoords="data",
+            textcoords=("axes fraction", "data"),
+            va="center",
+            fontsize=TEXT,
+            color=INK,
+            parse_math=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": color,
+                "linewidth": 1.0,
+                "relpos": (0, 0.5),
+                "shrinkA": 2,
+                "shrinkB": 4,
+            },
+        )
+
+
+def _colors(names: Any) -> dict[str, str]:
+    return dict(zip(dict.fromkeys(names), cycle(COLORS), strict=False))

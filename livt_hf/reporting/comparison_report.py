@@ -11,13 +11,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
+from ..class_names import printable
 from ..files import write_text
 from ..losses import LOSS_TITLES, SHORT_NAMES
 from ..metrics import describe_groups
 from ..metrics.bootstrap import FEWEST_DIFFERENT
-from .blocks import Markdown, Picture, Section, Table, escape_markdown, markdown_table, percent, to_markdown
-from .comparison_charts import plot_comparison, plot_convergence, plot_model_size
-from .provenance import measurement_blocks
+from .blocks import Block, Picture, Section, Strong, Table, data_uri, escape_html, percent, to_markdown
+from .chart_style import as_svg, save_png
+from .comparison_charts import accuracy_figure, convergence_figure, model_size_figure, quickstart_figure
+from .comparison_verdict import leaders, verdict
+from .pages import Tile, html_page, markdown_page
+from .provenance import measurement_blocks, public_name
+
+Charts = dict[str, tuple[str, Figure]]  # file -> caption, figure
 
 POST_HOC_NAMES = {"logit_adjustment": "LA", "tau_norm": "tau-norm"}
 MEASURES = {
@@ -89,68 +97,78 @@ def row_name(row: Mapping[str, Any]) -> str:
 
 # Tables
 
-_MARKDOWN = {"bold": "**{}**", "pm": " ± ", "up": " ↑", "down": " ↓", "dash": "–", "differs": " †"}
-_LATEX = {
-    "bold": r"\textbf{{{}}}",
-    "pm": r" $\pm$ ",
-    "up": r" $\uparrow$",
-    "down": r" $\downarrow$",
-    "dash": "--",
-    "differs": r"$^{\dagger}$",
-}
-
 
 def comparison_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows of `summarize` as the paper's table in Markdown, the best mean of each column in bold."""
-    header, cells = _table(rows, _MARKDOWN)
-    cells = [[escape_markdown(row[1]) if place == 1 else cell for place, cell in enumerate(row)] for row in cells]
-    return markdown_table(header, cells, "lll" + "r" * (len(header) - 3))
+    return to_markdown(comparison_block(rows))
+
+
+def comparison_block(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The same table as a block of a report."""
+    measures, best = _columns(rows)
+    header = ["Size", "Pretraining", "Loss", *(f"{name} {_ARROWS[key]}" for key, name in measures.items())]
+    cells = [[*_names(row), *(_cell(row, measure, best[measure]) for measure in measures)] for row in rows]
+    return Table(header, cells, "lll" + "r" * len(measures))
+
+
+def _cell(row: Mapping[str, Any], measure: str, best: float | None) -> Any:
+    mean, std = row[measure]["mean"], row[measure]["std"]
+    if mean is None:
+        return "–"
+    first = Strong(percent(mean)) if mean == best else percent(mean)
+    rest = ([f"± {percent(std)}"] if std is not None else []) + (["†"] if _differs(row, measure) else [])
+    return (first, *rest) if rest else first
 
 
 def latex_table(rows: Sequence[Mapping[str, Any]]) -> str:
     r"""The same table in LaTeX with booktabs, ``\midrule`` between sizes and pretrained models."""
-    header, cells = _table(rows, _LATEX)
+    measures, best = _columns(rows)
+    arrows = {"↑": r"$\uparrow$", "↓": r"$\downarrow$"}
+    header = ["Size", "Pretraining", "Loss", *(f"{name} {arrows[_ARROWS[key]]}" for key, name in measures.items())]
     lines = [
-        r"\begin{tabular}{lll" + "r" * (len(header) - 3) + "}",
+        r"\begin{tabular}{lll" + "r" * len(measures) + "}",
         r"\toprule",
         " & ".join(header) + r" \\",
         r"\midrule",
     ]
-    for place, row in enumerate(cells):
-        if place and row[:2] != cells[place - 1][:2]:
+    for place, row in enumerate(rows):
+        names = _names(row)
+        if place and names[:2] != _names(rows[place - 1])[:2]:
             lines.append(r"\midrule")
-        lines.append(" & ".join([row[0], _escape_latex(row[1]), *row[2:]]) + r" \\")
+        cells = (_latex_cell(row, measure, best[measure]) for measure in measures)
+        lines.append(" & ".join([names[0], _escape_latex(names[1]), names[2], *cells]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
-def _table(rows: Sequence[Mapping[str, Any]], marks: Mapping[str, str]) -> tuple[list[str], list[list[str]]]:
+def _latex_cell(row: Mapping[str, Any], measure: str, best: float | None) -> str:
+    mean, std = row[measure]["mean"], row[measure]["std"]
+    if mean is None:
+        return "--"
+    text = rf"\textbf{{{percent(mean)}}}" if mean == best else percent(mean)
+    text += "" if std is None else rf" $\pm$ {percent(std)}"
+    return text + (r"$^{\dagger}$" if _differs(row, measure) else "")
+
+
+_ARROWS = {measure: "↓" if measure in LOWER_IS_BETTER else "↑" for measure in MEASURES}
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], dict[str, float | None]]:
+    """The measures shown, with their names, and the best mean of each."""
     measures = shown_measures((row["accuracy"]["mean"], row["macro_accuracy"]["mean"]) for row in rows)
     best = {}
     for measure in measures:
         means = [row[measure]["mean"] for row in rows if row[measure]["mean"] is not None]
         best[measure] = (min if measure in LOWER_IS_BETTER else max)(means, default=None)
+    return measures, best
 
-    def cell(row: Mapping[str, Any], measure: str) -> str:
-        figure, difference = row[measure], (row.get("difference") or {}).get(measure)
-        if figure["mean"] is None:
-            return marks["dash"]
-        mean = percent(figure["mean"])
-        mean = marks["bold"].format(mean) if figure["mean"] == best[measure] else mean
-        text = mean if figure["std"] is None else f"{mean}{marks['pm']}{percent(figure['std'])}"
-        return text + marks["differs"] if difference and difference["significant"] else text
 
-    arrows = {measure: marks["down" if measure in LOWER_IS_BETTER else "up"] for measure in MEASURES}
-    header = ["Size", "Pretraining", "Loss", *(name + arrows[measure] for measure, name in measures.items())]
-    cells = [
-        [
-            f"{row['parameters'] / 1e6:.2f}M",
-            row["pretraining"],
-            row_name(row),
-            *(cell(row, measure) for measure in measures),
-        ]
-        for row in rows
-    ]
-    return header, cells
+def _names(row: Mapping[str, Any]) -> list[str]:
+    return [f"{row['parameters'] / 1e6:.2f}M", row["pretraining"], row_name(row)]
+
+
+def _differs(row: Mapping[str, Any], measure: str) -> bool:
+    difference = (row.get("difference") or {}).get(measure)
+    return bool(difference and difference["significant"])
 
 
 def _escape_latex(text: str) -> str:
@@ -165,68 +183,93 @@ def _escape_latex(text: str) -> str:
 
 
 def write_comparison(output_dir: Path, comparison: Mapping[str, Any]) -> None:
-    """Write table.md, table.tex, charts, report.md, and last results.json.
+    """Write table.md, table.tex, charts, report.md, report.html, and last results.json.
 
     Args:
         output_dir: an existing folder.
         comparison: what `compare` returns.
     """
     rows = comparison["rows"]
-    captions = draw_comparison(output_dir, rows, comparison["runs"])
+    charts = comparison_charts(rows, comparison["runs"], comparison["groups"]["definition"])
     explained = difference_sentences(comparison)
     write_text(output_dir / "table.md", "\n\n".join([comparison_table(rows), *map(to_markdown, explained)]) + "\n")
     write_text(output_dir / "table.tex", latex_table(rows) + "".join(f"% {sentence}\n" for sentence in explained))
-    write_text(output_dir / "report.md", comparison_report(comparison, captions))
+    for file, (_, figure) in charts.items():
+        save_png(figure, output_dir / file)
+    title = f"Loss comparison on {public_name(comparison['dataset'])}"
+    summary = " ".join(verdict_sentences(comparison))
+    sections = comparison_sections(comparison, charts)
+    write_text(output_dir / "report.md", markdown_page(title, summary, sections))
+    write_text(output_dir / "report.html", html_page(title, summary, _tiles(rows), sections))
     write_text(output_dir / "results.json", json.dumps(comparison, indent=2, ensure_ascii=False) + "\n")
 
 
 def draw_comparison(
-    output_dir: Path, rows: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]
+    output_dir: Path,
+    rows: Sequence[Mapping[str, Any]],
+    runs: Sequence[Mapping[str, Any]],
+    groups: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
-    """Draw accuracy.png, convergence.png (of more than one epoch) and model_size.png (of more than one size).
+    """Draw the charts of `comparison_charts` into an existing folder; file name -> caption."""
+    charts = comparison_charts(rows, runs, groups)
+    for file, (_, figure) in charts.items():
+        save_png(figure, output_dir / file)
+    return {file: caption for file, (caption, _) in charts.items()}
+
+
+def comparison_charts(
+    rows: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]], groups: Mapping[str, Any] | None = None
+) -> Charts:
+    """accuracy.png, convergence.png (of more than one epoch) and model_size.png (of more than one size).
 
     Args:
-        output_dir: an existing folder.
         rows: from `summarize`.
         runs: the runs of these rows, with their curves.
+        groups: definition of the shot groups, which the first chart then states.
 
     Returns:
-        File name -> caption, for the charts drawn.
+        File name -> caption and figure, for the charts that can be drawn.
     """
     panels = {(row["pretraining"], row["parameters"]): _panel_name(row, rows) for row in rows}
-    captions = {"accuracy.png": "Accuracy of each loss; error bars: standard deviation over seeds."}
+    spread = any(len(row["seeds"]) > 1 for row in rows)
+    caption = "Accuracy of each loss by shot group"
+    caption += "; error bars: standard deviation over seeds." if spread else "."
     bars = [_bar(row, panels[row["pretraining"], row["parameters"]]) for row in rows]
-    plot_comparison(bars, output_dir / "accuracy.png")
+    title, intervals = "Test accuracy by shot group", "standard deviation over seeds" if spread else ""
+    words = describe_groups(groups) if groups else None
+    charts = {"accuracy.png": (caption, accuracy_figure(bars, title, words, intervals))}
     trained = [run for run in runs if not run["post_hoc"]]
     if all(len(run["curve"]["epoch"]) > 1 for run in trained):
-        captions["convergence.png"] = _convergence_caption(trained)
         curves: dict[str, dict[str, list[dict[float, float]]]] = {}
         for run in trained:
             curve = dict(zip(run["curve"]["epoch"], run["curve"]["accuracy"], strict=True))
             losses = curves.setdefault(panels[run["pretraining"], run["parameters"]], {})
             losses.setdefault(SHORT_NAMES[run["loss"]], []).append(curve)
-        plot_convergence(curves, trained[0]["curve"]["split"], output_dir / "convergence.png")
+        figure = convergence_figure(curves, trained[0]["curve"]["split"])
+        charts["convergence.png"] = (_convergence_caption(trained), figure)
     sizes = {(row["pretraining"] == "none", row["parameters"]) for row in rows}
     if len(sizes) > len({from_scratch for from_scratch, _ in sizes}):
-        captions["model_size.png"] = "Accuracy by number of parameters."
-        plot_model_size([{**row, "name": row_name(row)} for row in rows], output_dir / "model_size.png")
-    return captions
+        figure = model_size_figure([{**row, "name": row_name(row)} for row in rows])
+        charts["model_size.png"] = ("Accuracy by number of parameters.", figure)
+    return charts
 
 
 def _bar(row: Mapping[str, Any], panel: str) -> dict[str, Any]:
     measures = ("many", "medium", "few", "accuracy")
-    return {
-        "name": "\n".join(filter(None, (row_name(row), *panel.split(", ")))),
-        **{measure: row[measure]["mean"] for measure in measures},
-        "spread": {measure: row[measure]["std"] for measure in measures},
+    intervals = {
+        measure: (row[measure]["mean"] - row[measure]["std"], row[measure]["mean"] + row[measure]["std"])
+        for measure in measures
+        if row[measure]["std"]
     }
+    name = "\n".join(filter(None, (row_name(row), panel)))
+    return {"name": name, **{measure: row[measure]["mean"] for measure in measures}, "intervals": intervals}
 
 
 def _panel_name(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     """Pretraining and size of a row, unless all rows share them."""
     words = []
     if len({other["pretraining"] for other in rows}) > 1:
-        words.append("no pretraining" if row["pretraining"] == "none" else row["pretraining"])
+        words.append("no pretraining" if row["pretraining"] == "none" else printable(row["pretraining"]))
     if len({other["parameters"] for other in rows}) > 1:
         words.append(f"{row['parameters'] / 1e6:.3g}M")
     return ", ".join(words)
@@ -240,12 +283,20 @@ def _convergence_caption(runs: Sequence[Mapping[str, Any]]) -> str:
     return caption
 
 
-def comparison_report(comparison: Mapping[str, Any], captions: Mapping[str, str]) -> str:
-    """The text of report.md.
+def verdict_sentences(comparison: Mapping[str, Any]) -> list[str]:
+    """Which row is best, how surely, and what to use; empty for a single row."""
+    rows = comparison["rows"]
+    names = [_full_name(row, rows) for row in rows]
+    differences = (comparison.get("differences") or {}).get("leaders", {})
+    return verdict(rows, names, differences, describe_groups(comparison["groups"]["definition"])["few"])
+
+
+def comparison_sections(comparison: Mapping[str, Any], charts: Charts) -> list[Section]:
+    """The sections of the report.
 
     Args:
         comparison: what `compare` returns.
-        captions: from `draw_comparison`.
+        charts: from `comparison_charts`, drawn into the folder of the report.
     """
     runs = comparison["runs"]
     measures = shown_measures((run["accuracy"], run["macro_accuracy"]) for run in runs)
@@ -256,24 +307,38 @@ def comparison_report(comparison: Mapping[str, Any], captions: Mapping[str, str]
         spread = f"Mean ± sample standard deviation (n - 1) over seeds {names}, on the same training images."
     else:
         spread = f"One seed ({seeds[0]}): a difference of a few points may be noise."
-    charts = [(Picture(caption.split(".")[0], file), Markdown(f"*{caption}*")) for file, caption in captions.items()]
-    sections = [
+    pictures: list[Block] = []
+    for file, (caption, figure) in charts.items():
+        pictures += [Picture(caption.split(".")[0], file, as_svg(figure)), caption]
+    return [
         Section(
-            "",
+            "Results",
             [
                 f"{_data_sentence(comparison)} All results are from the last epoch. {spread}",
-                Markdown(comparison_table(comparison["rows"])),
+                comparison_block(comparison["rows"]),
                 *difference_sentences(comparison),
                 f"{_groups_sentence(comparison)} Runs differ only in the loss, the seed and what the table names."
                 f"{_post_hoc_sentences(runs)}",
-                *(block for chart in charts for block in chart),
             ],
         ),
+        *([Section("Charts", pictures)] if pictures else []),
         *_difference_sections(comparison),
         Section("Individual runs", [Table(("Run", *measures.values()), figures, "l" + "r" * len(measures))]),
         Section("Evaluation setup", measurement_blocks(comparison)),
     ]
-    return f"# Loss comparison on {to_markdown(comparison['dataset'])}\n\n{to_markdown(*sections)}\n"
+
+
+def _tiles(rows: Sequence[Mapping[str, Any]]) -> list[Tile]:
+    """The best rows, in large figures."""
+    words = {"accuracy": ("all images", "all"), "macro_accuracy": ("all classes", "all"), "few": ("few-shot", "few")}
+    return [
+        (
+            percent(rows[best][measure]["mean"]),
+            escape_html(f"best on {words[measure][0]}: {_full_name(rows[best], rows)}"),
+            words[measure][1],
+        )
+        for measure, (best, _) in leaders(rows).items()
+    ]
 
 
 def difference_sentences(comparison: Mapping[str, Any]) -> list[str]:
@@ -324,42 +389,48 @@ def _full_name(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str
     return row_name(row) + (f" ({panel})" if panel else "")
 
 
-def quickstart_report(rows: Sequence[Mapping[str, Any]], published: Mapping[str, Any], caption: str) -> str:
-    """The text of the quickstart's report.md, beside comparison.png, reconstructions.png and the folder livt-digits.
+def write_quickstart(
+    output_dir: Path, rows: Sequence[Mapping[str, Any]], published: Mapping[str, Any], caption: str
+) -> None:
+    """Write comparison.png, report.md and report.html, beside reconstructions.png and the folder livt-digits.
 
     Args:
         rows: results of the runs, each with "pretraining".
         published: results of the run whose model is livt-digits.
         caption: of the reconstructions.
     """
+    figure = quickstart_figure(rows)
+    save_png(figure, output_dir / "comparison.png")
     losses = dict.fromkeys(row["loss"] for row in rows)
     names = "; ".join(f"{SHORT_NAMES[loss]}: {LOSS_TITLES[loss].split(' (')[0]}" for loss in losses)
+    uri = data_uri((output_dir / "reconstructions.png").read_bytes())
+    image = f'<img class="wide" alt="Original, masked and reconstructed digits" src="{uri}">'
     sections = [
         Section(
-            "",
+            "Results",
             [
-                f"scikit-learn's digits, made long-tailed. {_data_sentence(published)} Seed {published['seed']}.",
-                Markdown(comparison_table(summarize(rows))),
+                Picture("Accuracy of each run by shot group", "comparison.png", as_svg(figure)),
+                f"{_data_sentence(published)} Seed {published['seed']}.",
+                comparison_block(summarize(rows)),
                 f"{names}. {_groups_sentence(published)}",
-                Picture("Accuracy of each run", "comparison.png"),
             ],
         ),
         Section(
             "Masked reconstructions",
-            [caption, Picture("Original, masked and reconstructed digits", "reconstructions.png")],
+            [caption, Picture("Original, masked and reconstructed digits", "reconstructions.png", image)],
         ),
         Section(
             "The published model",
             [
-                Markdown(
-                    "[livt-digits](livt-digits/README.md) is the Bal-BCE run with the pretrained encoder; "
-                    "[its report](livt-digits/report.md) lists every class."
-                )
+                "The folder livt-digits contains the Bal-BCE model with the pretrained encoder and its model card; its "
+                "report.html lists every class."
             ],
         ),
         Section("Evaluation setup", measurement_blocks(rows[0])),
     ]
-    return f"# LiVT on long-tailed digits\n\n{to_markdown(*sections)}\n"
+    title, subtitle = "LiVT on long-tailed digits", "scikit-learn's digits, made long-tailed: one model per loss."
+    write_text(output_dir / "report.md", markdown_page(title, subtitle, sections))
+    write_text(output_dir / "report.html", html_page(title, subtitle, [], sections))
 
 
 def _data_sentence(results: Mapping[str, Any]) -> str:

@@ -23,8 +23,7 @@ from ..evaluation.evaluate import draw_reconstructions, mistaken_images
 from ..files import PREDICTIONS_FILE, check_folder, is_new_folder, write_text
 from ..losses import SHORT_NAMES
 from ..reporting.card import write_model_card
-from ..reporting.comparison_charts import plot_comparison
-from ..reporting.comparison_report import comparison_table, quickstart_report, summarize
+from ..reporting.comparison_report import comparison_table, summarize, write_quickstart
 from ..reporting.evaluation_report import write_report
 from .finetuning import finetune
 from .lock import lock_folder
@@ -83,7 +82,7 @@ def closing_words(output_dir: Path) -> str:
     """What there is to look at now, and the commands that one would try next."""
     model, mae = (shlex.quote(str(output_dir / name)) for name in ("livt-digits", "runs/pretrain"))
     return (
-        f"comparison of the losses: {output_dir}/report.md\n"
+        f"comparison of the losses: {output_dir}/report.html\n"
         f"model trained with {SHORT_NAMES[PUBLISHED[0]]}: {output_dir}/livt-digits, its report: "
         f"{output_dir}/livt-digits/report.html\n"
         f"next: livt evaluate --model {model} --dataset digits --mae {mae}\n"
@@ -110,8 +109,6 @@ def _write_results(output_dir: Path, rows: Sequence[dict[str, Any]]) -> str:
     """Write charts, report and the published model, then results.json, which marks them complete; returns the table."""
     compared = [{**row, "pretraining": "MAE" if row["pretrained"] else "none"} for row in rows]
     table = comparison_table(summarize(compared))
-    bars = [{**row, "name": run_name(row["loss"], bool(row["pretrained"])).replace(", ", "\n")} for row in rows]
-    plot_comparison(bars, output_dir / "comparison.png")
     published = rows[RUNS.index(PUBLISHED)]
     test = load_long_tailed("digits")["test"]
     mae_dir = output_dir / "runs" / "pretrain"
@@ -124,6 +121,6 @@ def _write_results(output_dir: Path, rows: Sequence[dict[str, Any]]) -> str:
     write_report(published, model_dir, mistaken_images(published, test))
     comparison = f"{table}\n\nOne seed ({published['seed']}); the same recipe for every loss."
     write_model_card(model_dir, published, sections={"Compared with other losses": comparison})
-    write_text(output_dir / "report.md", quickstart_report(compared, published, caption))
+    write_quickstart(output_dir, compared, published, caption)
     write_text(output_dir / "results.json", json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from ..files import PREDICTIONS_FILE
 from ..metrics import paired_differences
 from ..metrics.bootstrap import LEVEL, RESAMPLES, SEED
 from ..reporting.comparison_report import row_key
+from ..reporting.comparison_verdict import leaders
 
 Predictions = dict[str, np.ndarray]  # of a run, from `read_predictions`
 
@@ -33,21 +35,30 @@ def with_differences(
 
     Returns:
         The rows with ``"difference"``, from `paired_differences`: None for the baseline, and for a row that cannot be
-        compared, whose reason is then under ``"not_compared"``; ``{"baseline": row number, "level", "resamples",
-        "seed"}``.
+        compared, whose reason is then under ``"not_compared"``; ``{"baseline": row number, "leaders", "level",
+        "resamples", "seed"}``, "leaders" being the difference of the best row to the runner-up in each measure of
+        `leaders`, if they can be compared.
     """
     names = list(class_counts)
     members = {row_key(row): [run for run in runs if row_key(run) == row_key(row)] for row in rows}
     found = [[_predictions(run, output_dir, names) for run in members[row_key(row)]] for row in rows]
+
+    @functools.cache
+    def difference(place: int, baseline: int) -> dict[str, Any]:
+        labels = found[baseline][0]["labels"]  # type: ignore[index]
+        return paired_differences(labels, found[place], found[baseline], class_counts, groups)  # type: ignore[arg-type]
+
     compared = []
     for place, row in enumerate(rows):
         reason = None if place == 0 else _why_not(found[place], found[0])
-        difference = None
-        if place and reason is None:
-            first, labels = found[0], found[0][0]["labels"]  # type: ignore[index]
-            difference = paired_differences(labels, found[place], first, class_counts, groups)  # type: ignore[arg-type]
-        compared.append({**row, "difference": difference} | ({"not_compared": reason} if reason else {}))
-    return compared, {"baseline": 0, "level": LEVEL, "resamples": RESAMPLES, "seed": SEED}
+        own = difference(place, 0) if place and reason is None else None
+        compared.append({**row, "difference": own} | ({"not_compared": reason} if reason else {}))
+    leading = {
+        measure: difference(best, second)[measure]
+        for measure, (best, second) in leaders(rows).items()
+        if _why_not(found[best], found[second]) is None
+    }
+    return compared, {"baseline": 0, "leaders": leading, "level": LEVEL, "resamples": RESAMPLES, "seed": SEED}
 
 
 def _predictions(run: Mapping[str, Any], output_dir: Path, names: Sequence[str]) -> Predictions | None:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from livt_hf.losses import SHORT_NAMES
 from livt_hf.prior import GROUP_NAMES
@@ -96,12 +93,3 @@ def _bar(axes: Axes, position: float, mean: Estimate, group: str) -> None:
         ends = np.array([[mean.value - low], [high - mean.value]])
         axes.errorbar(position, mean.value, ends, fmt="none", ecolor=INK, elinewidth=1, capsize=2)
     axes.text(position, min(high, TOP) + 1, f"{mean.value:.0f}", ha="center", va="bottom", fontsize=TEXT, color=INK)
-
-
-def stamp(path: Path, source: str) -> None:
-    """Store what a PNG shows in the file, as `save_png` does."""
-    text = PngInfo()
-    text.add_itxt("Source", source)
-    with Image.open(path) as image:
-        image.load()
-    image.save(path, optimize=True, pnginfo=text)

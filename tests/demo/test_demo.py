@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 from transformers import BeitImageProcessor
 
-pytest.importorskip("gradio")
+gradio = pytest.importorskip("gradio")
 gradio_client = pytest.importorskip("gradio_client")
 
 from livt_hf import ClassPrior, LivtConfig, LivtMAEForPreTraining, ViTForBalancedClassification
@@ -137,10 +137,12 @@ def test_models_that_assume_another_kind_of_prior_are_not_shifted(config):
     np.testing.assert_array_equal(demo_app.prior_shift(config, 0.3), 0.0)
 
 
-def test_the_app_answers_as_predict_does_and_follows_the_slider(folder, mae, image):
+def test_the_app_answers_as_predict_does_and_follows_the_slider(folder, mae, image, capsys):
     port = _free_port()
-    page = demo(folder, mae=mae, dataset="digits", port=port, block=False)
+    page = demo(folder, mae=mae, dataset="digits", host="localhost", port=port, block=False)
     try:
+        assert capsys.readouterr().out == f"demo: http://localhost:{port}\n"
+        assert page.title == "digit-classifier: image classification"
         client = gradio_client.Client(f"http://127.0.0.1:{port}", verbose=False)
         file = gradio_client.handle_file(image)
         own, table = client.predict(file, 1.0, api_name="/classify")  # tau = 1: the logits assume a uniform prior
@@ -161,6 +163,31 @@ def test_the_app_answers_as_predict_does_and_follows_the_slider(folder, mae, ima
             assert picture.size == (2 * 336, 336)
     finally:
         page.close()
+
+
+def test_the_page_opens_with_the_first_example(folder):
+    first, second = (Image.new("RGB", (16, 16), color) for color in ("red", "blue"))
+    classifier = demo_app.Classifier(ViTForBalancedClassification.from_pretrained(folder), _processor())
+    page = demo_app.build_app(classifier, "title", [(first, "0"), (second, "1")])
+    (load,) = [function for function in page.fns.values() if (page._id, "load") in function.targets]
+    assert load.fn() is first
+    assert [output.elem_id for output in load.outputs] == ["image"]
+
+
+def test_an_upload_that_is_not_an_image_is_named_on_the_page(folder, tmp_path):
+    classifier = demo_app.Classifier(ViTForBalancedClassification.from_pretrained(folder), _processor())
+    page = demo_app.build_app(classifier, "title")
+    (component,) = [block for block in page.blocks.values() if block.elem_id == "image"]
+    Image.new("RGB", (90, 90), "red").save(tmp_path / "whole.png")
+    (tmp_path / "notes<1>.png").write_text("hello")
+    (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:90])
+    for name, shown in (("notes<1>.png", "notes&lt;1&gt;.png"), ("half.png", "half.png")):
+        upload = gradio.image_utils.ImageData(path=str(tmp_path / name), orig_name=name)
+        with pytest.raises(gradio.Error) as error:
+            component.preprocess(upload)
+        assert error.value.message == f"{shown} is not an image that can be read; use a JPEG, PNG or WebP file."
+        assert error.value.print_exception is False  # no traceback in the terminal
+    assert component.preprocess(gradio.image_utils.ImageData(path=str(tmp_path / "whole.png"))).size == (90, 90)
 
 
 def test_attention_is_the_mean_that_each_patch_receives(folder, image):
@@ -233,8 +260,16 @@ def test_user_errors_are_one_line(folder, mae, tmp_path, monkeypatch, capsys):
     assert main(["demo", "--model", str(folder), "--mae", str(mae), "--export_space", str(tmp_path / "new")]) == 2
     assert main(["demo", "--model", str(folder), "--dataset", "digits", "--split", "dev"]) == 2
     assert main(["demo", "--model", str(folder), "--port", "0"]) == 2
+    assert main(["demo", "--model", str(folder), "--host", "nowhere.invalid", "--port", "7999"]) == 2
     errors = capsys.readouterr().err.splitlines()
-    starts = (f"port: {port} cannot", "export_space: ", "mae: ", "split: digits has no", "port: 0;")
+    starts = (
+        f"port: {port} cannot",
+        "export_space: ",
+        "mae: ",
+        "split: digits has no",
+        "port: 0;",
+        "port: 7999 cannot be used on nowhere.invalid",
+    )
     assert len(errors) == len(starts)
     for error, start in zip(errors, starts, strict=True):
         assert error.startswith(f"error: {start}")

@@ -36,7 +36,7 @@ def test_it_writes_report_results_pictures_and_a_hub_ready_model(tmp_path, short
     table = comparison_table(summarize(named))
     assert table in printed
     assert closing_words(output) in printed
-    for file in ("report.md", "livt-digits/report.html", "runs/pretrain"):
+    for file in ("report.html", "livt-digits/report.html", "runs/pretrain"):
         assert str(output / file) in closing_words(output)
         assert (output / file).exists()
     assert table in (output / "report.md").read_text()

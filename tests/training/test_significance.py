@@ -7,7 +7,8 @@ from livt_hf.data.table import image_column, image_dataset
 from livt_hf.evaluation.prediction_file import write_predictions
 from livt_hf.files import PREDICTIONS_FILE
 from livt_hf.metrics import paired_differences
-from livt_hf.reporting.comparison_report import comparison_report, comparison_table, latex_table, summarize
+from livt_hf.reporting.blocks import to_markdown
+from livt_hf.reporting.comparison_report import comparison_sections, comparison_table, latex_table, summarize
 from livt_hf.training.significance import with_differences
 
 COUNTS = {"cat": 500, "dog": 60, "emu": 5}
@@ -45,6 +46,7 @@ def differences(runs, folder):
 
 def test_each_row_is_compared_with_the_first_over_the_seeds_of_both(runs, tmp_path):
     (ce, bal_ce, bce), how = differences(runs, tmp_path)
+    leaders = how.pop("leaders")
     assert how == {"baseline": 0, "level": 95.0, "resamples": 1000, "seed": 0}
     assert ce["difference"] is None
     assert "not_compared" not in ce
@@ -54,7 +56,11 @@ def test_each_row_is_compared_with_the_first_over_the_seeds_of_both(runs, tmp_pa
     # The same draws of a seed make CE and BCE right on the same images
     assert bce["difference"]["accuracy"] == {"difference": 0.0, "interval": [0.0, 0.0], "significant": False}
     models, baseline = ([answers(loss, seed) for seed in (0, 1)] for loss in ("bal_ce", "ce"))
-    assert bal_ce["difference"] == paired_differences(LABELS, models, baseline, COUNTS, GROUPS)
+    found = paired_differences(LABELS, models, baseline, COUNTS, GROUPS)
+    assert bal_ce["difference"] == found
+    # By the means of the rows, all 50, the first row leads the second
+    backward = paired_differences(LABELS, baseline, models, COUNTS, GROUPS)
+    assert leaders == {measure: backward[measure] for measure in ("macro_accuracy", "few")}
 
 
 def test_tables_mark_what_differs_and_say_from_what(runs, tmp_path):
@@ -79,7 +85,7 @@ def test_tables_mark_what_differs_and_say_from_what(runs, tmp_path):
         "runs": [{**run, "post_hoc": None} for run in runs],
         "hardware": {"device": "cpu", "cpu": "Chip", "cores": 2},
     }
-    report = comparison_report(comparison, {})
+    report = to_markdown(*comparison_sections(comparison, {}))
     assert "†: differs from CE, the first row, beyond the 95 % interval of a paired bootstrap" in report
     of = rows[1]["difference"]["accuracy"]
     low, high = of["interval"]
@@ -90,8 +96,9 @@ def test_tables_mark_what_differs_and_say_from_what(runs, tmp_path):
 def test_runs_without_predictions_have_a_dash_and_a_reason(runs, tmp_path):
     (tmp_path / "bal_ce-seed1" / PREDICTIONS_FILE).unlink()
     runs[5]["accuracy"] += 1.0  # results and predictions of different evaluations
-    rows, _ = differences(runs, tmp_path)
+    rows, how = differences(runs, tmp_path)
     assert [row["difference"] for row in rows] == [None] * 3
+    assert how["leaders"] == {}
     reason = "predictions.parquet, from which rows are compared, is missing or outdated in a run of this row"
     assert [row.get("not_compared") for row in rows] == [None, reason, reason]
     (tmp_path / "ce-seed0" / PREDICTIONS_FILE).unlink()

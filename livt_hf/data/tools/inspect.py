@@ -6,7 +6,6 @@ B_bce = log pi - log(1 - pi)) over pi, and example images of head, middle and ta
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,18 +16,22 @@ import PIL.Image
 from datasets import Dataset, DatasetDict
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ...class_names import printable
 from ...prior import GROUP_NAMES, ClassPrior, describe_groups, group_definition
-from ...reporting.chart_style import GROUP_COLORS, INK, MUTED, clean_axes, save_png
+from ...reporting.blocks import counted
+from ...reporting.chart_style import GROUP_COLORS, INK, MUTED, clean_axes, save_png, short_names, wrapped
 from ..decoding import decode_image
 from ..long_tail import class_counts, dataset_labels
 from ..table import Rows
 from ..transforms import EvalTransform
 
-SAMPLES = 8  # images per row of the figure
+SAMPLES = 6  # images per row of the figure
+LINE = 18  # columns of text above an image
 MEASURED = 500  # images whose size is measured
 BCE_COLOR = "#8e44ad"
+LABEL_COLORS = {**GROUP_COLORS, "medium": "#9a6a00"}  # readable on white
 
 
 @dataclass
@@ -131,61 +134,75 @@ def _sizes(train: Dataset) -> tuple[np.ndarray, int]:
 
 
 def _draw(train: Dataset, prior: ClassPrior, labels_of: dict[str, np.ndarray], png: Path, source: str | None) -> None:
-    figure = Figure(figsize=(11, 7.6), layout="constrained")
-    top, bottom = np.asarray(figure.subfigures(2, 1, height_ratios=(1, 1.05)))
+    figure = Figure(figsize=(8.6, 8.4), layout="constrained")
+    top, bottom = np.asarray(figure.subfigures(2, 1, height_ratios=(1, 1.7)))
     frequency, biases = top.subplots(1, 2)
     order = np.argsort(-prior.counts, kind="stable")  # (C,) labels, largest class first
     _draw_frequency(frequency, prior, order, labels_of)
     _draw_biases(biases, prior)
     for axes in (frequency, biases):
         clean_axes(axes)
+        axes.tick_params(labelsize=9)
     _draw_samples(bottom, train, prior, order)
     save_png(figure, png, colors=None, source=source)
 
 
 def _draw_frequency(axes: Axes, prior: ClassPrior, order: np.ndarray, labels_of: dict[str, np.ndarray]) -> None:
-    start = 0
-    for name in GROUP_NAMES:
+    start, names = 0, [name for name in GROUP_NAMES if len(labels_of[name])]
+    for place, name in enumerate(names):
         end = start + len(labels_of[name])
-        if end > start:
-            edges = np.arange(start, end + 1) + 0.5  # classes are numbered from 1
-            label = f"{name}: {end - start:,} classes"
-            axes.stairs(prior.counts[order][start:end], edges, fill=True, color=GROUP_COLORS[name], label=label)
-            if start:
-                axes.axvline(start + 0.5, color=INK, linewidth=0.8, linestyle=":")
+        edges = np.arange(start, end + 1) + 0.5  # classes are numbered from 1
+        axes.stairs(prior.counts[order][start:end], edges, fill=True, color=GROUP_COLORS[name])
+        if start:
+            axes.axvline(start + 0.5, ymax=0.8, color=INK, linewidth=0.8, linestyle=":")
+        # From left to right, so that the names of narrow groups do not overlap
+        x, side = ((0.02, "left"), (0.5, "center"), (0.98, "right"))[2 if place and place == len(names) - 1 else place]
+        text = f"{name}-shot\n{counted(end - start, 'class')}"
+        look: Any = {"fontsize": 9, "color": LABEL_COLORS[name], "fontweight": "bold"}
+        axes.text(x, 0.98, text, ha=side, va="top", transform=axes.transAxes, **look)
         start = end
-    axes.set(yscale="log", xlabel="classes, largest first", ylabel="training images", title="Class frequency")
-    axes.set(xlim=(0.5, len(prior) + 0.5), ylim=(0.8, 2 * prior.counts.max()))
-    axes.legend(frameon=False, loc="upper right", labelcolor=INK)
+    axes.set(yscale="log", xlabel="classes, largest first", ylabel="training images (log scale)")
+    axes.set_title("Training images of each class")
+    axes.set(xlim=(0.5, len(prior) + 0.5), ylim=(0.8, 5 * prior.counts.max()))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
 def _draw_biases(axes: Axes, prior: ClassPrior) -> None:
     curve = np.geomspace(prior.pi.min() / 2, 0.99, 200)
-    axes.plot(curve, np.log(curve), color=MUTED, label=r"$B_{ce} = \log\pi$ (Theorem 1)")
-    axes.plot(
-        curve, np.log(curve) - np.log1p(-curve), color=BCE_COLOR, label=r"$B_{bce} = \log\pi - \log(1-\pi)$ (Theorem 2)"
-    )
+    axes.plot(curve, np.log(curve), color=MUTED)
+    axes.plot(curve, np.log(curve) - np.log1p(-curve), color=BCE_COLOR)
     axes.scatter(prior.pi, prior.log_prior, s=10, color=MUTED)
     axes.scatter(prior.pi, prior.log_odds, s=10, color=BCE_COLOR, zorder=3)
     axes.axhline(0, color=MUTED, linewidth=0.6)
-    axes.set(xscale="log", xlabel=r"class prior $\pi$", ylabel="bias", title="Logit biases")
-    axes.legend(frameon=False, labelcolor=INK)
+    label: Any = {"textcoords": "offset points", "ha": "right", "fontsize": 9}
+    axes.annotate("Bal-BCE: $\\log\\pi - \\log(1-\\pi)$", (0.93, 2.6), (-4, 6), color=BCE_COLOR, **label)
+    axes.annotate("Bal-CE: $\\log\\pi$", (0.99, -0.01), (0, -42), color=MUTED, **label)
+    axes.set(xscale="log", xlabel="class prior $\\pi$ (log scale)", ylabel="bias (logits)")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # exponents would be too small
+    axes.set_title("Logit bias of each class")
 
 
 def _draw_samples(figure: SubFigure, train: Dataset, prior: ClassPrior, order: np.ndarray) -> None:
     """One row of images each of the largest, middle and smallest classes."""
     if len(order) < 3 * SAMPLES:
-        head, middle, tail = np.array_split(order, 3)
+        parts = np.array_split(order, 3)
     else:
         start = (len(order) - SAMPLES) // 2
-        head, middle, tail = order[:SAMPLES], order[start : start + SAMPLES], order[-SAMPLES:]
+        parts = [order[:SAMPLES], order[start : start + SAMPLES], order[-SAMPLES:]]
+    figure.suptitle(
+        "Examples, with the number of training images of their class", fontsize=11, fontweight="bold", color=INK
+    )
+    shown = np.concatenate(parts)
+    short = dict(zip(shown, short_names([prior.names[label] for label in shown], 3 * LINE - 8), strict=True))
     rows, labels = Rows(train), dataset_labels(train)
     crop = EvalTransform(96, crop_ratio=1.0)
     grid: np.ndarray = np.asarray(figure.subplots(3, SAMPLES))
-    for axes_row, part, classes in zip(grid, ("head", "middle", "tail"), (head, middle, tail), strict=True):
-        axes_row[0].set_ylabel(part)
+    for axes_row, part, classes in zip(grid, ("largest", "middle", "smallest"), parts, strict=True):
+        axes_row[0].set_ylabel(f"{part} classes", fontsize=9, color=MUTED)
         for column, axes in enumerate(axes_row):
             axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
             if not len(classes):
                 continue
             label = classes[column % len(classes)]
@@ -194,16 +211,6 @@ def _draw_samples(figure: SubFigure, train: Dataset, prior: ClassPrior, order: n
             try:
                 axes.imshow(crop(decode_image(rows.image(index)))["pixel_values"].permute(1, 2, 0).numpy())
             except ValueError:
-                axes.text(0.5, 0.5, "unreadable", ha="center", va="center", transform=axes.transAxes, fontsize=7)
-            title = f"{wrapped(prior.names[label])} ({prior.counts[label]:,})"
-            axes.set_title(title.replace("$", r"\$"), fontsize=6)
-
-
-def wrapped(name: str, width: int = 24, lines: int = 2) -> str:
-    """A name on up to two lines; a longer one keeps its beginning and its end, where similar names differ."""
-    half = width * lines // 2 - 1
-    short = name if len(name) <= width * lines else f"{name[:half]}...{name[2 - half :]}"
-    parts = textwrap.wrap(short, width)
-    if len(parts) > lines:
-        parts = [short[start : start + width] for start in range(0, len(short), width)]
-    return "\n".join(parts) or name
+                axes.text(0.5, 0.5, "unreadable", ha="center", va="center", transform=axes.transAxes, fontsize=9)
+            title = wrapped(f"{short[label]} ({prior.counts[label]:,})", LINE)
+            axes.set_title(title, fontsize=9, color=INK, parse_math=False)

@@ -2,12 +2,14 @@
 
 import numpy as np
 import PIL.Image
+from matplotlib.text import Text
 
 from livt_hf.cli import main
 from livt_hf.data import (
     load_long_tailed,
 )
-from livt_hf.data.tools.inspect import inspect_dataset, wrapped
+from livt_hf.data.tools.inspect import inspect_dataset
+from livt_hf.reporting.chart_style import smallest_font
 
 
 def test_inspect_prints_the_numbers_and_draws(photos, tmp_path):
@@ -39,16 +41,19 @@ def test_the_class_list_of_a_large_dataset_is_shortened(tmp_path):
     assert len(str(found).splitlines()) == 4 + 17
 
 
-def test_similar_long_names_can_be_told_apart():
-    assert wrapped("cat") == "cat"
-    assert wrapped("God-Morgon-Apple-Juice") == "God-Morgon-Apple-Juice"
-    assert wrapped("God-Morgon-Orange-Red-Grapefruit-Juice") == "God-Morgon-Orange-Red-\nGrapefruit-Juice"
-    names = [f"{'the same long beginning of a name ' * 3}{end}" for end in ("with one end", "with another end")]
-    shown = [wrapped(name) for name in names]
-    assert shown[0] != shown[1]
-    assert shown[1].endswith("another end")
-    assert all(len(line) <= 24 for name in shown for line in name.split("\n"))
-    assert all(name.count("\n") == 1 for name in shown)
+def test_similar_long_names_can_be_told_apart_in_the_figure(tmp_path, monkeypatch):
+    names = [f"the same long beginning of a name that goes on, with {end} end" for end in ("one", "another")]
+    for name in (*names, "a\u202eb", "\u82f9\u679c"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        PIL.Image.new("RGB", (24, 24)).save(tmp_path / "photos" / name / "1.png")
+    figures = []
+    monkeypatch.setattr("livt_hf.data.tools.inspect.save_png", lambda figure, *_, **__: figures.append(figure))
+    inspect_dataset(load_long_tailed(str(tmp_path / "photos")), tmp_path / "data.png")
+    figure = figures[0]
+    shown = {text.get_text().replace("\n", "") for text in figure.findobj(Text) if text.get_text().endswith("(1)")}
+    assert len(shown) == 4
+    assert {"a\\u202eb (1)", "\u82f9\u679c (1)"} <= shown
+    assert smallest_font(figure) * 860 / (72 * figure.get_figwidth()) >= 11  # pixels, where a page shows it
 
 
 def test_a_picture_of_another_dataset_is_kept(photos, tmp_path, monkeypatch, capsys):

@@ -1,0 +1,110 @@
+"""What a comparison says in two or three sentences: which loss is best, how surely, and what to use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+WORDS = {
+    "macro_accuracy": "Over all classes {name} is best with a mean accuracy of {best:.1f} %",
+    "accuracy": "Over all images {name} is best with an accuracy of {best:.1f} %",
+    "few": "On the rare classes ({few}) {name} is best with {best:.1f} %",
+}
+
+
+def leaders(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
+    """Best row overall and on few-shot classes, by mean, and the second best; without a measure that fewer rows have.
+
+    The second best is one of the same pretraining and size, if there is one, so that losses are compared.
+    Overall is macro accuracy, which a test set with a long tail does not distort, or accuracy if results lack it.
+
+    Args:
+        rows: from `summarize`.
+
+    Returns:
+        ``{measure: (best, runner-up)}``, numbers of rows.
+    """
+    measures = (
+        "macro_accuracy" if any(row["macro_accuracy"]["mean"] is not None for row in rows) else "accuracy",
+        "few",
+    )
+    found = {}
+    for measure in measures:
+        known = [place for place, row in enumerate(rows) if row[measure]["mean"] is not None]
+        best, *others = sorted(known, key=lambda place: -rows[place][measure]["mean"]) or [0]
+        same = [place for place in others if _start(rows[place]) == _start(rows[best])]
+        if others:
+            found[measure] = (best, (same or others)[0])
+    return found
+
+
+def _start(row: Mapping[str, Any]) -> tuple:
+    return row["pretraining"], row["parameters"]
+
+
+def verdict(
+    rows: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    differences: Mapping[str, Mapping[str, Any] | None],
+    few: str,
+) -> list[str]:
+    """The sentences; none if there is nothing to compare.
+
+    Args:
+        rows: from `summarize`.
+        names: of the rows.
+        differences: of the best row to the runner-up in each measure of `leaders`, from `paired_differences`; without
+            those that are not known.
+        few: which classes are few-shot.
+    """
+    ranked = leaders(rows)
+    sentences = [
+        _ranking(rows, names, measure, places, differences.get(measure), few) for measure, places in ranked.items()
+    ]
+    return [*sentences, _advice(rows, names, ranked, differences)] if ranked else []
+
+
+def _ranking(
+    rows: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    measure: str,
+    places: tuple[int, int],
+    difference: Mapping[str, Any] | None,
+    few: str,
+) -> str:
+    best, second = (rows[place][measure]["mean"] for place in places)
+    text = WORDS[measure].format(name=names[places[0]], best=best, few=few)
+    text += f", {best - second:.1f} points ahead of {names[places[1]]}; "
+    if difference is None:
+        return f"{text}whether this difference is significant is not known."
+    low, high = (round(end, 1) + 0.0 for end in difference["interval"])  # no -0.0
+    certainty = "significant" if difference["significant"] else "not significant"
+    return f"{text}this difference is {certainty} (95 % interval {low:+.1f} to {high:+.1f})."
+
+
+def _advice(
+    rows: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    ranked: Mapping[str, tuple[int, int]],
+    differences: Mapping[str, Mapping[str, Any] | None],
+) -> str:
+    sure = {measure: bool((differences.get(measure) or {}).get("significant")) for measure in ranked}
+    overall, *rest = ranked
+    best, second = ranked[overall]
+    on_few = ranked[rest[0]][0] if rest else best
+    if on_few == best:
+        advice = f"Use {names[best]}: {_option(rows[best])}"
+        if any(sure.values()) or not any(differences.get(measure) for measure in ranked):
+            return f"{advice}."
+        more = "test images" if min(len(row["seeds"]) for row in rows) > 2 else "seeds (--seeds 0,1,2)"
+        return f"{advice}; the runner-up may be as good, and more {more} would tell."
+    if second == on_few and not sure[overall]:
+        return f"Use {names[on_few]}, unless the rare classes matter little: {_option(rows[on_few])}."
+    return (
+        f"Use {names[best]} for the best mean over classes, or {names[on_few]} if the rare classes matter most: "
+        f"{_option(rows[best])}, or {_option(rows[on_few])}."
+    )
+
+
+def _option(row: Mapping[str, Any]) -> str:
+    return f"--loss {row['loss']}" + (" and livt adjust" if row["post_hoc"] else "")

@@ -1,0 +1,80 @@
+"""The sentences that open a comparison: which row is best, how surely, and what to use."""
+
+import pytest
+
+from livt_hf.reporting.comparison_verdict import leaders, verdict
+
+FEW = "fewer than 20 training images"
+SURE = {"difference": 5.0, "interval": [1.26, 8.0], "significant": True}
+UNSURE = {"difference": 1.0, "interval": [-1.0, 2.96], "significant": False}
+
+
+def row(loss, overall, few, pretraining="MAE", seeds=(0,), post_hoc=None):
+    figures = {"macro_accuracy": {"mean": overall}, "few": {"mean": few}, "accuracy": {"mean": 50.0}}
+    return {"loss": loss, "pretraining": pretraining, "parameters": 1, "seeds": seeds, "post_hoc": post_hoc, **figures}
+
+
+def sentences(rows, overall=None, few=None):
+    return verdict(rows, [row["loss"].upper() for row in rows], {"macro_accuracy": overall, "few": few}, FEW)
+
+
+def test_the_best_overall_and_on_rare_classes_are_named_with_their_lead():
+    rows = [row("ce", 60.0, 10.0), row("bal_ce", 70.04, 40.0), row("bce", 69.0, 20.0)]
+    assert sentences(rows, UNSURE, SURE) == [
+        "Over all classes BAL_CE is best with a mean accuracy of 70.0 %, 1.0 points ahead of BCE; this difference is "
+        "not significant (95 % interval -1.0 to +3.0).",
+        "On the rare classes (fewer than 20 training images) BAL_CE is best with 40.0 %, 20.0 points ahead of BCE; "
+        "this difference is significant (95 % interval +1.3 to +8.0).",
+        "Use BAL_CE: --loss bal_ce.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "overall", "few", "advice"),
+    [
+        ((0,), UNSURE, UNSURE, "; the runner-up may be as good, and more seeds (--seeds 0,1,2) would tell."),
+        ((0, 1, 2), UNSURE, UNSURE, "; the runner-up may be as good, and more test images would tell."),
+        ((0,), SURE, UNSURE, "."),
+        ((0,), None, None, "."),
+    ],
+)
+def test_advice_where_one_row_is_best_in_both(seeds, overall, few, advice):
+    rows = [row("bce", 60.0, 10.0, seeds=seeds), row("ce", 70.0, 40.0, seeds=seeds)]
+    *_, last = sentences(rows, overall, few)
+    assert last == f"Use CE: --loss ce{advice}"
+
+
+def test_advice_where_another_row_is_best_on_rare_classes():
+    rows = [row("ce", 71.0, 40.0), row("bal_ce", 70.0, 50.0)]
+    split = (
+        "Use CE for the best mean over classes, or BAL_CE if the rare classes matter most: --loss ce, or --loss bal_ce."
+    )
+    assert sentences(rows, SURE, SURE)[-1] == split
+    # Not surely worse over all classes
+    assert sentences(rows, UNSURE, SURE)[-1] == "Use BAL_CE, unless the rare classes matter little: --loss bal_ce."
+    rows.append(row("bce", 70.5, 20.0))  # now the runner-up, so that the lead over BAL_CE is not known
+    assert sentences(rows, UNSURE, SURE)[-1] == split
+
+
+def test_a_difference_that_was_not_computed_is_not_called_anything():
+    first, *_ = sentences([row("ce", 71.0, 40.0), row("bal_ce", 70.0, 50.0)])
+    assert first.endswith("1.0 points ahead of BAL_CE; whether this difference is significant is not known.")
+
+
+def test_an_adjusted_row_is_recommended_with_what_makes_it():
+    rows = [row("ce", 60.0, 10.0), row("ce", 70.0, 50.0, post_hoc="logit_adjustment")]
+    assert sentences(rows)[-1] == "Use CE: --loss ce and livt adjust."
+
+
+def test_the_runner_up_has_the_same_start_if_it_can():
+    rows = [row("ce", 60.0, None), row("ce", 69.0, None, "none"), row("bal_ce", 70.0, None)]
+    assert leaders(rows) == {"macro_accuracy": (2, 0)}
+    assert leaders(rows[1:]) == {"macro_accuracy": (1, 0)}
+    assert leaders(rows[:1]) == {}
+    assert sentences(rows[:1]) == []
+
+
+def test_results_without_macro_accuracy_are_ranked_by_accuracy():
+    rows = [row("ce", None, None), row("bal_ce", None, None)]
+    assert leaders(rows) == {"accuracy": (0, 1)}
+    assert sentences(rows)[0].startswith("Over all images CE is best with an accuracy of 50.0 %, 0.0 points ahead")
