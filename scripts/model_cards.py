@@ -1,8 +1,7 @@
 """Write the cards, charts and table of model_cards/, and add models: python scripts/model_cards.py [MODEL_DIR ...]
 
-Of a model, card, results.json, config.json and run.json are copied, but not the weights. All cards and charts, the
-table in model_cards/README.md, and the README's picture of the quickstart are then regenerated from these files.
---quickstart DIR takes the results of another `livt quickstart` for that picture.
+Of a model, card, results.json, config.json and run.json are copied, but not the weights. All cards and charts, and the
+table in model_cards/README.md, are then regenerated from these files.
 """
 
 from __future__ import annotations
@@ -19,15 +18,12 @@ from livt_hf.losses import BALANCED_LOSSES, SHORT_NAMES
 from livt_hf.reporting.blocks import escape_markdown, markdown_table, percent
 from livt_hf.reporting.card import write_model_card
 from livt_hf.reporting.chart_style import save_png
-from livt_hf.reporting.comparison_charts import quickstart_figure
 from livt_hf.reporting.evaluation_report import chart_figures
 from livt_hf.reporting.provenance import public_name
 
 FILES = ("README.md", "results.json", "config.json")
 MODEL_CARDS = Path(__file__).parents[1] / "model_cards"
 FIGURES = {"many": "Many ↑", "medium": "Med. ↑", "few": "Few ↑", "accuracy": "Acc ↑", "ece": "ECE ↓", "mce": "MCE ↓"}
-QUICKSTART = "quickstart.json"
-KEPT = ("loss", "pretrained", "parameters", "seed", "many", "medium", "few", "accuracy", "macro_accuracy", "ece", "mce")
 START, END = "<!-- measured -->\n", "<!-- /measured -->"
 
 
@@ -61,19 +57,6 @@ def extra_sections(card: str) -> dict[str, str]:
     between = card[card.index("## Results\n") : card.index("## Training data\n")]
     _, *parts = between.split("\n## ")
     return {heading: text.strip() for heading, text in (part.split("\n", 1) for part in parts)}
-
-
-def add_quickstart(output_dir: Path, model_cards: Path = MODEL_CARDS) -> None:
-    """Take the results of a `livt quickstart`, without what its picture and table do not show."""
-    results = json.loads((output_dir / "results.json").read_text(encoding="utf-8"))
-    measured = ("groups", "intervals", "command", "versions", "hardware")
-    kept = [{key: run[key] for key in (*KEPT, *measured) if key in run} for run in results]
-    (model_cards / QUICKSTART).write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-
-
-def quickstart_runs(model_cards: Path = MODEL_CARDS) -> list[dict[str, Any]]:
-    """The quickstart's runs, for its picture and its table."""
-    return json.loads((model_cards / QUICKSTART).read_text(encoding="utf-8"))
 
 
 def measured_section(model_cards: Path = MODEL_CARDS) -> str:
@@ -120,12 +103,7 @@ def _measured_on(name: str, results: Mapping[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model_dir", nargs="*", type=Path, help="folders of trained and evaluated models")
-    parser.add_argument("--quickstart", type=Path, metavar="DIR", help="output folder of a livt quickstart")
-    args = parser.parse_args()
-    if args.quickstart is not None:
-        add_quickstart(args.quickstart)
-    save_png(quickstart_figure(quickstart_runs()), MODEL_CARDS / "images" / "quickstart.png")
-    for model_dir in args.model_dir:
+    for model_dir in parser.parse_args().model_dir:
         try:
             add_model(model_dir)
         except ValueError as error:

@@ -7,7 +7,6 @@ import shutil
 import pytest
 
 from helpers.paths import ROOT
-from livt_hf.reporting.comparison_report import comparison_table, summarize
 from livt_hf.reporting.evaluation_report import CHARTS
 
 pytestmark = pytest.mark.usefixtures("unrendered")
@@ -20,19 +19,6 @@ def test_the_table_is_up_to_date():
     readme = (ROOT / "model_cards" / "README.md").read_text(encoding="utf-8")
     assert readme == model_cards.with_section(readme, model_cards.measured_section())
     assert "| [livt-digits](livt-digits/README.md) |" in readme
-
-
-def test_the_readme_shows_the_quickstart_as_measured():
-    runs = model_cards.quickstart_runs()
-    named = [{**run, "pretraining": "MAE" if run["pretrained"] else "none"} for run in runs]
-    assert comparison_table(summarize(named)) in (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def test_the_results_of_a_quickstart_are_taken(tmp_path):
-    runs = model_cards.quickstart_runs()
-    (tmp_path / "results.json").write_text(json.dumps([run | {"per_class": {"0": 1.0}} for run in runs]))
-    model_cards.add_quickstart(tmp_path, tmp_path)
-    assert model_cards.quickstart_runs(tmp_path) == runs
 
 
 def test_every_model_has_a_card_with_its_pictures_and_no_weights():
