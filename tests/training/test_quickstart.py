@@ -46,7 +46,7 @@ def test_it_writes_report_results_pictures_and_a_hub_ready_model(tmp_path, short
     model_dir = output / "livt-digits"
     names = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "results.json", "report.md"}
     names |= {"class_frequency.png", "reliability.png", "predictions.png", "hardest.png", "report.html"}
-    names |= {"predictions.parquet", "selective.png"}
+    names |= {"predictions.parquet", "selective.png", "per_class.csv", "confusion.csv", "confusion.png"}
     assert names == {path.name for path in model_dir.iterdir()}
     model = AutoModelForImageClassification.from_pretrained(model_dir)
     assert model.config.loss == "bal_bce"
