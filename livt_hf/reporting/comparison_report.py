@@ -18,7 +18,7 @@ from ..files import write_text
 from ..losses import LOSS_TITLES, SHORT_NAMES
 from ..metrics import describe_groups
 from ..metrics.bootstrap import FEWEST_DIFFERENT
-from .blocks import Block, Picture, Section, Strong, Table, data_uri, escape_html, percent, to_markdown
+from .blocks import Block, Picture, Section, Strong, Table, counted, data_uri, escape_html, percent, to_markdown
 from .chart_style import as_svg, save_png
 from .comparison_charts import accuracy_figure, convergence_figure, model_size_figure, quickstart_figure
 from .comparison_verdict import leaders, verdict
@@ -197,10 +197,12 @@ def write_comparison(output_dir: Path, comparison: Mapping[str, Any]) -> None:
     for file, (_, figure) in charts.items():
         save_png(figure, output_dir / file)
     title = f"Loss comparison on {public_name(comparison['dataset'])}"
-    summary = " ".join(verdict_sentences(comparison))
+    lead = verdict_sentences(comparison)
+    measured = f"{counted(comparison['images'], 'image')} of the {comparison['split']} split"
+    summary = f"{counted(len(comparison['runs']), 'run')}, evaluated on {measured}."
     sections = comparison_sections(comparison, charts)
-    write_text(output_dir / "report.md", markdown_page(title, summary, sections))
-    write_text(output_dir / "report.html", html_page(title, summary, _tiles(rows), sections))
+    write_text(output_dir / "report.md", markdown_page(title, summary, sections, lead))
+    write_text(output_dir / "report.html", html_page(title, summary, _tiles(rows), sections, lead))
     write_text(output_dir / "results.json", json.dumps(comparison, indent=2, ensure_ascii=False) + "\n")
 
 

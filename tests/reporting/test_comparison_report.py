@@ -69,7 +69,10 @@ def test_the_charts_in_the_report_exist(written):
 
 def test_the_page_has_the_same_content_and_its_pictures_inside(written):
     page = (written / "report.html").read_text(encoding="utf-8")
-    assert "<h1>Loss comparison on photos | of &lt;b&gt;things&lt;/b&gt;</h1><p>Over all classes Bal-BCE (" in page
+    assert (
+        '<h1>Loss comparison on photos | of &lt;b&gt;things&lt;/b&gt;</h1><p class="lead">Over all classes Bal-BCE ('
+        in page
+    )
     assert page.count("<svg") == 3
     assert "best on few-shot: Bal-BCE (mae_tail, 21.7M)" in page
     assert "<td><b>50.0</b></td>" in page.replace(' class="number"', "")
