@@ -45,7 +45,8 @@ def run(argv: list[str]) -> int:
             raise ValueError(f"{single}: the runs differ in it; list the values with --{several}")
     check_hub_ids(args)
     hide_loading_bars()
-    from ..reporting.comparison_report import comparison_table, difference_sentences, verdict_sentences
+    from ..reporting.comparison_report import difference_sentences, verdict_sentences
+    from ..reporting.comparison_table import comparison_table
     from ..training.comparison import compare
 
     axes = (args.losses, args.seeds, args.pretrained, args.model_sizes)

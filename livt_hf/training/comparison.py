@@ -27,7 +27,8 @@ from ..files import RUN_FILE, check_folder, read_json, read_metrics
 from ..losses import BALANCED_LOSSES, check_loss_name
 from ..models.loading import load_config
 from ..models.zero_shot import check_text_tower
-from ..reporting.comparison_report import MEASURES, summarize, write_comparison
+from ..reporting.comparison_report import write_comparison
+from ..reporting.comparison_table import MEASURES, summarize
 from ..reporting.provenance import command_line
 from .checkpoint import list_checkpoints
 from .finetuning import finetune

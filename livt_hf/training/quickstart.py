@@ -23,8 +23,9 @@ from ..evaluation.evaluate import draw_reconstructions, mistaken_images
 from ..files import PREDICTIONS_FILE, check_folder, is_new_folder, write_text
 from ..losses import SHORT_NAMES
 from ..reporting.card import write_model_card
-from ..reporting.comparison_report import comparison_table, summarize, write_quickstart
+from ..reporting.comparison_table import comparison_table, summarize
 from ..reporting.evaluation_report import write_report
+from ..reporting.quickstart_report import write_quickstart
 from .finetuning import finetune
 from .lock import lock_folder
 from .pretraining import pretrain

@@ -13,7 +13,7 @@ from ..evaluation.prediction_file import read_predictions
 from ..files import PREDICTIONS_FILE
 from ..metrics import paired_differences
 from ..metrics.bootstrap import LEVEL, RESAMPLES, SEED
-from ..reporting.comparison_report import row_key
+from ..reporting.comparison_table import row_key
 from ..reporting.comparison_verdict import leaders
 
 Predictions = dict[str, np.ndarray]  # of a run, from `read_predictions`

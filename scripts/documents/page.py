@@ -9,7 +9,7 @@ from typing import Any
 from livt_hf.files import read_json
 from livt_hf.prior import GROUP_NAMES
 from livt_hf.reporting.blocks import code_block, counted, percent
-from livt_hf.reporting.comparison_report import MEASURES, comparison_table
+from livt_hf.reporting.comparison_table import MEASURES, comparison_table
 
 from . import light
 from .notes import filled

@@ -16,7 +16,7 @@ from typing import Any
 
 from livt_hf.files import read_json, read_metrics, read_run
 from livt_hf.losses import SHORT_NAMES
-from livt_hf.reporting.comparison_report import MEASURES
+from livt_hf.reporting.comparison_table import MEASURES
 
 from .intervals import Estimate, binomial_half, estimate, unpaired_difference
 

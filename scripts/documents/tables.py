@@ -10,7 +10,7 @@ from typing import Any
 from livt_hf.files import read_json
 from livt_hf.losses import SHORT_NAMES
 from livt_hf.reporting.blocks import markdown_table, percent
-from livt_hf.reporting.comparison_report import MEASURES, comparison_table, summarize
+from livt_hf.reporting.comparison_table import MEASURES, comparison_table, summarize
 
 from .published import MEASURES as COLUMNS
 from .published import published_table

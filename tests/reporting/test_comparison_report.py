@@ -3,7 +3,8 @@
 import pytest
 
 from helpers.paths import FIXTURES
-from livt_hf.reporting.comparison_report import summarize, write_comparison
+from livt_hf.reporting.comparison_report import write_comparison
+from livt_hf.reporting.comparison_table import summarize
 
 
 def run(loss, seed, few, pretraining="mae_tail", parameters=5_500_000, post_hoc=None):

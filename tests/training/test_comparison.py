@@ -16,7 +16,7 @@ from livt_hf.config.arguments import FinetuneArguments
 from livt_hf.config.parsing import parse_arguments
 from livt_hf.data import load_long_tailed
 from livt_hf.models.configuration_livt import LivtMAEConfig
-from livt_hf.reporting.comparison_report import comparison_table, latex_table, summarize
+from livt_hf.reporting.comparison_table import comparison_table, latex_table, summarize
 from livt_hf.training.comparison import plan_runs
 from livt_hf.training.finetuning import finetune
 

@@ -9,7 +9,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from livt_hf import cli
 from livt_hf.config import parsing
-from livt_hf.reporting.comparison_report import comparison_table, summarize
+from livt_hf.reporting.comparison_table import comparison_table, summarize
 from livt_hf.training.quickstart import RUNS, closing_words, quickstart
 
 pytestmark = pytest.mark.usefixtures("unrendered_reports")

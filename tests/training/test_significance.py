@@ -8,7 +8,8 @@ from livt_hf.evaluation.prediction_file import write_predictions
 from livt_hf.files import PREDICTIONS_FILE
 from livt_hf.metrics import paired_differences
 from livt_hf.reporting.blocks import to_markdown
-from livt_hf.reporting.comparison_report import comparison_sections, comparison_table, latex_table, summarize
+from livt_hf.reporting.comparison_report import comparison_sections
+from livt_hf.reporting.comparison_table import comparison_table, latex_table, summarize
 from livt_hf.training.significance import with_differences
 
 COUNTS = {"cat": 500, "dog": 60, "emu": 5}
