@@ -44,6 +44,12 @@ def test_each_data_set_has_a_recipe_for_both_stages():
     assert finetune == names["pretrain"] | comparisons | foundation
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_grocery_is_the_recipe_for_small_datasets_with_its_own_statistics(stage):
+    small, grocery = (yaml.safe_load((RECIPES / stage / f"{name}.yaml").read_text()) for name in ("small", "grocery"))
+    assert grocery == {"mean": [0.53, 0.396, 0.257], "std": [0.242, 0.221, 0.205], **small}
+
+
 def test_unknown_recipes_are_named_with_the_nearest():
     for stage in STAGES.values():
         with pytest.raises(ValueError, match=r"^recipe: 'digit' is unknown; did you mean 'digits'\? known: "):
