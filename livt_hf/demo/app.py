@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ CSS = "#image img {width: 100%; height: 100%; object-fit: contain}"  # enlarges 
 COLUMNS = ["Class", "Training images", "Model (%)", "At target prior (%)"]
 TOP = 5
 BALANCED_LOSSES = ("bal_ce", "bal_bce", "lade")  # logits trained with them assume another prior than the training set's
+DIRECTION_MARKS = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 PICTURE_SIDE = 336  # minimum shorter side in pixels
 
 
@@ -66,6 +68,14 @@ def prior_shift(config: Any, position: float) -> np.ndarray:
     return (1.0 - position - exponent) * np.log(counts / counts.sum())
 
 
+def shown(name: str) -> str:
+    """A class name with escapes for marks that would turn the text beside them around.
+
+    As `class_names.printable` has it; a test compares them.
+    """
+    return DIRECTION_MARKS.sub(lambda mark: f"\\u{ord(mark.group()):04x}", name)
+
+
 class Classifier:
     """Classifies one image at a time with a model and its image processor."""
 
@@ -88,10 +98,10 @@ class Classifier:
         best = np.argsort(-shifted, kind="stable")[:TOP]
         names = [self.config.id2label[int(label)] for label in best]
         table = [
-            [name, counts.get(name, "unknown"), f"{100 * own[label]:.1f}", f"{100 * shifted[label]:.1f}"]
+            [shown(name), counts.get(name, "unknown"), f"{100 * own[label]:.1f}", f"{100 * shifted[label]:.1f}"]
             for name, label in zip(names, best, strict=True)
         ]
-        return {name: float(shifted[label]) for name, label in zip(names, best, strict=True)}, table
+        return {shown(name): float(shifted[label]) for name, label in zip(names, best, strict=True)}, table
 
     @torch.inference_mode()
     def attention(self, image: PIL.Image.Image) -> np.ndarray | None:
@@ -232,10 +242,10 @@ def build_app(
 
             gallery.select(choose, None, image, api_name=False)
             app.load(lambda: examples[0][0], None, image, api_name=False)  # the page opens with an answer
-        shown = {"inputs": [image, position], "outputs": [label, table]}
-        classified = image.change(classifier.classify, **shown, api_name="classify")
+        answer = {"inputs": [image, position], "outputs": [label, table]}
+        classified = image.change(classifier.classify, **answer, api_name="classify")
         position.change(
-            classifier.classify, **shown, api_name=False, trigger_mode="always_last", show_progress="hidden"
+            classifier.classify, **answer, api_name=False, trigger_mode="always_last", show_progress="hidden"
         )
         # After a success only: an image that cannot be read is reported once, and leaves no picture of the last one
         classified.success(classifier.picture, image, attention, api_name="attention")

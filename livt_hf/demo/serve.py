@@ -21,7 +21,7 @@ import yaml
 from datasets import Dataset, DatasetDict
 
 from .. import data
-from ..class_names import class_names
+from ..class_names import class_names, printable
 from ..evaluation.evaluate import counts_by_model_name
 from ..evaluation.examples import first_image_of_each_class
 from ..evaluation.predictions import ProcessorTransform, mean_and_std
@@ -154,7 +154,7 @@ def head_and_tail(split: Dataset, config: Any, number: int = 8) -> list[Example]
     return [
         (
             _as_picture(torch.as_tensor(images[first[name]]["pixel_values"])),
-            f"{name} · {counts[name]}" if counts[name] else name,
+            f"{printable(name)} · {counts[name]}" if counts[name] else printable(name),
         )
         for name in by_size
     ]

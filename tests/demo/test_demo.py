@@ -18,7 +18,7 @@ gradio = pytest.importorskip("gradio")
 gradio_client = pytest.importorskip("gradio_client")
 
 from livt_hf import ClassPrior, LivtConfig, LivtMAEForPreTraining, ViTForBalancedClassification
-from livt_hf.class_names import label_names
+from livt_hf.class_names import label_names, printable
 from livt_hf.cli import main
 from livt_hf.data import class_counts, load_long_tailed
 from livt_hf.demo import app as demo_app
@@ -202,6 +202,14 @@ def test_attention_is_the_mean_that_each_patch_receives(folder, image):
     for row, column in ((0, 0), (1, 2), (3, 3)):
         expected = last[0, :, :, 1 + 4 * row + column].mean()
         assert received[row, column] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_names_are_shown_as_in_reports():
+    """The Space runs without this package, so it has a function of its own."""
+    for mark in map(chr, range(0x2100)):
+        escape = printable(mark)
+        assert demo_app.shown(mark) == (escape if escape.startswith("\\u") else mark)
+    assert demo_app.shown("abc\u202edef") == r"abc\u202edef"
 
 
 def test_examples_are_those_of_the_largest_and_the_smallest_classes():
