@@ -226,7 +226,7 @@ def unused_sizes(given: Mapping[str, int], config: Any, pretrained: str) -> str 
 
 def other_image_size(image_size: int, saved: int, pretrained: str) -> str:
     """A message that a model is trained at another image size than before."""
-    return f"image_size {image_size}: {pretrained} was trained at {saved} px; its positions are interpolated"
+    return f"image_size {image_size}: {pretrained} was trained at {saved} px"
 
 
 def check_width(prefix: str, width: int, heads: int) -> None:
