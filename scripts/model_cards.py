@@ -20,7 +20,7 @@ from livt_hf.losses import BALANCED_LOSSES, SHORT_NAMES
 from livt_hf.reporting.blocks import escape_markdown, markdown_table, percent
 from livt_hf.reporting.card import write_model_card
 from livt_hf.reporting.chart_style import save_png
-from livt_hf.reporting.evaluation_report import chart_figures
+from livt_hf.reporting.evaluation_report import CHARTS, chart_figures
 from livt_hf.reporting.provenance import public_name
 
 FILES = ("README.md", "results.json", "config.json")
@@ -53,8 +53,9 @@ def write_card(folder: Path) -> None:
     sections = extra_sections((folder / "README.md").read_text(encoding="utf-8"))
     if COMPARED in sections:
         sections[COMPARED] = f"{quickstart_table()}\n\nOne seed ({results['seed']}); the same recipe for every loss."
-    for file, figure in chart_figures(results).items():
-        save_png(figure, folder / file, source=digest(record))
+    figures = chart_figures(results)
+    for file in CHARTS:  # those that the card shows
+        save_png(figures[file], folder / file, source=digest(record))
     write_model_card(folder, results, sections=sections)
 
 

@@ -23,6 +23,7 @@ from documents.records import COMPARISONS, MODEL_CARDS, read_sets
 from helpers.paths import ROOT
 from livt_hf.conversion.sources import LIVT_ACCURACY, LIVT_PRETRAINING_LOSS
 from livt_hf.prior import ClassPrior
+from livt_hf.reporting.blocks import percent
 
 RECIPES = ROOT / "livt_hf" / "config" / "recipes"
 README, CARDS_README, CONFIG, DATA = (
@@ -56,6 +57,7 @@ def sentences():
         README: [
             (r"digits \(([\d,]+) training images, imbalance factor (\d+)\)", small),
             (r"\((\d+) test images, (\d+) per class; percent\)", (f"{digits['images']}", *map(str, tested))),
+            (r"Grocery reaches \[([\d.]+)\]", (percent(grocery["macro_accuracy"]),)),
             (r"\(by ([\d.]+) to ([\d.]+) points with ViT-S and larger", (f"{min(leads)}", f"{max(leads)}")),
         ],
         CARDS_README: [

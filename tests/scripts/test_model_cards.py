@@ -7,6 +7,8 @@ import pytest
 
 import model_cards
 from helpers.paths import ROOT
+from livt_hf.reporting.blocks import percent_range
+from livt_hf.reporting.certainty import interval_of
 from livt_hf.reporting.evaluation_report import CHARTS
 
 pytestmark = pytest.mark.usefixtures("unrendered")
@@ -18,8 +20,9 @@ def test_every_model_has_a_card_with_its_pictures_and_no_weights():
     for folder in folders:
         card = (folder / "README.md").read_text(encoding="utf-8")
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        assert f"**{results['accuracy']:.1f}**" in card
-        assert all((folder / name).is_file() and f"({name})" in card for name in CHARTS)
+        assert f"**{percent_range(results['accuracy'], interval_of(results, 'accuracy'))}**" in card
+        assert {file.name for file in folder.glob("*.png")} == set(CHARTS)
+        assert all(f"({name})" in card for name in CHARTS)
         assert not list(folder.glob("*.safetensors"))
 
 
