@@ -21,7 +21,7 @@ from livt_hf.reporting.blocks import escape_markdown, markdown_table, percent
 from livt_hf.reporting.card import write_model_card
 from livt_hf.reporting.chart_style import save_png
 from livt_hf.reporting.evaluation_report import CHARTS, chart_figures
-from livt_hf.reporting.provenance import public_name
+from livt_hf.reporting.provenance import hardware_words, public_name
 
 FILES = ("README.md", "results.json", "config.json")
 MODEL_CARDS = Path(__file__).parents[1] / "model_cards"
@@ -95,12 +95,11 @@ def _row(name: str, results: Mapping[str, Any]) -> list[str]:
 
 
 def _measured_on(name: str, results: Mapping[str, Any]) -> str:
-    machine, versions, counts = results["hardware"], results["versions"], results["class_counts"].values()
-    device = "CPU" if machine["device"] == "cpu" else machine["device"]
+    versions, counts = results["versions"], results["class_counts"].values()
     return (
         f"{escape_markdown(name)}: {results['images']:,} images of the {escape_markdown(results['split'])} split, "
-        f"{len(counts):,} classes with {max(counts):,} to {min(counts):,} training images; {escape_markdown(device)} "
-        f"({escape_markdown(machine['cpu'])}, {machine['cores']} cores), torch {versions['torch']}, transformers "
+        f"{len(counts):,} classes with {max(counts):,} to {min(counts):,} training images; "
+        f"{escape_markdown(hardware_words(results['hardware']))}, torch {versions['torch']}, transformers "
         f"{versions['transformers']}."
     )
 

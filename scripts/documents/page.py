@@ -10,6 +10,7 @@ from livt_hf.files import read_json
 from livt_hf.prior import GROUP_NAMES
 from livt_hf.reporting.blocks import code_block, counted, percent
 from livt_hf.reporting.comparison_table import MEASURES, comparison_table
+from livt_hf.reporting.provenance import hardware_words
 
 from . import light
 from .notes import filled
@@ -161,10 +162,6 @@ def measured_on(comparisons: Sequence[Mapping[str, Any]]) -> str:
     """The distinct machines and versions."""
     lines = []
     for comparison in comparisons:
-        machine, versions = comparison["hardware"], comparison["versions"]
-        device = "CPU" if machine["device"] == "cpu" else machine["device"]
-        lines.append(
-            f"{device} ({machine['cpu']}, {machine['cores']} cores), torch {versions['torch']}, transformers "
-            f"{versions['transformers']}"
-        )
+        machine, versions = hardware_words(comparison["hardware"]), comparison["versions"]
+        lines.append(f"{machine}, torch {versions['torch']}, transformers {versions['transformers']}")
     return "; ".join(dict.fromkeys(lines)) + "."

@@ -9,7 +9,7 @@ from typing import Any
 
 from livt_hf.files import read_json
 from livt_hf.losses import SHORT_NAMES
-from livt_hf.reporting.blocks import markdown_table, percent, percent_range
+from livt_hf.reporting.blocks import counted, markdown_table, percent, percent_range
 from livt_hf.reporting.comparison_table import MEASURES, comparison_table, summarize
 
 from .published import MEASURES as COLUMNS
@@ -194,7 +194,7 @@ def gpu_section() -> str:
 def _where(results: Mapping[str, Any]) -> str:
     versions, machine = results["versions"], results["hardware"]
     words = ", ".join(f"{name} {versions[name]}" for name in ("livt_hf", "torch", "transformers"))
-    return f"{words}, {machine['cpu']}, {machine['cores']} cores."
+    return f"{words}, {machine['cpu']}, {counted(machine['cores'], 'core')}."
 
 
 def _ratio(of: Figures) -> str:
