@@ -354,8 +354,10 @@ def _training_sentence(results: Mapping[str, Any]) -> str:
     adjusted = f" Adjusted post hoc: {', '.join(done)}." if results.get("adjustment") else ""
     if results["loss"] is None:
         return f"The checkpoint does not record how it was trained.{adjusted}"
-    start = f"initialized from {public_name(results['pretrained'])}" if results["pretrained"] else "from scratch"
-    return f"Trained {start} with loss {loss_words(results['loss'], results['tau'])}.{adjusted}"
+    loss = f"with loss {loss_words(results['loss'], results['tau'])}"
+    if results["pretrained"]:
+        return f"Trained {loss}, initialized from {public_name(results['pretrained'])}.{adjusted}"
+    return f"Trained from scratch {loss}.{adjusted}"
 
 
 def adjustments(adjustment: Mapping[str, Any] | None) -> list[str]:

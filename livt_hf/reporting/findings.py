@@ -50,7 +50,7 @@ def _which_classes(results: Mapping[str, Any]) -> str:
     shown = short_names(worst[: NAMED if len(tested) > 2 * NAMED else 1], 40)
     values = [f"{name} ({percent(accuracies[full])} %)" for name, full in zip(shown, worst, strict=False)]
     if accuracies[worst[0]] == 100:
-        words = "Every image of every class is classified correctly"
+        words = "Every image is classified correctly"
     elif never > len(shown) > 1:
         words = f"{never:,} classes have no image classified correctly, among them {_listed(shown)}"
     elif len(shown) > 1:
@@ -110,7 +110,8 @@ def next_step(results: Mapping[str, Any]) -> str:
     step, calibration = _accuracy_step(results), calibration_step(results)
     if step is None and calibration is None:
         return "What to try: nothing stands out; livt compare shows whether another loss is better."
-    return f"What to try: {'; '.join(words for words in (step, calibration) if words)}."
+    steps = [step, f"calibrate with {calibration}" if calibration else None]
+    return f"What to try: {'; '.join(words for words in steps if words)}."
 
 
 def _accuracy_step(results: Mapping[str, Any]) -> str | None:

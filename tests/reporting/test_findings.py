@@ -51,8 +51,7 @@ def test_three_sentences():
         ),
         (
             {"accuracies": [100] * 8, **HEAD_BEHIND},
-            "Every image of every class is classified correctly; frequent classes are behind (few-shot 75.0 %, "
-            "many-shot 60.0 %).",
+            "Every image is classified correctly; frequent classes are behind (few-shot 75.0 %, many-shot 60.0 %).",
         ),
         (
             {"many": 7.1, "few": 1.0},  # a few points, but less than half
@@ -113,10 +112,13 @@ def test_the_classes_that_are_bad(changes, sentence):
             "look at the most confident mistakes below, and check the labels with livt dataset check --model",
         ),
         (LEVEL, "nothing stands out; livt compare shows whether another loss is better"),
-        ({**LEVEL, "ece": 12.3}, "livt adjust --temperature fit, since confidences are too high (ECE 12.3 %)"),
+        (
+            {**LEVEL, "ece": 12.3},
+            "calibrate with livt adjust --temperature fit, since confidences are too high (ECE 12.3 %)",
+        ),
         (
             {**LEVEL, "ece": 12.3, "reliability": [{"count": 4, "accuracy": 80.0, "confidence": 67.7}]},
-            "livt adjust --temperature fit, since confidences are too low (ECE 12.3 %)",
+            "calibrate with livt adjust --temperature fit, since confidences are too low (ECE 12.3 %)",
         ),
         (
             {**LEVEL, "ece": 12.3, "adjustment": {"target_prior": None, "temperature": 1.5}},
@@ -124,8 +126,8 @@ def test_the_classes_that_are_bad(changes, sentence):
         ),
         (
             {"ece": 12.3},
-            "collect more training images of the classes with the lowest accuracy; livt adjust --temperature fit, "
-            "since confidences are too high (ECE 12.3 %)",
+            "collect more training images of the classes with the lowest accuracy; calibrate with livt adjust "
+            "--temperature fit, since confidences are too high (ECE 12.3 %)",
         ),
     ],
 )
