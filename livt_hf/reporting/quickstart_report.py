@@ -32,7 +32,7 @@ def write_quickstart(
     losses = dict.fromkeys(row["loss"] for row in rows)
     names = "; ".join(f"{SHORT_NAMES[loss]}: {LOSS_TITLES[loss].split(' (')[0]}" for loss in losses)
     uri = data_uri((output_dir / "reconstructions.png").read_bytes())
-    image = f'<img class="wide" alt="Original, masked and reconstructed digits" src="{uri}">'
+    image = f'<div class="chart"><img alt="Original, masked and reconstructed digits" src="{uri}"></div>'
     sections = [
         Section(
             "Results",

@@ -33,7 +33,7 @@ from .pretraining import pretrain
 logger = logging.getLogger(__name__)
 
 RUNS = (("ce", True), ("bce", True), ("bal_ce", True), ("bal_bce", True), ("bal_bce", False))  # loss, pretrained?
-PUBLISHED = ("bal_bce", True)  # the run whose model becomes OUT/livt-digits
+PUBLISHED, MODEL = ("bal_bce", True), "livt-digits"  # a run, and the folder that its model is published in
 MODEL_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
 
 
@@ -81,11 +81,11 @@ def _quickstart(output_dir: Path) -> list[dict[str, Any]] | None:
 
 def closing_words(output_dir: Path) -> str:
     """What there is to look at now, and the commands that one would try next."""
-    model, mae = (shlex.quote(str(output_dir / name)) for name in ("livt-digits", "runs/pretrain"))
+    model, mae = (shlex.quote(str(output_dir / name)) for name in (MODEL, "runs/pretrain"))
     return (
         f"comparison of the losses: {output_dir}/report.html\n"
-        f"model trained with {SHORT_NAMES[PUBLISHED[0]]}: {output_dir}/livt-digits, its report: "
-        f"{output_dir}/livt-digits/report.html\n"
+        f"model trained with {SHORT_NAMES[PUBLISHED[0]]}: {output_dir}/{MODEL}, its report: "
+        f"{output_dir}/{MODEL}/report.html\n"
         f"next: livt evaluate --model {model} --dataset digits --mae {mae}\n"
         f"      livt predict --model {model} IMAGE"
     )
@@ -110,11 +110,11 @@ def _write_results(output_dir: Path, rows: Sequence[dict[str, Any]]) -> str:
     """Write charts, report and the published model, then results.json, which marks them complete; returns the table."""
     compared = [{**row, "pretraining": "MAE" if row["pretrained"] else "none"} for row in rows]
     table = comparison_table(summarize(compared))
-    published = rows[RUNS.index(PUBLISHED)]
+    published = {**rows[RUNS.index(PUBLISHED)], "model": MODEL}
     test = load_long_tailed("digits")["test"]
     mae_dir = output_dir / "runs" / "pretrain"
     caption = draw_reconstructions(mae_dir, test, published["class_counts"], output_dir / "reconstructions.png")
-    model_dir = output_dir / "livt-digits"
+    model_dir = output_dir / MODEL
     model_dir.mkdir(exist_ok=True)
     trained = output_dir / "runs" / PUBLISHED[0]
     for name in (*MODEL_FILES, *(name for name in (PREDICTIONS_FILE,) if (trained / name).exists())):

@@ -1,6 +1,7 @@
 """The quickstart from end to end, with recipes cut to a few steps: what it writes, and that it can be repeated."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -51,7 +52,13 @@ def test_it_writes_report_results_pictures_and_a_hub_ready_model(tmp_path, short
     model = AutoModelForImageClassification.from_pretrained(model_dir)
     assert model.config.loss == "bal_bce"
     assert AutoImageProcessor.from_pretrained(model_dir).crop_size.height == 8
-    assert json.loads((model_dir / "results.json").read_text()) == results[RUNS.index(("bal_bce", True))]
+    published = {**results[RUNS.index(("bal_bce", True))], "model": "livt-digits"}
+    assert json.loads((model_dir / "results.json").read_text()) == published
+    for page in (output / "report.html", model_dir / "report.html"):  # no class without a style: pictures fit the page
+        style, body = page.read_text().split("</style>", 1)
+        used = {name for names in re.findall(r'class="([^"]+)"', body) for name in names.split()}
+        assert {name for name in used if f".{name}" not in style} <= {"all", "plain", "photo"}, page
+    assert "<h1>Evaluation of livt-digits</h1>" in (model_dir / "report.html").read_text()
 
     assert cli.main(["quickstart", "--output_dir", str(output)]) == 2
     assert "contains a finished quickstart" in capsys.readouterr().err
