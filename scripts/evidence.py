@@ -18,7 +18,7 @@ from documents.page import FIGURE, evidence_page
 from documents.records import COMPARISONS, HELD_OUT, MODEL_CARDS, QUICKSTART, SETS, add, read_sets
 from documents.tables import quickstart_runs, quickstart_table, write_sections
 from livt_hf.files import read_json, read_run
-from livt_hf.reporting.chart_style import save_png
+from livt_hf.reporting.chart_style import NARROW, save_png
 from livt_hf.reporting.comparison_charts import quickstart_figure
 
 
@@ -27,7 +27,7 @@ def write_documents() -> None:
     panels = [one for one in read_sets() if one.panel]
     save_png(evidence_figure(panels), MODEL_CARDS / FIGURE, source=drawn(panels))
     picture = MODEL_CARDS / "images" / "quickstart.png"
-    save_png(quickstart_figure(quickstart_runs()), picture, source=quickstart_table())
+    save_png(quickstart_figure(quickstart_runs(), NARROW), picture, source=quickstart_table())
     write_sections()
 
 

@@ -19,8 +19,8 @@ from livt_hf.files import RUN_FILE
 from livt_hf.losses import BALANCED_LOSSES, SHORT_NAMES
 from livt_hf.reporting.blocks import escape_markdown, markdown_table, percent
 from livt_hf.reporting.card import write_model_card
-from livt_hf.reporting.chart_style import save_png
-from livt_hf.reporting.evaluation_report import CHARTS, chart_figures
+from livt_hf.reporting.chart_style import NARROW, save_png
+from livt_hf.reporting.evaluation_report import CHARTS, charts_of
 from livt_hf.reporting.provenance import hardware_words, public_name
 
 FILES = ("README.md", "results.json", "config.json")
@@ -53,9 +53,9 @@ def write_card(folder: Path) -> None:
     sections = extra_sections((folder / "README.md").read_text(encoding="utf-8"))
     if COMPARED in sections:
         sections[COMPARED] = f"{quickstart_table()}\n\nOne seed ({results['seed']}); the same recipe for every loss."
-    figures = chart_figures(results)
+    charts = charts_of(results)
     for file in CHARTS:  # those that the card shows
-        save_png(figures[file], folder / file, source=digest(record))
+        save_png(charts[file](NARROW), folder / file, source=digest(record))
     write_model_card(folder, results, sections=sections)
 
 

@@ -62,11 +62,11 @@ def unrendered_reports():
     def one_pixel(*arguments):
         path = next(argument for argument in arguments if isinstance(argument, Path))
         PIL.Image.new("RGB", (1, 1)).save(path)
+        return "<svg></svg>"
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("save_png", "plot_thumbnails"):
+        for name in ("write_chart", "plot_thumbnails"):
             patch.setattr(f"livt_hf.reporting.evaluation_report.{name}", one_pixel)
-        patch.setattr("livt_hf.reporting.evaluation_report.as_svg", lambda figure: "<svg></svg>")
         yield
 
 

@@ -24,6 +24,10 @@ class Strong(str):
     """A table cell in bold."""
 
 
+class Literal(str):
+    """A table cell with a name from code, such as that of an option."""
+
+
 class Markdown(str):
     """Markdown, not escaped; for cards and comparisons, which have no HTML version."""
 
@@ -34,7 +38,7 @@ class Share(float):
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of plain text, `Strong`, `Share`, `Markdown`, or a tuple of them.
+    """Rows of plain text, `Strong`, `Literal`, `Share`, `Markdown`, or a tuple of them.
 
     Attributes:
         alignment: "l" or "r" per column.
@@ -112,6 +116,8 @@ def _markdown_cell(cell: Any) -> str:
         return " ".join(map(_markdown_cell, cell))
     if isinstance(cell, Share):
         return percent(cell)
+    if isinstance(cell, Literal):
+        return code_span(cell)
     return f"**{escape_markdown(cell)}**" if isinstance(cell, Strong) else _markdown(cell)
 
 
@@ -153,8 +159,12 @@ def _html_cell(tag: str, cell: Any, side: str) -> str:
     if isinstance(cell, Share):
         return f'<{tag}{attributes} style="--share:{cell:.0f}%">{percent(cell)}</{tag}>'
     parts = cell if isinstance(cell, tuple) else (cell,)
-    text = " ".join(f"<b>{escape_html(part)}</b>" if isinstance(part, Strong) else escape_html(part) for part in parts)
-    return f"<{tag}{attributes}>{text}</{tag}>"
+    return f"<{tag}{attributes}>{' '.join(map(_html_text, parts))}</{tag}>"
+
+
+def _html_text(part: Any) -> str:
+    tag = "b" if isinstance(part, Strong) else "code" if isinstance(part, Literal) else None
+    return f"<{tag}>{escape_html(part)}</{tag}>" if tag else escape_html(part)
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]], alignment: str) -> str:

@@ -21,6 +21,7 @@ from ..losses import BALANCED_LOSSES, LOSS_TITLES
 from ..prior import ClassPrior
 from .blocks import (
     Code,
+    Literal,
     Markdown,
     Picture,
     Section,
@@ -356,7 +357,7 @@ def hyperparameters(run: Mapping[str, Any]) -> Table:
     arguments = run["arguments"]
     stage = PretrainArguments if "mask_ratio" in arguments else FinetuneArguments
     rows = [
-        (Markdown(f"`{name}`"), _word(arguments[name]))
+        (Literal(name), _word(arguments[name]))
         for name in options_that(stage, in_card=True)
         if arguments.get(name) is not None and _applies(name, arguments)
     ]

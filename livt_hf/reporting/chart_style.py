@@ -1,7 +1,8 @@
 """The common look of charts: colors, fonts for class names in any script, PNG and SVG files.
 
-They use matplotlib's object API, without global state. PNGs have a white background; SVGs from `as_svg` follow the
-page's light or dark colors. Shot groups have the same color in every chart.
+They use matplotlib's object API, without global state. A chart that is as wide as a page is drawn twice: `NARROW` for
+PNGs and phones, `WIDE` for larger pages. PNGs have a white background; SVGs from `as_svg` follow the page's light or
+dark colors. Shot groups have the same color in every chart.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import logging
 import re
 import unicodedata
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ GROUP_COLORS = {"many": "#2f6fde", "medium": "#e0a11b", "few": "#d6455d", "accur
 INK, MUTED, GRID, BAR = "#1f2933", "#6b7683", "#e6e9ee", "#aab4c2"
 OVERCONFIDENT = {"facecolor": "none", "edgecolor": GROUP_COLORS["few"], "hatch": "////", "linewidth": 0.9}
 UNDERCONFIDENT = {"facecolor": "none", "edgecolor": "#f2c14e", "hatch": "////", "linewidth": 0.9}
+WIDE, NARROW = 8.6, 4.0  # inches; a phone shows a picture 360 pixels wide, so that 9 points of NARROW are 11 pixels
 DPI = 144
 SHOWN = 860  # pixels: the width at which pages show a wide chart
 READABLE = 11  # pixels: height of the smallest text
@@ -83,6 +85,17 @@ def clean_axes(axes: Axes) -> None:
     axes.yaxis.label.set(color=MUTED, fontsize=9)
     axes.xaxis.label.set(color=MUTED, fontsize=9)
     axes.title.set(color=INK, fontsize=11, fontweight="bold", x=0, horizontalalignment="left")
+
+
+def fitted(text: str, width: float, points: float = 11, margin: float = 45) -> str:
+    """A bold title, broken into lines that fit.
+
+    Args:
+        width: of the figure in inches.
+        points: of the font.
+        margin: what is left and right of the title, in points.
+    """
+    return wrapped(text, int((72 * width - margin) / (0.645 * points)))
 
 
 def add_tooltip(artist: Artist, text: str) -> None:
@@ -165,7 +178,19 @@ def save_png(figure: Figure, path: str | Path, colors: int | None = 128, source:
 PAGE_COLORS = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--line)", BAR: "var(--bar)"}
 
 
-def as_svg(figure: Figure) -> str:
+Chart = Callable[[float], Figure]  # draws it in a width, in inches
+
+
+def write_chart(chart: Chart, path: str | Path) -> str:
+    """Write the chart as a PNG, for Markdown, and return it as an HTML element for pages of any width."""
+    wide, narrow = chart(WIDE), chart(NARROW)
+    save_png(narrow, path)
+    if wide.get_figwidth() == narrow.get_figwidth():
+        return as_svg(narrow)
+    return as_svg(wide, "chart wide") + as_svg(narrow, "chart narrow")
+
+
+def as_svg(figure: Figure, css: str = "chart") -> str:
     """The figure as an inline `<svg>`: transparent, with selectable text, the page's colors and tooltips.
 
     It is shown so wide that no text is below `READABLE` pixels; a narrower page lets the reader scroll it.
@@ -181,7 +206,7 @@ def as_svg(figure: Figure) -> str:
     narrowest = width * READABLE / smallest_font(figure)
     widest = max(narrowest, min(SHOWN, width * 1.75))
     style = f'<svg style="min-width: {narrowest:.0f}px; max-width: {widest:.0f}px"'
-    return f'<div class="chart">{text[text.index("<svg") :].replace("<svg", style, 1)}</div>'
+    return f'<div class="{css}">{text[text.index("<svg") :].replace("<svg", style, 1)}</div>'
 
 
 def _from_hex(text: str) -> str:

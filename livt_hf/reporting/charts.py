@@ -24,17 +24,19 @@ from .chart_style import (
     GROUP_COLORS,
     INK,
     MUTED,
+    NARROW,
     OVERCONFIDENT,
     UNDERCONFIDENT,
+    WIDE,
     add_tooltip,
     clean_axes,
+    fitted,
     save_png,
     short_names,
     wrapped,
 )
 
-WIDTH = 8.6  # inches, of a chart over the whole width of a page
-MAX_NAMED_CLASSES = 45  # that fit below an axis
+MAX_NAMED_CLASSES = 45  # that fit below an axis, 8.6 inches wide
 MAX_SINGLE_BARS = 200  # classes with a bar each
 MAX_BARS_PER_GROUP = 60  # with more classes, a bar is the mean of several adjacent ones
 
@@ -47,9 +49,11 @@ class Ranking:
         order: labels, largest class first, (C,).
         ranks: the ranks of each shot group's classes, ascending; without empty groups.
         bars: for each group, the ranks that each bar covers.
+        width: of the figure in inches.
     """
 
-    def __init__(self, class_counts: Mapping[str, int] | Sequence[int], groups: Mapping[str, Any]):
+    def __init__(self, class_counts: Mapping[str, int] | Sequence[int], groups: Mapping[str, Any], width: float):
+        self.width = width
         self.prior = ClassPrior(class_counts)
         self.order = np.argsort(-self.prior.counts, kind="stable")
         rank_of = np.argsort(self.order)  # (C,) label -> rank
@@ -76,6 +80,7 @@ def class_frequency_figure(
     class_counts: Mapping[str, int] | Sequence[int],
     per_class_accuracy: Mapping[str, float | None],
     groups: Mapping[str, Any],
+    width: float = WIDE,
 ) -> Figure:
     """Training images of each class, largest first, above the accuracy of the same classes.
 
@@ -83,8 +88,9 @@ def class_frequency_figure(
         class_counts: training images of each class.
         per_class_accuracy: percent by class name, None for a class without test images (drawn as a gap).
         groups: arguments of `ClassPrior.groups`.
+        width: of the figure in inches; a narrow one names fewer classes.
     """
-    ranking = Ranking(class_counts, groups)
+    ranking = Ranking(class_counts, groups, width)
     accuracy = ranking.by_rank(per_class_accuracy)  # (C,)
     counts = ranking.prior.counts[ranking.order].astype(float)  # (C,)
     tooltips = {}
@@ -94,7 +100,7 @@ def class_frequency_figure(
         tooltips[int(bar[0])] = (
             f"{ranking.bar_title(bar)}: {counts[bar].mean():,.4g} training images, accuracy {measured}"
         )
-    figure = Figure(figsize=(WIDTH, 6.4 if len(counts) <= MAX_NAMED_CLASSES else 5.4), layout="constrained")
+    figure = Figure(figsize=(width, 6.4 if are_named(len(counts), width) else 5.4), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
     _draw_frequency(top, ranking, counts, tooltips)
     _draw_accuracy(bottom, ranking, accuracy, tooltips)
@@ -119,10 +125,11 @@ def _draw_frequency(axes: Axes, ranking: Ranking, counts: np.ndarray, tooltips: 
     axes.yaxis.set_minor_locator(NullLocator())
     axes.set_ylabel("training images (log scale)")
     _label_groups(axes, ranking, {group: f"{group}-shot: {len(members):,}" for group, members in ranking.ranks.items()})
-    axes.set_title(
+    title = (
         f"Training images of each class: {len(counts):,} classes, {counts.sum():,.0f} images, "
         f"imbalance factor {ranking.prior.imbalance_factor:,.4g}"
     )
+    axes.set_title(fitted(title, ranking.width))
 
 
 def _draw_accuracy(axes: Axes, ranking: Ranking, accuracy: np.ndarray, tooltips: Mapping[int, str]) -> None:
@@ -138,7 +145,7 @@ def _draw_accuracy(axes: Axes, ranking: Ranking, accuracy: np.ndarray, tooltips:
     axes.set_yticks(range(0, 101, 20))
     axes.set_ylabel("accuracy (%)")
     _label_groups(axes, ranking, labels)
-    axes.set_title("Accuracy of the same classes, line: mean of the group")
+    axes.set_title(fitted("Accuracy of the same classes, line: mean of the group", ranking.width))
 
 
 def prediction_figure(
@@ -146,14 +153,16 @@ def prediction_figure(
     test_counts: Mapping[str, int],
     predicted_counts: Mapping[str, int],
     groups: Mapping[str, Any],
+    width: float = WIDE,
 ) -> Figure:
     """Class distribution of the predictions (bars), the test set and the training set (lines), largest class first.
 
     Args:
         class_counts, test_counts, predicted_counts: images by class name.
         groups: arguments of `ClassPrior.groups`.
+        width: of the figure in inches; a narrow one names fewer classes.
     """
-    ranking = Ranking(class_counts, groups)
+    ranking = Ranking(class_counts, groups, width)
     train, test, predicted = (
         100 * ranking.by_rank(counts) / sum(counts.values()) for counts in (class_counts, test_counts, predicted_counts)
     )
@@ -163,7 +172,7 @@ def prediction_figure(
         f"{test[bar].mean():.3g} % of the test images, {train[bar].mean():.3g} % of the training images"
         for bar in bars
     }
-    figure = Figure(figsize=(WIDTH, 4.4 if len(train) <= MAX_NAMED_CLASSES else 3.6), layout="constrained")
+    figure = Figure(figsize=(width, 4.4 if are_named(len(train), width) else 3.6), layout="constrained")
     axes = figure.subplots()
     _draw_bars(axes, ranking, predicted, tooltips)
     centers = [bar.mean() for bar in bars]
@@ -184,7 +193,8 @@ def prediction_figure(
     axes.set_ylabel("images of the class (%)")
     axes.set_title("How often each class is predicted")
     _label_groups(axes, ranking, {group: f"{group}-shot" for group in ranking.ranks})
-    figure.legend(frameon=False, ncols=3, loc="outside lower center", handlelength=1.6, handleheight=1, labelcolor=INK)
+    look = {"handlelength": 1.6, "handleheight": 1, "columnspacing": 1.2, "labelcolor": INK, "fontsize": 9}
+    figure.legend(frameon=False, ncols=3, loc="outside lower center", **look)
     _draw_classes(axes, ranking)
     clean_axes(axes)
     return figure
@@ -206,7 +216,7 @@ def _draw_bars(
 
 def _label_groups(axes: Axes, ranking: Ranking, labels: Mapping[str, str]) -> None:
     """A line of text above each group's bars, or, where a group is too narrow for it, all in the upper right corner."""
-    classes, characters = len(ranking.prior), 95  # that fit across the axis
+    classes, characters = len(ranking.prior), 11 * ranking.width  # that fit across the axis
     if all(len(text) <= characters * len(ranking.ranks[group]) / classes for group, text in labels.items()):
         for group, text in labels.items():
             members = ranking.ranks[group]
@@ -217,16 +227,27 @@ def _label_groups(axes: Axes, ranking: Ranking, labels: Mapping[str, str]) -> No
         Patch(color=GROUP_COLORS[group], label=text if text.startswith(group) else f"{group}-shot: {text}")
         for group, text in labels.items()
     ]
-    axes.legend(handles=handles, frameon=False, ncols=3, loc="upper right", handlelength=1, labelcolor=INK, fontsize=9)
+    columns = 3 if ranking.width > NARROW else 1
+    if columns == 1:  # room above the bars
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, high * (high / low) ** 0.3 if axes.get_yscale() == "log" else 1.25 * high)
+    axes.legend(
+        handles=handles, frameon=False, ncols=columns, loc="upper right", handlelength=1, labelcolor=INK, fontsize=9
+    )
+
+
+def are_named(classes: int, width: float) -> bool:
+    """Whether the names of so many classes fit below an axis of a figure that is ``width`` inches wide."""
+    return classes <= MAX_NAMED_CLASSES * (width - 0.7) / (WIDE - 0.7)
 
 
 def _draw_classes(axes: Axes, ranking: Ranking) -> None:
     """The x axis: names of the classes, where they fit, or their ranks."""
     classes = len(ranking.prior)
     axes.set_xlim(-0.6, classes - 0.4)
-    if classes <= MAX_NAMED_CLASSES:
+    if are_named(classes, ranking.width):
         names = short_names([ranking.prior.names[label] for label in ranking.order])
-        upright = classes <= 12 and max(map(len, names)) <= 8
+        upright = classes * (max(map(len, names)) + 1) <= 12.5 * ranking.width
         axes.set_xticks(range(classes), names, rotation=0 if upright else 90, fontsize=9, parse_math=False)
         axes.set_xlabel("class, largest first")
         return
@@ -234,10 +255,10 @@ def _draw_classes(axes: Axes, ranking: Ranking) -> None:
     grouped = f"; each bar: mean of up to {widest:,} adjacent classes" if widest > 1 else ""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda rank, _: f"{rank + 1:,.0f}" if rank >= 0 else ""))
-    axes.set_xlabel(f"rank of the class by training images{grouped}")
+    axes.set_xlabel(wrapped(f"rank of the class by training images{grouped}", int(13 * ranking.width)))
 
 
-def plot_thumbnails(images: Sequence[np.ndarray], titles: Sequence[str], path: str | Path, columns: int = 6) -> None:
+def plot_thumbnails(images: Sequence[np.ndarray], titles: Sequence[str], path: str | Path, columns: int = 3) -> None:
     """Draw rows of images, each with a title of two parts, on lines of their own.
 
     Args:
@@ -247,13 +268,13 @@ def plot_thumbnails(images: Sequence[np.ndarray], titles: Sequence[str], path: s
     """
     parts = ["\n".join(wrapped(name, 17) for name in short_names(title.split("\n"), 40)) for title in titles]
     lines = [1 + part.count("\n") for part in parts]
-    cell, gap = WIDTH / columns, 0.06  # inches
+    cell, gap = NARROW / columns, 0.06  # inches
     heights = [cell + gap + 0.165 * max(lines[start : start + columns]) for start in range(0, len(images), columns)]
-    figure = Figure(figsize=(WIDTH, sum(heights)))
+    figure = Figure(figsize=(NARROW, sum(heights)))
     for place, (image, part) in enumerate(zip(images, parts, strict=True)):
         row, column = divmod(place, columns)
         x, y, side = column * cell + gap / 2, sum(heights[row + 1 :]) + gap / 2, cell - gap
-        axes = figure.add_axes((x / WIDTH, y / sum(heights), side / WIDTH, side / sum(heights)), anchor="N")
+        axes = figure.add_axes((x / NARROW, y / sum(heights), side / NARROW, side / sum(heights)), anchor="N")
         axes.axis("off")
         axes.imshow(image, interpolation="nearest")
         axes.set_title(part, fontsize=9, color=INK, parse_math=False, pad=3)
@@ -318,49 +339,56 @@ def plot_reconstructions(
     path: str | Path,
     titles: Sequence[str] | None = None,
 ) -> None:
-    """Draw three rows of images: original, masked, reconstructed.
+    """Draw images in rows of four: original, masked, reconstructed.
 
     Args:
         originals, masked, reconstructed: uint8 arrays of shape (B, H, W, 3).
         path: PNG file to write.
         titles: one per column.
     """
-    columns = len(originals)
+    columns = min(len(originals), 4)
+    blocks = -(-len(originals) // columns)
     names = [wrapped(name, 13) for name in short_names(titles or [], 36)]
     lines = max((name.count("\n") + 1 for name in names), default=0)
+    side = (NARROW - 0.25) / columns  # inches
     figure = Figure(
-        figsize=(0.4 + 1.25 * columns, 3.95 + 0.2 * lines),
+        figsize=(NARROW, blocks * (3 * side + 0.17 * lines + 0.1)),
         layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01),
     )
-    grid = figure.subplots(3, columns, squeeze=False)
-    for row, (name, images) in enumerate(
-        (("original", originals), ("masked", masked), ("reconstructed", reconstructed))
-    ):
-        for column, image in enumerate(images):
-            axes = grid[row, column]
+    parts = figure.subfigures(blocks, 1, squeeze=False, hspace=0.03)[:, 0]
+    grids = [part.subplots(3, columns, squeeze=False) for part in parts]
+    for axes in (axes for grid in grids for axes in grid.flat):
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    kinds = {"original": originals, "masked": masked, "reconstructed": reconstructed}
+    for row, (kind, images) in enumerate(kinds.items()):
+        for place, image in enumerate(images):
+            block, column = divmod(place, columns)
+            axes = grids[block][row, column]
             axes.imshow(image, interpolation="nearest")
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)
             if row == 0 and names:
-                axes.set_title(names[column], fontsize=11, color=INK, parse_math=False)
-        grid[row, 0].set_ylabel(name, fontsize=11, color=INK)
+                axes.set_title(names[place], fontsize=9, color=INK, parse_math=False)
+            if column == 0:
+                axes.set_ylabel(kind, fontsize=9, color=INK)
     save_png(figure, path, colors=None)
 
 
 def plot_loss_curve(lines: Sequence[Mapping[str, float]], path: str | Path) -> None:
     """Write `loss_curve_figure` as a PNG file."""
-    save_png(loss_curve_figure(lines), path)
+    save_png(loss_curve_figure(lines, NARROW), path)
 
 
-def loss_curve_figure(lines: Sequence[Mapping[str, float]]) -> Figure:
+def loss_curve_figure(lines: Sequence[Mapping[str, float]], width: float = WIDE) -> Figure:
     """Loss by epoch, and k-NN accuracy by epoch below it if there are probes.
 
     Args:
         lines: entries of metrics.jsonl: ``epoch`` with ``loss`` or with ``probe_accuracy`` in percent.
+        width: of the figure in inches.
     """
     losses = [(line["epoch"], line["loss"]) for line in lines if "loss" in line]
     probes = [(line["epoch"], line["probe_accuracy"]) for line in lines if "probe_accuracy" in line]
-    figure = Figure(figsize=(7.2, 5.4 if probes else 3.4), layout="constrained")
+    height = 3.4 if width > NARROW else 2.6
+    figure = Figure(figsize=(width, height * (1.6 if probes else 1)), layout="constrained")
     curves = [(losses, "Training loss by epoch", "training loss", GROUP_COLORS["many"])]
     if probes:
         curves.append((probes, "k-NN accuracy by epoch", "k-NN accuracy (%)", GROUP_COLORS["few"]))

@@ -14,8 +14,8 @@ from matplotlib.patches import Rectangle
 
 from ..prior import ClassPrior
 from .blocks import Table, counted, csv_cell, percent
-from .chart_style import GRID, GROUP_COLORS, INK, MUTED, add_tooltip, clean_axes, short_names
-from .charts import MAX_NAMED_CLASSES
+from .chart_style import GRID, GROUP_COLORS, INK, MUTED, WIDE, add_tooltip, clean_axes, fitted, short_names
+from .charts import are_named
 
 PER_CLASS, CONFUSION_CSV = "per_class.csv", "confusion.csv"
 CONFUSION, CONFUSION_CAPTION = "confusion.png", "Confusion matrix: predicted classes of the images of each class"
@@ -122,16 +122,18 @@ def _csv(rows: Iterable[Sequence[Any]]) -> str:
     return stream.getvalue()
 
 
-def confusion_figure(results: Mapping[str, Any]) -> Figure:
+def confusion_figure(results: Mapping[str, Any], width: float = WIDE) -> Figure:
     """The confusion matrix in percent of each row: right predictions in blue, mistakes in red, the darker the more.
 
     Args:
         results: with ``confusion`` from `livt_hf.metrics.class_confusion`.
+        width: at most, of the figure in inches; a narrow one names fewer classes.
     """
     names = [of.name for of in class_results(results)]
     place_of = {name: place for place, name in enumerate(names)}
-    classes, is_named = len(names), len(names) <= MAX_NAMED_CLASSES
+    classes, is_named = len(names), are_named(len(names), width)
     side = 4.0 if classes <= 4 else 6.4 if classes <= MAX_NUMBERED else 8.6
+    side = min(side, width)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
     for true, row in results["confusion"].items():
@@ -162,7 +164,7 @@ def confusion_figure(results: Mapping[str, Any]) -> Figure:
     rank = "class" if is_named else "rank of the class by training images"
     axes.set_xlabel(f"predicted {rank}")
     axes.set_ylabel(f"true {rank}")
-    axes.set_title("Images by true and predicted class (% of the row)")
+    axes.set_title(fitted("Images by true and predicted class (% of the row)", side, margin=90))
     clean_axes(axes)
     axes.grid(visible=False)
     axes.spines[:].set(visible=not is_named, color=MUTED)

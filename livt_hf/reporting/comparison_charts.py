@@ -14,33 +14,43 @@ from ..losses import BALANCED_LOSSES, SHORT_NAMES
 from ..prior import GROUP_NAMES, describe_groups
 from .blocks import percent
 from .certainty import interval_of
-from .chart_style import GRID, GROUP_COLORS, INK, MUTED, clean_axes
+from .chart_style import GRID, GROUP_COLORS, INK, MUTED, NARROW, WIDE, clean_axes, fitted, wrapped
 
 # Color-blind safe (Okabe and Ito, without yellow, with dark colors added).
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5b6472", "#8c510a", "#7b3294", "#1f2933")
-PANELS_PER_ROW = 2
 MEASURES = (*GROUP_NAMES, "accuracy")
-WIDTH = 8.6  # inches of every chart; a page shows them at about 860 pixels
 TEXT, SMALL = 10, 9  # points
 
 Curve = Mapping[float, float]  # accuracy in percent by epoch
 
 
 def accuracy_figure(
-    bars: Sequence[Mapping[str, Any]], title: str, groups: Mapping[str, str] | None = None, intervals: str = ""
+    bars: Sequence[Mapping[str, Any]],
+    title: str,
+    groups: Mapping[str, str] | None = None,
+    intervals: str = "",
+    width: float = WIDE,
+    measures: Sequence[str] = MEASURES,
 ) -> Figure:
-    """Many-, medium-, few-shot and overall accuracy of each run, a panel each; the best of a panel in bold.
+    """Accuracy of each run, in all shot groups and overall, a panel each; the best of a panel in bold.
 
     Args:
         bars: one per run: ``name``, of one or two lines; ``many``, ``medium``, ``few``, ``accuracy`` in percent or
             None; ``intervals``, ``{measure: (low, high)}``, of those that have one.
         groups: the groups in words, from `describe_groups`.
         intervals: what the intervals are.
+        width: of the figure in inches; a narrow one has two panels in a row.
+        measures: those shown.
     """
-    lines = max(1 + bar["name"].count("\n") for bar in bars)
-    figure = _figure((0.22 + 0.14 * lines) * len(bars) + 1.3 + 0.16 * title.count("\n") + 0.3 * bool(groups), title)
+    columns = len(measures) if width > NARROW else 2
+    rows, size = -(-len(measures) // columns), TEXT if width > NARROW else SMALL
+    names = [bar["name"] if width > NARROW else _folded(bar["name"]) for bar in bars]
+    lines = max(1 + name.count("\n") for name in names)
+    height = (0.22 + 0.14 * lines) * len(bars) + 0.5 + 0.3 * bool(groups)
+    figure = _figure(width, rows * height + 0.7, title)
     y = np.arange(len(bars))
-    for axes, measure in zip(figure.subplots(1, len(MEASURES), sharey=True), MEASURES, strict=True):
+    grid = figure.subplots(rows, columns, sharey=True, sharex=True)
+    for axes, measure in zip(grid.flat, measures, strict=True):
         values = [bar[measure] for bar in bars]
         best = max((value for value in values if value is not None), default=None)
         axes.barh(y, [value or 0.0 for value in values], 0.68, color=GROUP_COLORS[measure], linewidth=0)
@@ -48,51 +58,60 @@ def accuracy_figure(
             low, high = (min(max(end, 0), 100) for end in bar["intervals"].get(measure, (value or 0, value or 0)))
             if high > low:
                 axes.plot((low, high), (place, place), color=INK, linewidth=1.2)
-            look = {"va": "center_baseline", "fontsize": TEXT, "color": INK}
+            look = {"va": "center_baseline", "fontsize": size, "color": INK}
             axes.text(high + 3, place, percent(value), weight="bold" if value == best else "normal", **look)
         name = "all images" if measure == "accuracy" else f"{measure}-shot"
         words = (groups or {}).get(measure, "").replace(" training", "\ntraining")
         axes.set_title(name + f"\n{words}" * bool(words), loc="left", fontsize=SMALL, color=INK)
-        axes.set_yticks(y, [bar["name"] for bar in bars], parse_math=False)
-        axes.set_xlim(0, 132)
+        axes.set_yticks(y, names, parse_math=False)
+        axes.set_xlim(0, 132 if width > NARROW else 150)
         axes.set_xticks((0, 50, 100))
         clean_axes(axes)
         axes.grid(axis="y", visible=False)
         axes.grid(axis="x", color=GRID, linewidth=0.8)
         axes.tick_params(axis="x", labelsize=SMALL)
-        axes.tick_params(axis="y", labelsize=TEXT)
+        axes.tick_params(axis="y", labelsize=size)
     axes.set_ylim(len(bars) - 0.5, -0.5)  # the first run at the top
     words = f"accuracy (%); lines: {intervals}" if intervals else "accuracy (%)"
     figure.supxlabel(words, fontsize=SMALL, color=MUTED)
     return figure
 
 
-def _figure(height: float, title: str) -> Figure:
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
+def _folded(name: str) -> str:
+    return "\n".join(wrapped(line, 14) for line in name.split("\n"))
+
+
+def _figure(width: float, height: float, title: str) -> Figure:
+    """A figure with a title, for which it is made higher."""
+    points = 12 if width > NARROW else 11
+    title = fitted(title, width, points, margin=6)
+    figure = Figure(figsize=(width, height + 0.18 * title.count("\n")), layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=points, fontweight="bold", color=INK)
     return figure
 
 
-def quickstart_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def quickstart_figure(rows: Sequence[Mapping[str, Any]], width: float = WIDE) -> Figure:
     """The chart of the README: accuracy of each run, with the story in its title.
 
     Args:
         rows: results.json of the quickstart's runs, with 95 % confidence intervals if they have them.
+        width: of the figure in inches; a narrow one shows few-shot and overall accuracy only.
     """
     bars: list[dict[str, Any]] = []
     few: dict[str, list[float]] = {}
     for row in rows:
         kind = "balanced" if row["loss"] in BALANCED_LOSSES else "standard"
-        name = f"{SHORT_NAMES[row['loss']]} ({kind})" + ("" if row["pretrained"] else "\nnot pretrained")
+        name = SHORT_NAMES[row["loss"]] + (f" ({kind})" if row["pretrained"] else ",\nnot pretrained")
         known = {measure: interval for measure in MEASURES if (interval := interval_of(row, measure)) is not None}
         bars.append({"name": name, **{measure: row[measure] for measure in MEASURES}, "intervals": known})
         few.setdefault(kind if row["pretrained"] else "none", []).append(row["few"])
     title = (
-        f"Rare digits recognized: {_range(few['standard'])} % with standard losses,\n{_range(few['balanced'])} % with "
+        f"Rare digits recognized: {_range(few['standard'])} % with standard losses, {_range(few['balanced'])} % with "
         f"balanced losses, {_range(few['none'])} % without masked pretraining"
     )
     intervals = "95 % confidence intervals" if any(bar["intervals"] for bar in bars) else ""
-    return accuracy_figure(bars, title, describe_groups(rows[0]["groups"]["definition"]), intervals)
+    words, measures = describe_groups(rows[0]["groups"]["definition"]), MEASURES if width > NARROW else MEASURES[-2:]
+    return accuracy_figure(bars, title, words, intervals, width, measures)
 
 
 def _range(values: Sequence[float]) -> str:
@@ -101,16 +120,17 @@ def _range(values: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def convergence_figure(panels: Mapping[str, Mapping[str, Sequence[Curve]]], split: str) -> Figure:
+def convergence_figure(panels: Mapping[str, Mapping[str, Sequence[Curve]]], split: str, width: float = WIDE) -> Figure:
     """Accuracy by epoch: mean over seeds as a line with its loss at the end, range over seeds as a band.
 
     Args:
         panels: ``{title: {loss: [curve of each seed]}}``; drawn at the epochs that all seeds of a loss have.
         split: evaluated split, for the axis label.
+        width: of the figure in inches; a narrow one has one panel in a row.
     """
-    columns = min(len(panels), PANELS_PER_ROW)
+    columns = min(len(panels), 2 if width > NARROW else 1)
     rows = -(-len(panels) // columns)
-    figure = _figure(0.6 + 3.0 * rows, f"Accuracy on the {split} split during training")
+    figure = _figure(width, 0.6 + 3.0 * rows, f"Accuracy on the {split} split during training")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     colors = _colors(loss for curves in panels.values() for loss in curves)
     for axes in grid.flat[len(panels) :]:
@@ -140,13 +160,14 @@ def convergence_figure(panels: Mapping[str, Mapping[str, Sequence[Curve]]], spli
     return figure
 
 
-def model_size_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def model_size_figure(rows: Sequence[Mapping[str, Any]], width: float = WIDE) -> Figure:
     """Accuracy by number of parameters: one line per loss and pretraining, error bars over seeds.
 
     Args:
         rows: ``name``, ``pretraining``, ``parameters``, and ``accuracy`` as ``{"mean", "std" or None}`` in percent.
+        width: of the figure in inches.
     """
-    figure = _figure(4.2, "Test accuracy by model size")
+    figure = _figure(width, 4.2, "Test accuracy by model size")
     axes = figure.subplots()
     lines: dict[tuple[str, bool], list[Mapping[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: row["parameters"]):

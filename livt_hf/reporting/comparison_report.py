@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from matplotlib.figure import Figure
 
 from ..class_names import printable
 from ..files import write_text
@@ -15,7 +14,7 @@ from ..losses import SHORT_NAMES
 from ..metrics import describe_groups
 from ..metrics.bootstrap import FEWEST_DIFFERENT
 from .blocks import Block, Picture, Section, Table, counted, escape_html, percent, to_markdown
-from .chart_style import as_svg, save_png
+from .chart_style import Chart, write_chart
 from .comparison_charts import accuracy_figure, convergence_figure, model_size_figure
 from .comparison_table import (
     comparison_block,
@@ -28,7 +27,7 @@ from .comparison_verdict import leaders, verdict
 from .pages import Tile, html_page, markdown_page
 from .provenance import measurement_blocks, public_name
 
-Charts = dict[str, tuple[str, Figure]]  # file -> caption, figure
+Charts = dict[str, tuple[str, Chart]]  # file -> caption, chart
 
 
 def write_comparison(output_dir: Path, comparison: Mapping[str, Any]) -> None:
@@ -43,13 +42,12 @@ def write_comparison(output_dir: Path, comparison: Mapping[str, Any]) -> None:
     explained = difference_sentences(comparison)
     write_text(output_dir / "table.md", "\n\n".join([comparison_table(rows), *map(to_markdown, explained)]) + "\n")
     write_text(output_dir / "table.tex", latex_table(rows) + "".join(f"% {sentence}\n" for sentence in explained))
-    for file, (_, figure) in charts.items():
-        save_png(figure, output_dir / file)
+    pictures = {file: (caption, write_chart(chart, output_dir / file)) for file, (caption, chart) in charts.items()}
     title = f"Loss comparison on {public_name(comparison['dataset'])}"
     lead = verdict_sentences(comparison)
     measured = f"{counted(comparison['images'], 'image')} of the {comparison['split']} split"
     summary = f"{counted(len(comparison['runs']), 'run')}, evaluated on {measured}."
-    sections = comparison_sections(comparison, charts)
+    sections = comparison_sections(comparison, pictures)
     write_text(output_dir / "report.md", markdown_page(title, summary, sections, lead))
     write_text(output_dir / "report.html", html_page(title, summary, _tiles(rows), sections, lead))
     write_text(output_dir / "results.json", json.dumps(comparison, indent=2, ensure_ascii=False) + "\n")
@@ -66,7 +64,7 @@ def comparison_charts(
         groups: definition of the shot groups, which the first chart then states.
 
     Returns:
-        File name -> caption and figure, for the charts that can be drawn.
+        File name -> caption and chart, for the charts that can be drawn.
     """
     panels = {(row["pretraining"], row["parameters"]): _panel_name(row, rows) for row in rows}
     spread = any(len(row["seeds"]) > 1 for row in rows)
@@ -75,7 +73,7 @@ def comparison_charts(
     bars = [_bar(row, panels[row["pretraining"], row["parameters"]]) for row in rows]
     title, intervals = "Test accuracy by shot group", "standard deviation over seeds" if spread else ""
     words = describe_groups(groups) if groups else None
-    charts = {"accuracy.png": (caption, accuracy_figure(bars, title, words, intervals))}
+    charts: Charts = {"accuracy.png": (caption, partial(accuracy_figure, bars, title, words, intervals))}
     trained = [run for run in runs if not run["post_hoc"]]
     if all(len(run["curve"]["epoch"]) > 1 for run in trained):
         curves: dict[str, dict[str, list[dict[float, float]]]] = {}
@@ -83,12 +81,12 @@ def comparison_charts(
             curve = dict(zip(run["curve"]["epoch"], run["curve"]["accuracy"], strict=True))
             losses = curves.setdefault(panels[run["pretraining"], run["parameters"]], {})
             losses.setdefault(SHORT_NAMES[run["loss"]], []).append(curve)
-        figure = convergence_figure(curves, trained[0]["curve"]["split"])
-        charts["convergence.png"] = (_convergence_caption(trained), figure)
+        chart = partial(convergence_figure, curves, trained[0]["curve"]["split"])
+        charts["convergence.png"] = (_convergence_caption(trained), chart)
     sizes = {(row["pretraining"] == "none", row["parameters"]) for row in rows}
     if len(sizes) > len({from_scratch for from_scratch, _ in sizes}):
-        figure = model_size_figure([{**row, "name": row_name(row)} for row in rows])
-        charts["model_size.png"] = ("Accuracy by number of parameters.", figure)
+        chart = partial(model_size_figure, [{**row, "name": row_name(row)} for row in rows])
+        charts["model_size.png"] = ("Accuracy by number of parameters.", chart)
     return charts
 
 
@@ -129,7 +127,7 @@ def verdict_sentences(comparison: Mapping[str, Any]) -> list[str]:
     return verdict(rows, names, differences, describe_groups(comparison["groups"]["definition"])["few"])
 
 
-def comparison_sections(comparison: Mapping[str, Any], charts: Charts) -> list[Section]:
+def comparison_sections(comparison: Mapping[str, Any], charts: Mapping[str, tuple[str, str]]) -> list[Section]:
     """The sections of the report.
 
     Args:
@@ -146,8 +144,8 @@ def comparison_sections(comparison: Mapping[str, Any], charts: Charts) -> list[S
     else:
         spread = f"One seed ({seeds[0]}): a difference of a few points may be noise."
     pictures: list[Block] = []
-    for file, (caption, figure) in charts.items():
-        pictures += [Picture(caption.split(".")[0], file, as_svg(figure)), caption]
+    for file, (caption, element) in charts.items():
+        pictures += [Picture(caption.split(".")[0], file, element), caption]
     return [
         Section(
             "Results",

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from ..files import write_text
 from ..losses import loss_words
@@ -42,7 +42,7 @@ from .certainty import (
     selective_table,
     tta_sentence,
 )
-from .chart_style import as_svg, save_png
+from .chart_style import Chart, write_chart
 from .charts import class_frequency_figure, plot_thumbnails, prediction_figure, reliability_figure
 from .class_tables import (
     CONFUSION,
@@ -94,13 +94,10 @@ def write_report(results: Mapping[str, Any], output_dir: str | Path, images: Seq
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    figures = chart_figures(results)
-    for file, figure in figures.items():
-        save_png(figure, folder / file)
+    elements = {file: write_chart(chart, folder / file) for file, chart in charts_of(results).items()}
     if len(images):
         titles = [f"{entry['true']}\n→ {entry['predicted']}" for entry in results["hardest_images"]]
         plot_thumbnails(images, titles, folder / HARDEST)
-    elements = {file: as_svg(figure) for file, figure in figures.items()}
     if "reconstructions" in results:
         source = data_uri((folder / RECONSTRUCTIONS).read_bytes())
         elements[RECONSTRUCTIONS] = f'<div class="chart"><img alt="Masked reconstructions" src="{source}"></div>'
@@ -114,17 +111,20 @@ def write_report(results: Mapping[str, Any], output_dir: str | Path, images: Seq
     write_text(folder / "results.json", text)
 
 
-def chart_figures(results: Mapping[str, Any]) -> dict[str, Figure]:
-    """The figures of `CHARTS` and, unless the results are of an earlier version, `SELECTIVE` and `CONFUSION`."""
+def charts_of(results: Mapping[str, Any]) -> dict[str, Chart]:
+    """Those of `CHARTS` and, unless the results are of an earlier version, `SELECTIVE` and `CONFUSION`."""
     definition, counts = results["groups"]["definition"], results["class_counts"]
-    figures = {
-        "class_frequency.png": class_frequency_figure(counts, results["per_class"], definition),
-        "predictions.png": prediction_figure(counts, results["test_counts"], results["predicted_counts"], definition),
-        "reliability.png": reliability_figure(results["reliability"], results["ece"]),
+    distributions = counts, results["test_counts"], results["predicted_counts"]
+    charts: dict[str, Chart] = {
+        "class_frequency.png": partial(class_frequency_figure, counts, results["per_class"], definition),
+        "predictions.png": partial(prediction_figure, *distributions, definition),
+        "reliability.png": lambda _: reliability_figure(results["reliability"], results["ece"]),
     }
     if "selective" in results:
-        figures[SELECTIVE] = selective_figure(results["selective"])
-    return figures | ({CONFUSION: confusion_figure(results)} if results.get("confusion") else {})
+        charts[SELECTIVE] = lambda _: selective_figure(results["selective"])
+    if results.get("confusion"):
+        charts[CONFUSION] = partial(confusion_figure, results)
+    return charts
 
 
 def report_markdown(results: Mapping[str, Any], images: Sequence[np.ndarray] = ()) -> str:

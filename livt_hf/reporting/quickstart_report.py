@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..files import write_text
 from ..losses import LOSS_TITLES, SHORT_NAMES
 from .blocks import Picture, Section, data_uri
-from .chart_style import as_svg, save_png
+from .chart_style import write_chart
 from .comparison_charts import quickstart_figure
 from .comparison_report import data_sentence, groups_sentence
 from .comparison_table import comparison_block, summarize
@@ -27,8 +28,7 @@ def write_quickstart(
         published: results of the run whose model is livt-digits.
         caption: of the reconstructions.
     """
-    figure = quickstart_figure(rows)
-    save_png(figure, output_dir / "comparison.png")
+    chart = write_chart(partial(quickstart_figure, rows), output_dir / "comparison.png")
     losses = dict.fromkeys(row["loss"] for row in rows)
     names = "; ".join(f"{SHORT_NAMES[loss]}: {LOSS_TITLES[loss].split(' (')[0]}" for loss in losses)
     uri = data_uri((output_dir / "reconstructions.png").read_bytes())
@@ -37,7 +37,7 @@ def write_quickstart(
         Section(
             "Results",
             [
-                Picture("Accuracy of each run by shot group", "comparison.png", as_svg(figure)),
+                Picture("Accuracy of each run by shot group", "comparison.png", chart),
                 f"{data_sentence(published)} Seed {published['seed']}.",
                 comparison_block(summarize(rows)),
                 f"{names}. {groups_sentence(published)}",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..files import read_metrics, read_run, write_text
 from .blocks import Block, Picture, Section, Table, data_uri
 from .card import LOSS_CURVE, NOT_EVALUATED, RECONSTRUCTIONS, hyperparameters, loss_sentence
-from .chart_style import as_svg, save_png
+from .chart_style import write_chart
 from .charts import loss_curve_figure
 from .coverage import coverage_sentences
 from .pages import html_page, markdown_page
@@ -37,9 +38,8 @@ def _sections(folder: Path, description: Mapping[str, Any]) -> list[Section]:
     sections = []
     lines, run, reconstructions = read_metrics(folder), read_run(folder), folder / RECONSTRUCTIONS
     if sentence := loss_sentence(lines):
-        figure = loss_curve_figure(lines)
-        save_png(figure, folder / LOSS_CURVE)
-        sections.append(Section("Training loss", [sentence, Picture("Loss by epoch", LOSS_CURVE, as_svg(figure))]))
+        chart = write_chart(partial(loss_curve_figure, lines), folder / LOSS_CURVE)
+        sections.append(Section("Training loss", [sentence, Picture("Loss by epoch", LOSS_CURVE, chart)]))
     if reconstructions.is_file():
         source = data_uri(reconstructions.read_bytes())
         image = f'<div class="chart"><img alt="Masked reconstructions" src="{source}"></div>'

@@ -11,13 +11,12 @@ from matplotlib.figure import Figure
 
 from livt_hf.losses import SHORT_NAMES
 from livt_hf.prior import GROUP_NAMES
-from livt_hf.reporting.charts import GROUP_COLORS, INK, clean_axes
+from livt_hf.reporting.chart_style import GROUP_COLORS, INK, NARROW, clean_axes
 
 from .intervals import Estimate
 from .records import LOSSES, Run, RunSet, mean_of, select
 
-COLUMNS = 2
-TEXT = 8.5  # points: 11.8 pixels where the figure, 1238 pixels wide, is shown 860 wide
+TEXT = 9  # points
 TOP = 104  # of the bars' labels
 WIDTH = 0.27
 
@@ -41,19 +40,15 @@ def drawn(sets: Sequence[RunSet]) -> str:
 
 def evidence_figure(sets: Sequence[RunSet]) -> Figure:
     """Bars of the mean over runs with 95 % intervals, where there are enough runs."""
-    rows = -(-len(sets) // COLUMNS)
-    figure = Figure(figsize=(8.6, 0.5 + 2.7 * rows), layout="constrained")
-    figure.suptitle("Accuracy of many-, medium- and few-shot classes by loss", fontsize=12, color=INK, weight="bold")
-    grid = figure.subplots(rows, COLUMNS, squeeze=False, sharey=True)
-    for axes in grid.flat[len(sets) :]:
-        axes.set_visible(False)
-    for place, (axes, one) in enumerate(zip(grid.flat, sets, strict=False)):
+    figure = Figure(figsize=(NARROW, 0.6 + 2.4 * len(sets)), layout="constrained")
+    title = "Test accuracy by loss and shot group"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK, weight="bold")
+    for axes, one in zip(figure.subplots(len(sets), 1, squeeze=False).flat, sets, strict=True):
         _draw(axes, one.runs)
-        axes.set_title(one.title.replace(" (JPEG copies)", ""), fontsize=9.5)
-        if place % COLUMNS == 0:
-            axes.set_ylabel("test accuracy (%)")
+        axes.set_title(one.title.replace(" (JPEG copies)", ""))
+        axes.set_ylabel("test accuracy (%)")
         clean_axes(axes)
-        axes.title.set_fontsize(9.5)
+        axes.title.set_fontsize(TEXT)
         axes.tick_params(labelsize=TEXT)
     return figure
 

@@ -74,7 +74,7 @@ def test_the_page_has_the_same_content_and_its_pictures_inside(written):
         '<h1>Loss comparison on photos | of &lt;b&gt;things&lt;/b&gt;</h1><p class="lead">Over all classes Bal-BCE ('
         in page
     )
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 6  # three charts, each for wide and for narrow pages
     assert "best on few-shot: Bal-BCE (mae_tail, 21.7M)" in page
     assert "<td><b>50.0</b></td>" in page.replace(' class="number"', "")
     assert "<td>21.2 ± 1.8</td>" in page.replace(' class="number"', "")

@@ -21,14 +21,24 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from ...class_names import printable
 from ...prior import GROUP_NAMES, ClassPrior, describe_groups, group_definition
 from ...reporting.blocks import counted
-from ...reporting.chart_style import GROUP_COLORS, INK, MUTED, clean_axes, save_png, short_names, wrapped
+from ...reporting.chart_style import (
+    GROUP_COLORS,
+    INK,
+    MUTED,
+    NARROW,
+    clean_axes,
+    fitted,
+    save_png,
+    short_names,
+    wrapped,
+)
 from ..decoding import decode_image
 from ..long_tail import class_counts, dataset_labels
 from ..table import Rows
 from ..transforms import EvalTransform
 
-SAMPLES = 6  # images per row of the figure
-LINE = 18  # columns of text above an image
+SAMPLES = 4  # images per row of the figure
+LINE = 13  # columns of text above an image
 MEASURED = 500  # images whose size is measured
 BCE_COLOR = "#8e44ad"
 LABEL_COLORS = {**GROUP_COLORS, "medium": "#9a6a00"}  # readable on white
@@ -134,9 +144,9 @@ def _sizes(train: Dataset) -> tuple[np.ndarray, int]:
 
 
 def _draw(train: Dataset, prior: ClassPrior, labels_of: dict[str, np.ndarray], png: Path, source: str | None) -> None:
-    figure = Figure(figsize=(8.6, 8.4), layout="constrained")
-    top, bottom = np.asarray(figure.subfigures(2, 1, height_ratios=(1, 1.7)))
-    frequency, biases = top.subplots(1, 2)
+    figure = Figure(figsize=(NARROW, 8.8), layout="constrained")
+    top, bottom = np.asarray(figure.subfigures(2, 1, height_ratios=(1, 0.95)))
+    frequency, biases = top.subplots(2, 1)
     order = np.argsort(-prior.counts, kind="stable")  # (C,) labels, largest class first
     _draw_frequency(frequency, prior, order, labels_of)
     _draw_biases(biases, prior)
@@ -190,9 +200,8 @@ def _draw_samples(figure: SubFigure, train: Dataset, prior: ClassPrior, order: n
     else:
         start = (len(order) - SAMPLES) // 2
         parts = [order[:SAMPLES], order[start : start + SAMPLES], order[-SAMPLES:]]
-    figure.suptitle(
-        "Examples, with the number of training images of their class", fontsize=11, fontweight="bold", color=INK
-    )
+    title = fitted("Examples, with the number of training images of their class", NARROW, margin=6)
+    figure.suptitle(title, fontsize=11, fontweight="bold", color=INK)
     shown = np.concatenate(parts)
     short = dict(zip(shown, short_names([prior.names[label] for label in shown], 3 * LINE - 8), strict=True))
     rows, labels = Rows(train), dataset_labels(train)
