@@ -124,7 +124,7 @@ def short_names(names: Sequence[str], width: int = 24) -> list[str]:
 
 
 def _without_middle(text: str, width: int) -> str:
-    if _columns(text) <= width:
+    if columns(text) <= width:
         return text
     return f"{_start(text, width // 2)}…{_start(text[::-1], width - 1 - width // 2)[::-1]}"
 
@@ -132,7 +132,7 @@ def _without_middle(text: str, width: int) -> str:
 def wrapped(text: str, width: int) -> str:
     """Text on lines of at most ``width`` columns, broken after a space, hyphen or underscore where there is one."""
     lines = []
-    while _columns(text) > width:
+    while columns(text) > width:
         line = _start(text, width)
         end = max(line.rfind(mark) + 1 for mark in " -_")
         end = end if end > width // 3 else len(line)
@@ -141,14 +141,15 @@ def wrapped(text: str, width: int) -> str:
     return "\n".join([*lines, text])
 
 
-def _columns(text: str) -> int:
+def columns(text: str) -> int:
+    """How wide a text is in a fixed-width font: a Chinese or Japanese character takes two columns."""
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 
 def _start(text: str, width: int) -> str:
     """The beginning of a text, at most ``width`` columns wide."""
     end = width
-    while _columns(text[:end]) > width:
+    while columns(text[:end]) > width:
         end -= 1
     return text[:end]
 

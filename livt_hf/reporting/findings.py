@@ -47,11 +47,12 @@ def _which_classes(results: Mapping[str, Any]) -> str:
     tested = [name for name in counts if accuracies[name] is not None]
     worst = sorted(tested, key=lambda name: (accuracies[name], counts[name]))
     never = sum(accuracies[name] == 0 for name in tested)
-    shown = short_names(worst[: NAMED if len(tested) > 2 * NAMED else 1], 40)
+    named = NAMED if len(tested) > 2 * NAMED else min(max(never, 1), NAMED)
+    shown = short_names(worst[:named], 40)
     values = [f"{name} ({percent(accuracies[full])} %)" for name, full in zip(shown, worst, strict=False)]
     if accuracies[worst[0]] == 100:
         words = "Every image is classified correctly"
-    elif never > len(shown) > 1:
+    elif never > len(shown):
         words = f"{never:,} classes have no image classified correctly, among them {_listed(shown)}"
     elif len(shown) > 1:
         words = f"The classes with the lowest accuracy are {_listed(values)}"
@@ -123,6 +124,8 @@ def _accuracy_step(results: Mapping[str, Any]) -> str | None:
     is_balanced = results["loss"] in BALANCED_LOSSES
     if _is_behind(low, high) and results["loss"] is not None and not is_balanced and not is_adjusted:
         return "fine-tune with a balanced loss (--loss bal_bce, or bal_ce for short training), which helps rare classes"
+    if results["loss"] is not None and _is_chance(results):
+        return "train longer, or start from a pretrained model, since this is no better than guessing"
     if _is_behind(high, low) and is_balanced and not is_adjusted:
         return "fine-tune with a smaller --tau, or livt adjust --target_prior with the class frequencies to expect"
     small = sum(results["class_counts"].values()) < SMALL
@@ -136,6 +139,12 @@ def _accuracy_step(results: Mapping[str, Any]) -> str | None:
     if any(entry["confidence"] >= 90 for entry in results["hardest_images"]):
         return "look at the most confident mistakes below, and check the labels with livt dataset check --model"
     return None
+
+
+def _is_chance(results: Mapping[str, Any]) -> bool:
+    """Whether the accuracy over classes may be that of guessing."""
+    interval = interval_of(results, "macro_accuracy")
+    return (results["macro_accuracy"] if interval is None else interval[0]) <= 100 / len(results["class_counts"])
 
 
 def calibration_step(results: Mapping[str, Any]) -> str | None:

@@ -72,6 +72,13 @@ def test_three_sentences():
             },
             "The class with the lowest accuracy is b\\u202e (30.0 %); rare and frequent classes cannot be compared.",
         ),
+        (
+            {"class_counts": dict(zip("abcdef", (60, 40, 20, 10, 6, 3), strict=True))}
+            | {"per_class": {"a": 0.0, "b": 0.0, "c": 0.0, "d": 35.0, "e": 0.0, "f": None}}
+            | {"many": None, "medium": 0.0, "few": 17.5},
+            "4 classes have no image classified correctly, among them e, c and b; frequent classes are behind ("
+            "few-shot 17.5 %, medium-shot 0.0 %).",
+        ),
     ],
 )
 def test_the_classes_that_are_bad(changes, sentence):
@@ -86,6 +93,22 @@ def test_the_classes_that_are_bad(changes, sentence):
         (
             {"loss": "ce"},
             "fine-tune with a balanced loss (--loss bal_bce, or bal_ce for short training), which helps rare classes",
+        ),
+        (
+            {
+                **HEAD_BEHIND,
+                "macro_accuracy": 13.0,
+                "intervals": {"accuracy": [9.0, 15.0], "macro_accuracy": [11.0, 15.0]},
+            },
+            "train longer, or start from a pretrained model, since this is no better than guessing",
+        ),
+        (
+            {
+                **HEAD_BEHIND,
+                "macro_accuracy": 14.0,
+                "intervals": {"accuracy": [9.0, 15.0], "macro_accuracy": [13.0, 15.0]},
+            },
+            "fine-tune with a smaller --tau, or livt adjust --target_prior with the class frequencies to expect",
         ),
         (
             HEAD_BEHIND,

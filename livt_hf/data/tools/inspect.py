@@ -27,6 +27,7 @@ from ...reporting.chart_style import (
     MUTED,
     NARROW,
     clean_axes,
+    columns,
     fitted,
     save_png,
     short_names,
@@ -69,7 +70,7 @@ class InspectResult:
         counts = ((printable(name), count) for name, count in self.class_counts.items())
         ranked = sorted(counts, key=lambda item: -item[1])
         shown = ranked if len(ranked) <= 20 else [*ranked[:8], None, *ranked[-8:]]
-        width = max(len(item[0]) for item in shown if item)
+        width = max(columns(item[0]) for item in shown if item)
         largest, smallest = ranked[0][1], ranked[-1][1]
         lines = [
             ", ".join(f"{split} {count:,}" for split, count in self.images.items())
@@ -84,7 +85,8 @@ class InspectResult:
             lines.append(f"sizes of {len(self.sizes):,} images: {', '.join(sides)}")
         if self.unreadable:
             lines.append(f"{self.unreadable} of the sampled images cannot be read; `livt dataset check` lists all")
-        lines += [f"  {item[0]:<{width}}  {item[1]:>7,}" if item else "  ..." for item in shown]
+        padded = [item and (item[0] + " " * (width - columns(item[0])), item[1]) for item in shown]
+        lines += [f"  {item[0]}  {item[1]:>7,}" if item else "  ..." for item in padded]
         return "\n".join(lines)
 
 

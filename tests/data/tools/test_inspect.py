@@ -79,3 +79,9 @@ def test_names_are_printed_in_one_direction(photos, tmp_path):
     found = inspect_dataset(photos, tmp_path / "photos.png")
     found.class_counts = {"a\u202eb": 3, "c": 2}
     assert [line.split() for line in str(found).splitlines()[-2:]] == [["a\\u202eb", "3"], ["c", "2"]]
+
+
+def test_counts_are_aligned_beside_wide_characters(photos, tmp_path):
+    found = inspect_dataset(photos, tmp_path / "photos.png")
+    found.class_counts = {"\u82f9\u679c": 30, "pear": 5}  # two characters in four columns
+    assert str(found).splitlines()[-2:] == ["  \u82f9\u679c       30", "  pear        5"]
