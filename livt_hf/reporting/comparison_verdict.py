@@ -100,9 +100,10 @@ def _advice(
         return f"{advice}; the runner-up may be as good, and more {more} would tell."
     if second == on_few and not sure[overall]:
         return f"Use {names[on_few]}, unless the rare classes matter little: {_option(rows[on_few])}."
+    options = dict.fromkeys((_option(rows[best]), _option(rows[on_few])))
     return (
         f"Use {names[best]} for the best mean over classes, or {names[on_few]} if the rare classes matter most: "
-        f"{_option(rows[best])}, or {_option(rows[on_few])}."
+        f"{', or '.join(options)}."
     )
 
 

@@ -54,6 +54,8 @@ def test_advice_where_another_row_is_best_on_rare_classes():
     assert sentences(rows, UNSURE, SURE)[-1] == "Use BAL_CE, unless the rare classes matter little: --loss bal_ce."
     rows.append(row("bce", 70.5, 20.0))  # now the runner-up, so that the lead over BAL_CE is not known
     assert sentences(rows, UNSURE, SURE)[-1] == split
+    rows = [row("bal_ce", 71.0, 40.0), row("bal_ce", 70.0, 50.0)]  # from two autoencoders
+    assert sentences(rows, SURE, SURE)[-1].endswith(" if the rare classes matter most: --loss bal_ce.")
 
 
 def test_a_difference_that_was_not_computed_is_not_called_anything():
