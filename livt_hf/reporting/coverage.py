@@ -19,7 +19,7 @@ def coverage_sentences(coverage: Mapping[str, Any] | None) -> list[str]:
         return []
     total = coverage["classes"]
     sentences = [
-        f"Classes without {split} images: {_of(names, total)}. Means over classes of this split do not include them."
+        f"Classes without {split} images: {_of(names, total)}. Means over the classes of that split leave them out."
         for split, names in coverage["without_images"].items()
     ]
     if single := coverage["single_training_image"]:

@@ -125,7 +125,7 @@ def test_without_a_test_split_the_validation_split_is_evaluated(folder, split, t
     assert (results["split"], results["images"]) == ("validation", 3)
     assert capsys.readouterr().out == (
         "a DatasetDict has no test split: the validation split is used\n"
-        "Classes without validation images: 1 of 3 (emu). Means over classes of this split do not include them.\n"
+        "Classes without validation images: 1 of 3 (emu). Means over the classes of that split leave them out.\n"
     )
     with pytest.raises(ValueError, match="^split: a DatasetDict has no split 'test'; choose one of train, validation"):
         evaluate_checkpoint(folder, images, split="test", output_dir=tmp_path)

@@ -34,7 +34,7 @@ def test_each_thing_is_one_line_of_the_log(coverage, capsys):
     assert capsys.readouterr().err.startswith(reported)
     log_coverage(coverage)
     assert capsys.readouterr().out == (
-        "Classes without test images: 2 of 4 (dog, emu). Means over classes of this split do not include them.\n"
+        "Classes without test images: 2 of 4 (dog, emu). Means over the classes of that split leave them out.\n"
         "Classes with a single training image: 2 of 4 (dog, emu).\n"
     )
 
