@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -79,7 +80,16 @@ def _ranking(
         return f"{text}whether this difference is significant is not known."
     low, high = (round(end, 1) + 0.0 for end in difference["interval"])  # no -0.0
     certainty = "significant" if difference["significant"] else "not significant"
-    return f"{text}this difference is {certainty} (95 % interval {low:+.1f} to {high:+.1f})."
+    text += f"this difference is {certainty} (95 % interval over test images {low:+.1f} to {high:+.1f})"
+    spread = _spread(rows, measure, places)
+    if difference["significant"] and best - second < spread:
+        text += f", but smaller than its spread over seeds ({spread:.1f} points)"
+    return f"{text}."
+
+
+def _spread(rows: Sequence[Mapping[str, Any]], measure: str, places: tuple[int, int]) -> float:
+    """Standard deviation, over seeds, of the difference between a run of each row; 0 of one seed."""
+    return math.hypot(*(rows[place][measure]["std"] or 0.0 for place in places))
 
 
 def _advice(
@@ -88,7 +98,7 @@ def _advice(
     ranked: Mapping[str, tuple[int, int]],
     differences: Mapping[str, Mapping[str, Any] | None],
 ) -> str:
-    sure = {measure: bool((differences.get(measure) or {}).get("significant")) for measure in ranked}
+    sure = {measure: _is_sure(rows, measure, places, differences.get(measure)) for measure, places in ranked.items()}
     overall, *rest = ranked
     best, second = ranked[overall]
     on_few = ranked[rest[0]][0] if rest else best
@@ -105,6 +115,14 @@ def _advice(
         f"Use {names[best]} for the best mean over classes, or {names[on_few]} if the rare classes matter most: "
         f"{', or '.join(options)}."
     )
+
+
+def _is_sure(
+    rows: Sequence[Mapping[str, Any]], measure: str, places: tuple[int, int], difference: Mapping[str, Any] | None
+) -> bool:
+    """Whether neither other test images nor another seed would be likely to turn the ranking around."""
+    best, second = (rows[place][measure]["mean"] for place in places)
+    return bool((difference or {}).get("significant")) and best - second >= _spread(rows, measure, places)
 
 
 def _option(row: Mapping[str, Any]) -> str:

@@ -50,6 +50,8 @@ def _which_classes(results: Mapping[str, Any]) -> str:
     named = NAMED if len(tested) > 2 * NAMED else min(max(never, 1), NAMED)
     shown = short_names(worst[:named], 40)
     values = [f"{name} ({percent(accuracies[full])} %)" for name, full in zip(shown, worst, strict=False)]
+    if never == len(tested):
+        return "No image is classified correctly."
     if accuracies[worst[0]] == 100:
         words = "Every image is classified correctly"
     elif never > len(shown):

@@ -49,6 +49,7 @@ def test_three_sentences():
             "4 classes have no image classified correctly, among them class 6, class 5 and class 4; rare classes are "
             "not behind (few-shot 75.0 %, many-shot 80.0 %).",
         ),
+        ({"accuracies": [0] * 8}, "No image is classified correctly."),
         (
             {"accuracies": [100] * 8, **HEAD_BEHIND},
             "Every image is classified correctly; frequent classes are behind (few-shot 75.0 %, many-shot 60.0 %).",
