@@ -94,7 +94,7 @@ def _cell(row: Mapping[str, Any], measure: str, best: float | None) -> Any:
     mean, std = row[measure]["mean"], row[measure]["std"]
     if mean is None:
         return "–"
-    first = Strong(percent(mean)) if mean == best else percent(mean)
+    first = Strong(percent(mean)) if percent(mean) == percent(best) else percent(mean)
     rest = ([f"± {percent(std)}"] if std is not None else []) + (["†"] if _differs(row, measure) else [])
     return (first, *rest) if rest else first
 
@@ -123,7 +123,7 @@ def _latex_cell(row: Mapping[str, Any], measure: str, best: float | None) -> str
     mean, std = row[measure]["mean"], row[measure]["std"]
     if mean is None:
         return "--"
-    text = rf"\textbf{{{percent(mean)}}}" if mean == best else percent(mean)
+    text = rf"\textbf{{{percent(mean)}}}" if percent(mean) == percent(best) else percent(mean)
     text += "" if std is None else rf" $\pm$ {percent(std)}"
     return text + (r"$^{\dagger}$" if _differs(row, measure) else "")
 

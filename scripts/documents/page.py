@@ -89,7 +89,7 @@ def _repeated(sets: Sequence[RunSet], comparisons: Path) -> str:
 
 
 def _section(one: RunSet) -> str:
-    comparisons, runs = one.comparisons, one.runs
+    comparisons, rows = one.comparisons, table_rows(one.runs)
     counts, images = comparisons[0]["class_counts"], comparisons[0]["images"]
     return "\n\n".join(
         [
@@ -97,12 +97,19 @@ def _section(one: RunSet) -> str:
             f"{one.about} {sum(counts.values()):,} training images in {len(counts)} classes, "
             f"{max(counts.values()):,} to {min(counts.values()):,} per class; {_groups(comparisons[0]['groups'])}. "
             f"{images:,} test images. {_autoencoders(one)}",
-            comparison_table(table_rows(runs)),
+            comparison_table(rows),
             code_block(_command(comparisons)),
-            f"*± half of the 95 % interval. {measured_on(comparisons)} [Records and commands](comparisons/"
+            f"*{_notes(rows, comparisons)}{measured_on(comparisons)} [Records and commands](comparisons/"
             f"{one.folder.name}).*",
         ]
     )
+
+
+def _notes(rows: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> str:
+    """What ± is, where it is there, and that there are more commands than the one shown."""
+    has_intervals = any(row[measure]["std"] is not None for row in rows for measure in MEASURES)
+    notes = "± half of the 95 % interval, which does not go beyond 0 and 100 %. " if has_intervals else ""
+    return notes + ("One of several commands. " if len(comparisons) > 1 else "")
 
 
 def table_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -16,7 +16,8 @@ RULE = (
     "**Rule.** A difference counts (bold) where its 95 % interval excludes 0; one from fewer than three runs per "
     "side has no interval (italics) and cannot count. *Holds*: with the paper's sign it counts in every setting "
     "that has an interval, and none without one has the other sign. *In part*: it counts so in some. *Not seen*: in "
-    "none. In parentheses, the settings in which it counts with the paper's sign, out of those with an interval."
+    "none. In parentheses, the settings in which it counts with the paper's sign, out of those with an interval, and "
+    "those without an interval that have the other sign."
 )
 
 
@@ -75,7 +76,8 @@ def verdict(sign: int, differences: Sequence[Estimate | None]) -> str:
     word = "in part" if agreeing else "not seen"
     if len(agreeing) == len(tested) and not contrary:
         word = "holds"
-    return f"**{word}** ({len(agreeing)} of {len(tested)})"
+    against = f", {len(contrary)} contrary" if contrary else ""
+    return f"**{word}** ({len(agreeing)} of {len(tested)}{against})"
 
 
 def difference_words(difference: Estimate | None) -> str:
@@ -106,10 +108,11 @@ def statements_table(sets: Sequence[RunSet]) -> str:
 
 
 def _runs_words(runs: Sequence[Run]) -> str:
-    """Runs of the loss that has most, and autoencoders that they start from."""
+    """Runs of the loss that has most, and autoencoders that they start from; other rows may have fewer."""
     most = max((select(runs, loss) for loss in LOSSES), key=len)
     starts = len({autoencoder(run) for run in most})
-    return counted(len(most), "run") + (f", {starts} autoencoders" if starts > 1 else "")
+    most_runs = f"up to {counted(len(most), 'run')}" if len(most) > 1 else "1 run"
+    return most_runs + (f", {starts} autoencoders" if starts > 1 else "")
 
 
 def size_table(sets: Sequence[RunSet]) -> str:

@@ -17,7 +17,7 @@ ONE_UP, ONE_DOWN = Estimate(3.0, None, 1), Estimate(-3.0, None, 1)
     [
         ([UP, UP], "**holds** (2 of 2)"),
         ([UP, None, ONE_UP], "**holds** (1 of 1)"),
-        ([UP, ONE_DOWN], "**in part** (1 of 1)"),
+        ([UP, ONE_DOWN], "**in part** (1 of 1, 1 contrary)"),
         ([UP, UNSURE], "**in part** (1 of 2)"),
         ([UP, DOWN], "**in part** (1 of 2)"),
         ([UNSURE, DOWN], "**not seen** (0 of 2)"),
