@@ -85,10 +85,10 @@ def inspect(args: InspectArguments) -> int:
     """Print class counts, splits and image sizes; draw them."""
     from ..data.tools.inspect import check_picture, inspect_dataset
 
-    picture = _folder(args) / "dataset.png"
+    splits, picture = _load(args), _folder(args) / "dataset.png"
     if args.output_dir == type(args).output_dir:  # a folder that was not named may hold another picture of that name
         check_picture(picture, args.dataset)
-    print(inspect_dataset(_load(args), picture, args.shot_groups(), args.dataset))
+    print(inspect_dataset(splits, picture, args.shot_groups(), args.dataset))
     print(f"picture: {picture}")
     return 0
 

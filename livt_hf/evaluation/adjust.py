@@ -256,10 +256,12 @@ def fit_temperature(logits: Tensor, labels: Tensor, shift: np.ndarray, weights: 
     low, high = 1.0 / TEMPERATURES[1], 1.0 / TEMPERATURES[0]
     slopes = [negative_log_likelihood(logits, labels, beta, shift, weights)[1] for beta in (low, high)]
     if not slopes[0] < 0 < slopes[1]:
-        bound = TEMPERATURES[0 if slopes[1] <= 0 else 1]
+        all_correct = slopes[1] <= 0
+        bound = TEMPERATURES[0 if all_correct else 1]
+        cause = "all predictions are correct" if all_correct else "the predictions are no better than chance"
         raise ValueError(
-            f"temperature: the likelihood of {counted(len(labels), 'image')} still grows at {bound:g}: all predictions "
-            "are correct, or no better than chance; give a number, or more images"
+            f"temperature: the likelihood of {counted(len(labels), 'image')} still grows at {bound:g}: {cause}; "
+            + ("give a number, or more images" if all_correct else "train longer")
         )
     while high / low > 1.0 + 1e-6:
         middle = math.sqrt(low * high)

@@ -124,7 +124,8 @@ def verdict_sentences(comparison: Mapping[str, Any]) -> list[str]:
     rows = comparison["rows"]
     names = [_full_name(row, rows) for row in rows]
     differences = (comparison.get("differences") or {}).get("leaders", {})
-    return verdict(rows, names, differences, describe_groups(comparison["groups"]["definition"])["few"])
+    few = describe_groups(comparison["groups"]["definition"])["few"]
+    return verdict(rows, names, differences, few, len(comparison["class_counts"]), comparison["images"])
 
 
 def comparison_sections(comparison: Mapping[str, Any], charts: Mapping[str, tuple[str, str]]) -> list[Section]:

@@ -48,6 +48,8 @@ def verdict(
     names: Sequence[str],
     differences: Mapping[str, Mapping[str, Any] | None],
     few: str,
+    classes: int,
+    images: int,
 ) -> list[str]:
     """The sentences; none if there is nothing to compare.
 
@@ -57,8 +59,18 @@ def verdict(
         differences: of the best row to the runner-up in each measure of `leaders`, from `paired_differences`; without
             those that are not known.
         few: which classes are few-shot.
+        classes: number of classes; where no row is surely better than guessing one of them, that is the verdict.
+        images: number of test images.
     """
     ranked = leaders(rows)
+    guessing = 1 / classes
+    sure = 100 * (guessing + 1.96 * math.sqrt(guessing * (1 - guessing) / images))  # percent; normal approximation
+    if ranked and rows[next(iter(ranked.values()))[0]][next(iter(ranked))]["mean"] < sure:
+        return [
+            f"No row is surely better than guessing ({100 * guessing:.1f} % of {classes} classes), so nothing can be "
+            "said about the losses.",
+            "Train longer, or start from a pretrained model.",
+        ]
     sentences = [
         _ranking(rows, names, measure, places, differences.get(measure), few) for measure, places in ranked.items()
     ]
@@ -125,5 +137,8 @@ def _is_sure(
     return bool((difference or {}).get("significant")) and best - second >= _spread(rows, measure, places)
 
 
+ADJUST = {"logit_adjustment": "--target_prior uniform", "tau_norm": "--tau_norm 1"}  # post-hoc method -> its option
+
+
 def _option(row: Mapping[str, Any]) -> str:
-    return f"--loss {row['loss']}" + (" and livt adjust" if row["post_hoc"] else "")
+    return f"--loss {row['loss']}" + (f", then livt adjust {ADJUST[row['post_hoc']]}" if row["post_hoc"] else "")

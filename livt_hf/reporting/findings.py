@@ -110,7 +110,7 @@ def _accuracy(results: Mapping[str, Any], prior: ClassPrior, label: int) -> floa
 
 def next_step(results: Mapping[str, Any]) -> str:
     """What is most likely to help, by the first rule that holds, and calibration where confidences mislead."""
-    step, calibration = _accuracy_step(results), calibration_step(results)
+    step, calibration = _accuracy_step(results), None if _is_chance(results) else calibration_step(results)
     if step is None and calibration is None:
         return "What to try: nothing stands out; livt compare shows whether another loss is better."
     steps = [step, f"calibrate with {calibration}" if calibration else None]
@@ -125,7 +125,8 @@ def _accuracy_step(results: Mapping[str, Any]) -> str | None:
     is_adjusted = bool((results.get("adjustment") or {}).get("target_prior"))
     is_balanced = results["loss"] in BALANCED_LOSSES
     if _is_behind(low, high) and results["loss"] is not None and not is_balanced and not is_adjusted:
-        return "fine-tune with a balanced loss (--loss bal_bce, or bal_ce for short training), which helps rare classes"
+        balanced = "a balanced loss (--loss bal_bce, or bal_ce for short training), which helps rare classes"
+        return f"train longer, with {balanced}" if _is_chance(results) else f"fine-tune with {balanced}"
     if results["loss"] is not None and _is_chance(results):
         return "train longer, or start from a pretrained model, since this is no better than guessing"
     if _is_behind(high, low) and is_balanced and not is_adjusted:

@@ -16,7 +16,8 @@ def row(loss, overall, few, pretraining="MAE", seeds=(0,), post_hoc=None, std=No
 
 
 def sentences(rows, overall=None, few=None):
-    return verdict(rows, [row["loss"].upper() for row in rows], {"macro_accuracy": overall, "few": few}, FEW)
+    names = [row["loss"].upper() for row in rows]
+    return verdict(rows, names, {"macro_accuracy": overall, "few": few}, FEW, classes=10, images=400)
 
 
 def test_the_best_overall_and_on_rare_classes_are_named_with_their_lead():
@@ -55,6 +56,23 @@ def test_a_difference_that_another_seed_may_turn_around_is_not_relied_on():
     assert sentences(rows, SURE, SURE)[-1].endswith("more seeds (--seeds 0,1,2) would tell.")
 
 
+def test_rows_that_may_be_guesses_are_not_ranked():
+    rows = [row("ce", 12.9, 0.0), row("bal_ce", 10.0, 50.0)]
+    assert sentences(rows, SURE, SURE) == [
+        "No row is surely better than guessing (10.0 % of 10 classes), so nothing can be said about the losses.",
+        "Train longer, or start from a pretrained model.",
+    ]
+    rows[0]["macro_accuracy"]["mean"] = 13.0  # 10 + 1.96 * sqrt(10 * 90 / 400) = 12.94
+    assert sentences(rows, SURE, SURE)[0].startswith("Over all classes CE is best")
+
+
+def test_the_advice_names_the_options_of_a_post_hoc_method():
+    rows = [row("ce", 71.0, 40.0, post_hoc="tau_norm"), row("ce", 70.0, 50.0, post_hoc="logit_adjustment")]
+    assert sentences(rows, SURE, SURE)[-1].endswith(
+        ": --loss ce, then livt adjust --tau_norm 1, or --loss ce, then livt adjust --target_prior uniform."
+    )
+
+
 def test_advice_where_another_row_is_best_on_rare_classes():
     rows = [row("ce", 71.0, 40.0), row("bal_ce", 70.0, 50.0)]
     split = (
@@ -76,7 +94,7 @@ def test_a_difference_that_was_not_computed_is_not_called_anything():
 
 def test_an_adjusted_row_is_recommended_with_what_makes_it():
     rows = [row("ce", 60.0, 10.0), row("ce", 70.0, 50.0, post_hoc="logit_adjustment")]
-    assert sentences(rows)[-1] == "Use CE: --loss ce and livt adjust."
+    assert sentences(rows)[-1] == "Use CE: --loss ce, then livt adjust --target_prior uniform."
 
 
 def test_the_runner_up_has_the_same_start_if_it_can():

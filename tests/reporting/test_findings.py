@@ -112,6 +112,11 @@ def test_the_classes_that_are_bad(changes, sentence):
             "fine-tune with a smaller --tau, or livt adjust --target_prior with the class frequencies to expect",
         ),
         (
+            {"loss": "ce", "macro_accuracy": 12.5, "intervals": {"accuracy": [9.0, 15.0]}, "ece": 40.0},
+            "train longer, with a balanced loss (--loss bal_bce, or bal_ce for short training), which helps rare "
+            "classes",
+        ),
+        (
             HEAD_BEHIND,
             "fine-tune with a smaller --tau, or livt adjust --target_prior with the class frequencies to expect",
         ),
