@@ -50,12 +50,14 @@ def write_sections() -> None:
 
 
 def results_table(comparisons: Path = COMPARISONS) -> str:
-    """Macro and few-shot accuracy of the main losses in every setting."""
+    """Macro and few-shot accuracy of the main losses in every setting that compares some."""
     rows = []
     for one in read_sets(comparisons):
         if one.sizes:
             continue
         members = {loss: select(one.runs, loss) for loss in LOSSES}
+        if sum(map(bool, members.values())) < 2:
+            continue
         counts = sorted({len(runs) for runs in members.values() if runs})
         for measure in (ALL, "few"):
             means = (mean_of(runs, measure) for runs in members.values())
