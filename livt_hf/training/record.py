@@ -98,12 +98,20 @@ class RunOptions:
         return changed
 
     def check_overwrite(self, steps: int, checkpoint: Path | None) -> None:
-        """ValueError if the run would replace the finished model of a different run in its folder.
+        """ValueError if the run would replace the finished model of a different run in its folder, or a README.md.
 
         Exceptions are a longer run that resumes from a checkpoint, and ``--resume never``.
         """
-        record = read_run(Path(self.args.output_dir))
-        if self.args.resume == "never" or record is None:
+        folder = Path(self.args.output_dir)
+        record = read_run(folder)
+        if self.args.resume == "never":
+            return
+        if record is None:
+            if checkpoint is None and (folder / "README.md").exists():  # a run writes it after its record
+                raise ValueError(
+                    f"output_dir: {self.args.output_dir!r} contains a README.md, and no record of a run (run.json); "
+                    "name another output_dir, or replace it with --resume never"
+                )
             return
         found = f"output_dir: {self.args.output_dir!r} contains the finished model of"
         if stage_of(record["arguments"]) != stage_of(vars(self.args)):

@@ -127,7 +127,8 @@ def test_figures_are_those_of_single_runs_and_only_missing_runs_are_trained(tmp_
     assert (curve["split"], curve["epoch"], len(curve["accuracy"])) == ("validation", [1.0, 2.0], 2)
 
     assert not list(output.rglob("checkpoint-*"))
-    (output / names[1] / "run.json").unlink()  # as if it had been interrupted
+    for file in ("run.json", "README.md"):  # as if it had been interrupted
+        (output / names[1] / file).unlink()
     capsys.readouterr()
     assert main([*command, "--losses=bal_bce", f"--pretrained={autoencoder},none"]) == 0
     printed = capsys.readouterr().out

@@ -299,6 +299,16 @@ def test_a_finished_autoencoder_is_not_replaced(finished, tmp_path):
     assert same_weights(finished, tmp_path / "run")
 
 
+def test_a_readme_of_somebody_is_not_replaced(tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(ValueError, match=r"contains a README\.md, and no record of a run \(run\.json\); name another"):
+        pretrain(pretrain_arguments(tmp_path))
+    with pytest.raises(ValueError, match=r"contains a README\.md, and no record of a run"):
+        finetune(FinetuneArguments(dataset="digits", pretrained="none", output_dir=str(tmp_path)))
+    assert (tmp_path / "README.md").read_text() == "mine"
+    assert not (tmp_path / "model.safetensors").exists()
+
+
 def test_a_checkpoint_of_another_patch_size_image_size_or_stage_is_refused(finished, tmp_path):
     with pytest.raises(ValueError, match="patch_size: 4 differs from 2 of"):
         pretrain(pretrain_arguments(tmp_path / "a", pretrained=str(finished), patch_size=4))
