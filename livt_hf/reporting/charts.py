@@ -108,7 +108,9 @@ def class_frequency_figure(
         end = members[-1] + 0.5
         if end < len(counts) - 0.5:
             for axes in (top, bottom):
-                axes.axvline(end, ymax=0.87, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
+                axes.axvline(
+                    end, ymax=0.87 if width > NARROW else 0.68, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3))
+                )
     _draw_classes(bottom, ranking)
     for axes in (top, bottom):
         clean_axes(axes)
