@@ -49,7 +49,8 @@ def evidence_page(comparisons: Path = COMPARISONS) -> str:
             INTRODUCTION,
             "## Statements of the paper",
             statements_table([one for one in sets if not one.sizes]),
-            f"{RULE} A dash: the paper gives no such number, or we have no such runs. Its differences are as printed there.",
+            f"{RULE} A dash: the paper gives no such number, or we have no such runs. Its differences are as printed "
+            "there.",
             INTERVALS,
             size_table([one for one in sets if one.sizes]),
             " ".join(filter(None, (_parity(), _repeated(sets, comparisons)))),
