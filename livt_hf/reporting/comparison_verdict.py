@@ -59,7 +59,7 @@ def verdict(
         differences: of the best row to the runner-up in each measure of `leaders`, from `paired_differences`; without
             those that are not known.
         few: which classes are few-shot.
-        classes: number of classes; where no row is surely better than guessing one of them, that is the verdict.
+        classes: number of classes; where no row is clearly better than guessing one of them, that is the verdict.
         images: number of test images.
     """
     ranked = leaders(rows)
@@ -67,7 +67,7 @@ def verdict(
     sure = 100 * (guessing + 1.96 * math.sqrt(guessing * (1 - guessing) / images))  # percent; normal approximation
     if ranked and rows[next(iter(ranked.values()))[0]][next(iter(ranked))]["mean"] < sure:
         return [
-            f"No row is surely better than guessing ({100 * guessing:.1f} % of {classes} classes), so nothing can be "
+            f"No row is clearly better than guessing ({100 * guessing:.1f} % of {classes} classes), so nothing can be "
             "said about the losses.",
             "Train longer, or start from a pretrained model.",
         ]

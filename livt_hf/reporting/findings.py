@@ -128,7 +128,7 @@ def _accuracy_step(results: Mapping[str, Any]) -> str | None:
         balanced = "a balanced loss (--loss bal_bce, or bal_ce for short training), which helps rare classes"
         return f"train longer, with {balanced}" if _is_chance(results) else f"fine-tune with {balanced}"
     if results["loss"] is not None and _is_chance(results):
-        return "train longer, or start from a pretrained model, since this is no better than guessing"
+        return "train longer, or start from a pretrained model, since this may be no better than guessing"
     if _is_behind(high, low) and is_balanced and not is_adjusted:
         return "fine-tune with a smaller --tau, or livt adjust --target_prior with the class frequencies to expect"
     small = sum(results["class_counts"].values()) < SMALL

@@ -157,8 +157,15 @@ def test_weighting_images_equals_repeating_them():
 
 
 def test_a_likelihood_without_minimum_is_an_error():
-    with pytest.raises(ValueError, match=r"the likelihood of 4 images still grows at 0\.01: all predictions"):
-        fit_temperature(torch.eye(4), torch.arange(4), np.zeros(4))
+    right, wrong = torch.arange(4), torch.arange(4).roll(1)
+    with pytest.raises(
+        ValueError, match=r"the likelihood of 4 images still grows at 0\.01: all predictions are correct;"
+    ):
+        fit_temperature(torch.eye(4), right, np.zeros(4))
+    with pytest.raises(
+        ValueError, match=r"still grows at 100: the predictions are no better than chance; train longer"
+    ):
+        fit_temperature(torch.eye(4), wrong, np.zeros(4))
 
 
 def test_plain_transformers_gives_the_adjusted_probabilities_and_undo_the_weights(tmp_path, folder, images, capsys):

@@ -59,7 +59,7 @@ def test_a_difference_that_another_seed_may_turn_around_is_not_relied_on():
 def test_rows_that_may_be_guesses_are_not_ranked():
     rows = [row("ce", 12.9, 0.0), row("bal_ce", 10.0, 50.0)]
     assert sentences(rows, SURE, SURE) == [
-        "No row is surely better than guessing (10.0 % of 10 classes), so nothing can be said about the losses.",
+        "No row is clearly better than guessing (10.0 % of 10 classes), so nothing can be said about the losses.",
         "Train longer, or start from a pretrained model.",
     ]
     rows[0]["macro_accuracy"]["mean"] = 13.0  # 10 + 1.96 * sqrt(10 * 90 / 400) = 12.94

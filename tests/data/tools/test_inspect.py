@@ -69,6 +69,8 @@ def test_a_picture_of_another_dataset_is_kept(photos, tmp_path, monkeypatch, cap
         "--output_dir"
     )
     assert (tmp_path / "dataset.png").read_bytes() == before
+    assert main([*words, "photoz"]) == 2
+    assert "error: dataset: 'photoz' is neither" in capsys.readouterr().err  # not about the picture that is there
     assert main([*words, "digits", "--output_dir", "digits"]) == 0
     (tmp_path / "dataset.png").write_bytes(b"a photo of somebody")
     assert main([*words, "photos"]) == 2
